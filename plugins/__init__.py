@@ -1,0 +1,1 @@
+"""What runs inside a cluster's processes: standard library and distributed only."""

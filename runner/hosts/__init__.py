@@ -1,0 +1,1 @@
+"""Hosts: machines where commands run and files go."""

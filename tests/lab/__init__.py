@@ -1,0 +1,1 @@
+"""The lab: real SSH hosts in network namespaces."""
