@@ -26,8 +26,8 @@ test: $(BIN)/.ready
 	$(BIN)/python -m pytest
 
 lint: $(BIN)/.ready
-	$(BIN)/ruff check envsync tests examples benchmarks
-	$(BIN)/ruff format --check envsync tests examples benchmarks
+	$(BIN)/ruff check envsync runner plugins tests examples benchmarks
+	$(BIN)/ruff format --check envsync runner plugins tests examples benchmarks
 
 types: $(BIN)/.ready
 	$(BIN)/mypy
