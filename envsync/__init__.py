@@ -25,7 +25,7 @@ _HOMES = {
     "verify": "envsync.runner",
 }
 
-__all__ = ["EnvsyncError", "Lock", "Snapshot", "SyncedCluster", "Target", "capture", "verify"]  # noqa: F822
+__all__ = ["EnvsyncError", "Lock", "Snapshot", "SyncedCluster", "Target", "capture", "verify"]
 
 
 def __getattr__(name: str) -> Any:

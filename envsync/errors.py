@@ -94,7 +94,7 @@ class NoWheelError(ResolveError):
 
 
 class UnsupportedError(ResolveError):
-    """This envsync cannot reproduce what is there."""
+    """What is there cannot be reproduced by this envsync."""
 
 
 class BuildError(EnvsyncError):

@@ -24,7 +24,7 @@ class Hooks:
         """
 
     def progress(self, where: str, done: int, total: int, unit: str) -> None:
-        """The phase that `step` announced is so far along (`unit` is ``"B"`` for bytes, else a plural noun)."""
+        """The announced phase is so far along (`unit` is ``"B"`` for bytes, else a plural noun)."""
 
     def done(self, where: str, what: str, seconds: float) -> None:
         """The phase ended well after so many seconds."""
