@@ -1,0 +1,359 @@
+"""Where blobs live: bytes named by their sha256.
+
+`Store` is the seam. `FolderStore` keeps blobs in a folder; `Verified` wraps any store and reads nothing that
+does not have its digest. `remember` and `recall` keep small results of slow work beside the default store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+from envsync.errors import CorruptBlobError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = [
+    "FolderStore",
+    "Store",
+    "Verified",
+    "cache_root",
+    "default_store",
+    "digest_of",
+    "recall",
+    "remember",
+]
+
+CHUNK = 1 << 20
+EMPTY = hashlib.sha256().hexdigest()
+STALE = 24 * 3600.0  # seconds after which an unfinished write was left behind by a crash
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Store(Protocol):
+    """Holds blobs. Every method may be called from several threads and processes at once."""
+
+    def has(self, digests: Iterable[str]) -> set[str]:
+        """Return those of `digests` that are held.
+
+        Raises
+        ------
+        StoreError
+            One of them is not a sha256, or the store cannot be asked.
+        """
+        ...
+
+    def put(self, data: bytes | Path, digest: str | None = None) -> str:
+        """Keep bytes, or a file's contents, and return their digest.
+
+        Bytes that are held already are not written again.
+
+        Parameters
+        ----------
+        data : bytes or Path
+            A file is read as it is now; later changes to it do not reach the blob.
+        digest : str, optional
+            What the sha256 must be.
+
+        Raises
+        ------
+        CorruptBlobError
+            The bytes do not have the digest; nothing was kept.
+        StoreError
+            They could not be read or written.
+        """
+        ...
+
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob for reading.
+
+        Raises
+        ------
+        StoreError
+            It is not held.
+        """
+        ...
+
+    def path(self, digest: str) -> Path | None:
+        """Return the file that holds a blob, to be read only, or None if no local file does."""
+        ...
+
+
+class FolderStore:
+    """Blobs as files: ``<root>/blobs/<first 2 hex>/<digest>``.
+
+    A blob appears whole or not at all, however many write it at once. Folders are made with mode 0700,
+    blobs with 0600.
+
+    Parameters
+    ----------
+    root : str or Path
+        Made on the first `put`.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self._blobs = self.root / "blobs"
+        self._unfinished = self._blobs / ".unfinished"
+        self._swept = False
+
+    def __repr__(self) -> str:
+        return f"FolderStore({str(self.root)!r})"
+
+    def has(self, digests: Iterable[str]) -> set[str]:
+        """Return those of `digests` that are held."""
+        return {digest for digest in digests if self._size(digest) is not None}
+
+    def put(self, data: bytes | Path, digest: str | None = None) -> str:
+        """Keep bytes, or a file's contents, and return their digest."""
+        if isinstance(data, bytes):
+            found = hashlib.sha256(data).hexdigest()
+            _demand(found, digest, f"{len(data)} bytes")
+            if self._size(found) != len(data):
+                self._keep(iter((data,)), found, "")
+            return found
+        if digest is None or self._size(digest) is None:
+            return self._keep(_chunks(data), digest, str(data))
+        return digest
+
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob for reading."""
+        path = self._where(digest)
+        try:
+            if self._size(digest) is not None:
+                return path.open("rb")
+        except OSError as error:
+            raise StoreError(
+                f"blob {digest} cannot be read: {error.strerror}",
+                where=str(path),
+                hint="Make the file readable for you, or set ENVSYNC_CACHE to another folder.",
+            ) from error
+        raise StoreError(
+            f"there is no blob {digest}",
+            where=str(self.root),
+            hint="Make the lock again on the machine whose environment it describes (envsync snapshot).",
+        )
+
+    def path(self, digest: str) -> Path | None:
+        """Return the file that holds a blob, or None if it is not held."""
+        return self._where(digest) if self._size(digest) is not None else None
+
+    def _where(self, digest: str) -> Path:
+        if not _DIGEST.fullmatch(digest):
+            raise StoreError(
+                f"{digest!r} is not a sha256 digest (64 lower-case hexadecimal digits)",
+                hint="Make the lock again with envsync snapshot if it was edited by hand.",
+            )
+        return self._blobs / digest[:2] / digest
+
+    def _size(self, digest: str) -> int | None:
+        path = self._where(digest)
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return None
+        # A machine that lost power may have kept the name and lost the bytes.
+        return size if size or digest == EMPTY else None
+
+    def _keep(self, chunks: Iterator[bytes], digest: str | None, source: str) -> str:
+        sha = hashlib.sha256()
+        with self._writing():
+            self._folder(self._unfinished)
+            self._sweep()
+            handle, name = tempfile.mkstemp(dir=self._unfinished)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    for chunk in chunks:
+                        sha.update(chunk)
+                        file.write(chunk)
+                found = sha.hexdigest()
+                _demand(found, digest, source or "the bytes")
+                target = self._where(found)
+                self._folder(target.parent)
+                Path(name).replace(target)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    Path(name).unlink()
+                raise
+        return found
+
+    def _folder(self, folder: Path) -> None:
+        if not folder.is_dir():
+            for each in (self.root, self._blobs, folder):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _sweep(self) -> None:
+        """Remove what crashed writers left, once per store object."""
+        if self._swept:
+            return
+        self._swept = True
+        for path in self._unfinished.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "the disk is full" if full else error.strerror or str(error)
+            raise StoreError(
+                f"the cache folder cannot be written: {why}",
+                where=str(self.root),
+                hint="Make room there, or set ENVSYNC_CACHE to a folder that you can write."
+                if full
+                else "Set ENVSYNC_CACHE to a folder that you can write.",
+            ) from error
+
+
+class Verified:
+    """A store whose blobs are checked against their digest every time they are read.
+
+    Parameters
+    ----------
+    store : Store
+        The one that holds the blobs.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def has(self, digests: Iterable[str]) -> set[str]:
+        """Return those of `digests` that are held, unread."""
+        return self.store.has(digests)
+
+    def put(self, data: bytes | Path, digest: str | None = None) -> str:
+        """Keep bytes, or a file's contents, and return their digest."""
+        return self.store.put(data, digest)
+
+    def open(self, digest: str) -> BinaryIO:
+        """Open a blob for reading.
+
+        Raises
+        ------
+        CorruptBlobError
+            Its bytes do not have the digest.
+        StoreError
+            It is not held.
+        """
+        file = self.store.open(digest)
+        try:
+            sha = hashlib.sha256()
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+            if sha.hexdigest() != digest:
+                path = self.store.path(digest)
+                raise CorruptBlobError(
+                    f"blob {digest} holds other bytes: their sha256 is {sha.hexdigest()}",
+                    where=str(path or ""),
+                    hint=f"Remove it ({path}) and try again." if path else "Remove it and try again.",
+                )
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def path(self, digest: str) -> Path | None:
+        """Return the file that holds a blob, once its bytes are checked; None if no local file does."""
+        path = self.store.path(digest)
+        if path is not None:
+            self.open(digest).close()
+        return path
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file's contents; raises OSError if it cannot be read."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            sha.update(chunk)
+    return sha.hexdigest()
+
+
+def cache_root() -> Path:
+    """Return the folder for everything that can be had again: ``$ENVSYNC_CACHE``, or ``~/.cache/envsync``.
+
+    Raises
+    ------
+    StoreError
+        Neither is there.
+    """
+    try:
+        return Path(os.environ.get("ENVSYNC_CACHE") or "~/.cache/envsync").expanduser().absolute()
+    except RuntimeError as error:
+        raise StoreError(
+            "there is no home folder for the cache", hint="Set ENVSYNC_CACHE to a folder that you can write."
+        ) from error
+
+
+def default_store() -> FolderStore:
+    """Return the store in the cache folder."""
+    return FolderStore(cache_root())
+
+
+def remember(kind: str, key: str, value: Any) -> None:
+    """Keep a small result for `recall`. Where it cannot be kept, the work is done again next time.
+
+    Parameters
+    ----------
+    kind : str
+        What sort of result, a plain word.
+    key : str
+        Everything that the result depends on, hashed.
+    value : JSON types
+        The result.
+    """
+    path = _memory(kind, key)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(value, file, separators=(",", ":"))
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+
+
+def recall(kind: str, key: str) -> Any:
+    """Return what was remembered under a key, or None."""
+    try:
+        return json.loads(_memory(kind, key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _memory(kind: str, key: str) -> Path:
+    return cache_root() / "memory" / kind / f"{key}.json"
+
+
+def _demand(found: str, wanted: str | None, what: str) -> None:
+    if wanted is not None and found != wanted:
+        raise CorruptBlobError(
+            f"{what}: sha256 is {found}, not {wanted}",
+            hint="They changed on the way, or the digest is of something else: fetch or make them again.",
+        )
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except OSError as error:
+        raise StoreError(
+            f"it cannot be read: {error.strerror}", where=str(path), hint="Make it readable and try again."
+        ) from error
