@@ -1,0 +1,510 @@
+"""The client side of one agent on one host: realise, place, spawn, report.
+
+A `Session` owns its agent, and the agent owns all that it starts: when the session ends, for whatever reason, so
+do its processes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import collections
+import contextlib
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import AgentError, EnvsyncError, ProcessDied, StartTimeout
+from envsync.hooks import Hooks
+from envsync.runner.bootstrap import start_agent
+from envsync.runner.transfer import send
+from envsync.runner.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+
+    from envsync.lock import Lock
+    from envsync.runner.hosts.base import Host
+    from envsync.supply import Supply
+    from envsync.trees import Manifest
+
+__all__ = ["Environment", "Remote", "Session"]
+
+_TAIL = 30  # lines
+_BACKLOG = 10_000  # lines that a slow reader of `Remote.lines` may be behind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """A lock, realised in a folder on a host.
+
+    Attributes
+    ----------
+    digest : str
+        The lock's.
+    prefix : str
+        The folder there.
+    python : str
+        Its interpreter there.
+    created : bool
+        Whether it was made just now; if not, it was there and was checked.
+    report : dict
+        What the agent sees in it: a Report.
+    """
+
+    digest: str
+    prefix: str
+    python: str
+    created: bool
+    report: dict[str, Any] = field(repr=False)
+
+
+class Remote:
+    """One process that the agent supervises.
+
+    Attributes
+    ----------
+    name, cluster : str
+        What it was spawned as.
+    folder : str
+        Its run folder there, which is also where it was started: its files and its ``log``.
+    pid : int
+        On the host; 0 before it is known.
+    returncode : int or None
+        Its exit status once it ended; negative for a signal.
+    """
+
+    def __init__(self, session: Session, name: str, cluster: str) -> None:
+        self.session = session
+        self.name = name
+        self.cluster = cluster
+        self.folder = session.run_folder(cluster, name)
+        self.pid = 0
+        self.returncode: int | None = None
+        self.lost: EnvsyncError | None = None
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
+        self._readers: set[asyncio.Queue[str | None]] = set()
+        self._said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._gone = asyncio.Event()
+        self._callbacks: list[Callable[[Remote], None]] = []
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "lost" if self.lost else f"ended {self.returncode}"
+        return f"<Remote {self.cluster}/{self.name} on {self.session.host.name}: {state}>"
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended, as far as is known here."""
+        return not self._gone.is_set()
+
+    def tail(self) -> tuple[str, ...]:
+        """Return the last lines of its log."""
+        return tuple(self._tail)
+
+    async def wait(self) -> int:
+        """Wait until it ends and return its exit status.
+
+        Raises
+        ------
+        AgentError
+            The agent was lost, and the process with it.
+        """
+        await self._gone.wait()
+        if self.returncode is None:
+            raise self.lost or AgentError("the process was lost", where=self.session.host.name)
+        return self.returncode
+
+    async def said(self, timeout: float | None = None) -> dict[str, Any]:
+        """Return the next thing it said to us (a line ``@envsync {...}`` on its standard output).
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds.
+
+        Raises
+        ------
+        ProcessDied
+            It ended first.
+        StartTimeout
+            It said nothing in time.
+        AgentError
+            The agent was lost.
+        """
+        where = f"{self.session.host.name}: {self.name}"
+        if self._said.empty() and self.running:
+            next_word = asyncio.ensure_future(self._said.get())
+            end = asyncio.ensure_future(self._gone.wait())
+            try:
+                await asyncio.wait({next_word, end}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if next_word.done():
+                    return next_word.result()
+            finally:
+                for waiting in (next_word, end):
+                    waiting.cancel()
+            if self.running:
+                raise StartTimeout(
+                    f"the process said nothing for {timeout:.0f} s",
+                    where=where,
+                    hint="\n  ".join(["Its last lines:", *self._tail])
+                    if self._tail
+                    else "It has written nothing to its log yet either; give it more time, or look at the host.",
+                )
+        if not self._said.empty():
+            return self._said.get_nowait()
+        if self.lost is not None:
+            raise self.lost
+        raise ProcessDied(
+            f"the process ended with exit status {self.returncode}",
+            where=where,
+            returncode=self.returncode,
+            tail=self.tail(),
+        )
+
+    async def lines(self) -> AsyncIterator[str]:
+        """Iterate over the lines of its log, the last ones so far first, until it ends."""
+        queue: asyncio.Queue[str | None] = asyncio.Queue(_BACKLOG)
+        for line in self._tail:
+            queue.put_nowait(line)
+        if self.running:
+            self._readers.add(queue)
+        else:
+            queue.put_nowait(None)
+        try:
+            while (next_line := await queue.get()) is not None:
+                yield next_line
+        finally:
+            self._readers.discard(queue)
+
+    async def log(self) -> str:
+        """Return the whole log, as it is in the run folder."""
+        return (await self.session.host.get(f"{self.folder}/log")).decode(errors="replace")
+
+    def on_exit(self, callback: Callable[[Remote], None]) -> None:
+        """Call `callback(remote)` once when it ends or is lost; at once if it has."""
+        if self.running:
+            self._callbacks.append(callback)
+        else:
+            callback(self)
+
+    async def signal(self, number: int) -> None:
+        """Send a signal to its process group; silent if it has ended."""
+        if self.running:
+            await self.session.request("signal", key=self._key, signal=number)
+
+    async def stop(self, grace: float = 5.0) -> int | None:
+        """End it: its standard input ends and SIGTERM, then after `grace` seconds SIGKILL, to its process group.
+
+        Silent if it has ended. Returns its exit status, None if it was lost.
+        """
+        if self.running:
+            with contextlib.suppress(AgentError):
+                await self.session.request("stop", key=self._key, grace=grace)
+                await self._gone.wait()
+        return self.returncode
+
+    @property
+    def _key(self) -> str:
+        return f"{self.cluster}/{self.name}"
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "said":
+            self._said.put_nowait(event["data"])
+        elif kind == "log":
+            for line in event["lines"]:
+                self._tail.append(line)
+                for queue in self._readers:
+                    with contextlib.suppress(asyncio.QueueFull):
+                        queue.put_nowait(line)
+        elif kind == "exit":
+            self._tail = collections.deque(event["tail"], maxlen=_TAIL)
+            self.returncode = event["code"]
+            self._end(None)
+
+    def _end(self, lost: EnvsyncError | None) -> None:
+        if not self.running:
+            return
+        self.lost = lost
+        self._gone.set()
+        for queue in self._readers:
+            while queue.full():
+                queue.get_nowait()
+            queue.put_nowait(None)
+        for callback in self._callbacks:
+            callback(self)
+
+
+class Session:
+    """One agent on one host.
+
+    Use `open` to get one, and `close` it, or ``async with await Session.open(...) as session``.
+
+    Attributes
+    ----------
+    host : Host
+        Where the agent runs.
+    cache : str
+        The cache folder there, an absolute path.
+    agent : str
+        The agent's own file there, for ``[environment.python, session.agent, "process", ...]``.
+    python : str
+        The interpreter that runs the agent.
+    facts : dict
+        What the probe found: python, libc, machine, cores, memory, numa, gpus, nics, disk, addresses.
+    """
+
+    def __init__(self, host: Host, supply: Supply, hooks: Hooks) -> None:
+        self.host = host
+        self.supply = supply
+        self.hooks = hooks
+        self.cache = ""
+        self.agent = ""
+        self.python = ""
+        self.facts: dict[str, Any] = {}
+        self._wire: Wire | None = None
+        self._remotes: dict[str, Remote] = {}
+        self._sending = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        host: Host,
+        *,
+        cache: str | None = None,
+        grace: float = 10.0,
+        supply: Supply,
+        hooks: Hooks | None = None,
+    ) -> Session:
+        """Start an agent on a host, shipping what it needs there, and probe the host.
+
+        Parameters
+        ----------
+        host : Host
+            Where.
+        cache : str, optional
+            The cache folder there; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there if not given.
+        grace : float
+            Seconds without a sign of life from here after which the agent ends everything.
+        supply : Supply
+            What the host is given from.
+        hooks : Hooks, optional
+            Told about progress.
+
+        Raises
+        ------
+        UnfitHostError
+            The host cannot run an agent, and what it lacks cannot be shipped.
+        HostError
+            It was not reached, or a command failed there.
+        AgentError
+            The agent did not start.
+        """
+        session = cls(host, supply, hooks or Hooks())
+        channel, hello = await start_agent(
+            host, cache=cache, grace=grace, supply=supply, hooks=session.hooks
+        )
+        session.cache = hello["cache"]
+        session.agent = hello["agent"]
+        session.python = hello["python"]
+        session._wire = Wire(
+            channel, host.name, beat=grace / 3, on_event=session._hear, on_end=session._lost
+        )
+        try:
+            session.facts = await session.request("probe")
+        except BaseException:
+            await session.close()
+            raise
+        return session
+
+    async def __aenter__(self) -> Session:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    @property
+    def ended(self) -> EnvsyncError | None:
+        """Why the agent is gone, or None while it is there."""
+        return self._wire.ended if self._wire is not None else None
+
+    async def request(
+        self, verb: str, /, *, watch: Callable[[dict[str, Any]], None] | None = None, **arguments: Any
+    ) -> Any:
+        """Ask the agent for something; see `Wire.request`."""
+        assert self._wire is not None
+        return await self._wire.request(verb, watch=watch or self._tell, **arguments)
+
+    async def close(self, patience: float = 15.0) -> None:
+        """End the agent and all that it started; silent if it is gone already."""
+        if self._wire is not None:
+            await self._wire.close(patience)
+
+    def run_folder(self, cluster: str, name: str) -> str:
+        """Return the folder that a process of this name has there."""
+        return f"{self.cache}/runs/{cluster}/{name}"
+
+    async def send(self, digests: Collection[str], *, what: str = "") -> int:
+        """Send the blobs that the host lacks from the store; return how many went.
+
+        Parameters
+        ----------
+        digests : collection of str
+            What it must have.
+        what : str, optional
+            What they are, for the hooks, such as ``"wheels"``.
+
+        Raises
+        ------
+        StoreError
+            The store does not hold one, or not what it should.
+        UnfitHostError
+            They do not fit there.
+        """
+        async with self._sending:
+            lacking = await self.request("lacking", digests=sorted(set(digests)))
+            if lacking:
+                await send(self, lacking, what=what)
+            return len(lacking)
+
+    async def realise(
+        self,
+        lock: Lock,
+        *,
+        hooks: Hooks | None = None,
+        fetch: Callable[[Collection[str]], Awaitable[None]] | None = None,
+        online: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> Environment:
+        """Make a lock's environment exist on the host, or check the one that is there.
+
+        Parameters
+        ----------
+        lock : Lock
+            What to make.
+        hooks : Hooks, optional
+            Told about progress instead of the session's own.
+        fetch : callable, optional
+            ``await fetch(digests)`` puts the wheels that the host lacks into the store; without it they must be
+            there.
+        online : bool
+            Whether the host may download from the lock's URLs itself, where it reaches them.
+        environment : mapping, optional
+            Settings for uv there, such as an index's credentials: for this machine only, never for another's.
+
+        Raises
+        ------
+        RealiseError
+            It could not be made.
+        UnfitHostError
+            The disk is full, or nothing may be executed there.
+        """
+        from envsync.runner.realising import realise
+
+        return await realise(
+            self, lock, hooks=hooks or self.hooks, fetch=fetch, online=online, environment=environment or {}
+        )
+
+    async def place_trees(self, manifests: Sequence[Manifest]) -> list[str]:
+        """Make source trees exist on the host; return their folders there, in the same order."""
+        if not manifests:
+            return []
+        began = time.monotonic()
+        files = [(path, digest, mode) for manifest in manifests for path, digest, mode in manifest.files]
+        sent = await self.send({digest for _, digest, _ in files}, what="source files")
+        folders: list[str] = await self.request(
+            "place_trees",
+            trees=[
+                {"digest": manifest.digest, "name": manifest.name, "files": [list(f) for f in manifest.files]}
+                for manifest in manifests
+            ],
+        )
+        self.hooks.done(self.host.name, f"placed {len(files)} source files, {sent} sent", time.monotonic() - began)
+        return folders
+
+    async def report(self, environment: Environment) -> dict[str, Any]:
+        """Look at an environment there again and return its Report."""
+        report: dict[str, Any] = await self.request("report", prefix=environment.prefix)
+        return {**report, "who": f"agent on {self.host.name}", "host": self.host.name}
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str | None] | None = None,
+        files: Mapping[str, bytes] | None = None,
+        cluster: str,
+        cwd: str | None = None,
+    ) -> Remote:
+        """Start a process under the agent, in its own process group.
+
+        Its standard input stays open while the agent and this session live, and ends when it must end.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``"worker-0"``: letters, digits, ``.``, ``_`` and ``-``.
+        argv : sequence of str
+            The program and its arguments. Everyone on the host can read them: no secrets.
+        env : mapping, optional
+            Added to the agent's own environment, which has no ``PYTHON*`` variables; None takes one away.
+        files : mapping of str to bytes, optional
+            Written into the run folder before it starts, for its user only (0600).
+        cluster : str
+            Whose process it is; same letters as `name`.
+        cwd : str, optional
+            Where it starts; its run folder if not given.
+
+        Raises
+        ------
+        AgentError
+            It could not be started, or one of the same name still runs.
+        """
+        remote = Remote(self, name, cluster)
+        key = f"{cluster}/{name}"
+        before = self._remotes.get(key)
+        if before is not None and before.running:
+            raise AgentError(f"a process {key} runs already", where=self.host.name, hint="Stop it first.")
+        self._remotes[key] = remote
+        try:
+            answer = await self.request(
+                "spawn",
+                name=name,
+                cluster=cluster,
+                argv=list(argv),
+                env=dict(env or {}),
+                files={path: base64.b64encode(data).decode() for path, data in (files or {}).items()},
+                cwd=cwd,
+            )
+        except BaseException:
+            if self._remotes.get(key) is remote:
+                del self._remotes[key]
+            raise
+        remote.pid = answer["pid"]
+        return remote
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        if "key" in event:
+            remote = self._remotes.get(event["key"])
+            if remote is not None:
+                remote._hear(event)
+        else:
+            self._tell(event)
+
+    def _tell(self, event: dict[str, Any], hooks: Hooks | None = None) -> None:
+        """Pass an event on to the hooks."""
+        hooks, where = hooks or self.hooks, self.host.name
+        kind = event.get("event")
+        if kind == "step":
+            hooks.step(where, event["text"])
+        elif kind == "progress":
+            hooks.progress(where, event["done"], event["total"], event["unit"])
+        elif kind == "note":
+            hooks.note(where, event["text"])
+        elif kind == "warning":
+            hooks.warning(where, event["text"])
+
+    def _lost(self, error: EnvsyncError) -> None:
+        for remote in self._remotes.values():
+            remote._end(error)
