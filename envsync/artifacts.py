@@ -1,0 +1,163 @@
+"""What a lock is made of: wheels, references to source trees, and what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit
+
+from packaging.pylock import Package, PackageWheel
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+from envsync.errors import LockError
+from envsync.indexes import without_credentials
+
+__all__ = ["RELOCK", "WHEELS_FOLDER", "Artifact", "Excluded", "Substitution", "TreeRef"]
+
+WHEELS_FOLDER = "envsync-wheels"
+RELOCK = "Locks are not edited by hand: make it again with: envsync snapshot"
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """The one wheel that a package is installed from.
+
+    Attributes
+    ----------
+    name : str
+        The package, normalised (PEP 503).
+    version : str
+        As in the lock.
+    filename : str
+        The wheel's file name.
+    sha256 : str
+        Lower-case hex.
+    size : int or None
+        Bytes, where the index said so.
+    url : str or None
+        Where the index has it, without credentials; None for a local wheel.
+    path : str or None
+        For a local wheel: ``envsync-wheels/<filename>``, beside the lock file.
+    index : str or None
+        The index that it was found in, without credentials.
+    """
+
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    size: int | None = None
+    url: str | None = None
+    path: str | None = None
+    index: str | None = None
+
+    def package(self) -> Package:
+        """Return the PEP 751 entry, the same bytes for the same wheel."""
+        url = None if self.url is None else without_credentials(self.url, query=False)
+        named = url is not None and _filename_of(url) == self.filename
+        wheel = PackageWheel(
+            name=None if named or self.path is not None else self.filename,
+            url=url,
+            path=self.path,
+            size=self.size,
+            hashes={"sha256": self.sha256},
+        )
+        index = None if self.index is None else without_credentials(self.index, query=False)
+        return Package(
+            name=canonicalize_name(self.name), version=Version(self.version), index=index, wheels=[wheel]
+        )
+
+    def table(self) -> dict[str, Any]:
+        """Return the same entry as TOML's types, keys in the standard's order."""
+        package = self.package()
+        (wheel,) = package.wheels or ()
+        entry = {
+            key: value
+            for key in ("name", "url", "path", "size", "hashes")
+            if (value := getattr(wheel, key)) is not None
+        }
+        table: dict[str, Any] = {"name": package.name, "version": str(package.version)}
+        if package.index is not None:
+            table["index"] = package.index
+        return table | {"wheels": [entry]}
+
+    @property
+    def check(self) -> str:
+        """A few digits, so that an edit of a lock can be laid at the right package's door."""
+        text = f"{self.name} {self.version} {self.sha256}"
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    @classmethod
+    def of(cls, package: Package) -> Artifact:
+        """Read a PEP 751 entry that holds one wheel with a sha256.
+
+        Raises
+        ------
+        LockError
+            It holds something else.
+        """
+        if len(package.wheels or ()) != 1 or package.version is None:
+            raise LockError(f"package {package.name!r} is not locked to exactly one wheel", hint=RELOCK)
+        (wheel,) = package.wheels or ()
+        digest = wheel.hashes.get("sha256", "")
+        if not _DIGEST.match(digest):
+            raise LockError(f"the wheel of package {package.name!r} has no valid sha256", hint=RELOCK)
+        if wheel.path is not None and wheel.path != f"{WHEELS_FOLDER}/{Path(wheel.path).name}":
+            raise LockError(
+                f"the wheel of package {package.name!r} lies outside {WHEELS_FOLDER}/: {wheel.path!r}",
+                hint=RELOCK,
+            )
+        if wheel.path is None and urlsplit(wheel.url or "").scheme not in ("http", "https"):
+            raise LockError(
+                f"the wheel of package {package.name!r} has a URL that only works on one machine", hint=RELOCK
+            )
+        return cls(
+            name=package.name,
+            version=str(package.version),
+            filename=wheel.filename,
+            sha256=digest,
+            size=wheel.size,
+            url=None if wheel.url is None else without_credentials(wheel.url, query=False),
+            path=wheel.path,
+            index=None if package.index is None else without_credentials(package.index, query=False),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeRef:
+    """A source tree that goes with the environment, named by its manifest's digest."""
+
+    name: str
+    digest: str
+    position: Literal["front", "back"] = "back"
+    kind: Literal["editable", "path", "cwd"] = "editable"
+    distribution: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Excluded:
+    """A distribution that is installed here and left out of the lock, and why."""
+
+    name: str
+    version: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitution:
+    """A version that the user allowed in place of the installed one, and why."""
+
+    name: str
+    installed: str
+    locked: str
+    reason: str = ""
+
+
+def _filename_of(url: str) -> str:
+    return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
