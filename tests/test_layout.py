@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import dask.system
+import pytest
+from distributed import LocalCluster
+
+from envsync.runner.layout import devices, layout, local_layout, memory_bytes, spread
+
+GIB = 2**30
+PLAIN = {"cores": 8, "memory": 64 * GIB, "numa": [list(range(8))], "gpus": []}
+GPUS = {
+    "cores": 16,
+    "memory": 128 * GIB,
+    "numa": [list(range(8)), list(range(8, 16))],
+    "gpus": [
+        {"uuid": "GPU-a", "numa": 0},
+        {"uuid": "GPU-b", "numa": 0},
+        {"uuid": "GPU-c", "numa": 1},
+        {"uuid": "GPU-d", "numa": 1},
+    ],
+}
+
+
+def test_without_gpus_as_localcluster_divides_cores():
+    specs = layout(PLAIN)
+    assert [(one.nthreads, one.memory_limit, one.gpus) for one in specs] == [(2, 16 * GIB, None)] * 4
+    assert specs[0].environment() == {}
+    assert specs[0].resources == {}
+
+
+def test_threads_decide_the_number_of_workers():
+    assert [one.nthreads for one in layout(PLAIN, threads_per_worker=4)] == [4, 4]
+    assert [one.nthreads for one in layout(PLAIN, threads_per_worker=100)] == [100]
+
+
+def test_number_of_workers_decides_the_threads():
+    specs = layout(PLAIN, n_workers=3)
+    assert [one.nthreads for one in specs] == [3, 3, 3]
+    assert layout(PLAIN, n_workers=0) == ()
+
+
+def test_one_worker_per_gpu_pinned_beside_it():
+    specs = layout(GPUS)
+    assert [one.gpus for one in specs] == [("GPU-a",), ("GPU-b",), ("GPU-c",), ("GPU-d",)]
+    assert [one.environment()["CUDA_VISIBLE_DEVICES"] for one in specs] == [
+        "GPU-a",
+        "GPU-b",
+        "GPU-c",
+        "GPU-d",
+    ]
+    assert [one.resources for one in specs] == [{"GPU": 1}] * 4
+    assert [one.cpus for one in specs] == [tuple(range(8))] * 2 + [tuple(range(8, 16))] * 2
+    assert [one.nthreads for one in specs] == [1] * 4
+    assert specs[0].memory_limit == 32 * GIB
+
+
+def test_fewer_workers_than_gpus_share_them_out():
+    specs = layout(GPUS, n_workers=2)
+    assert [one.gpus for one in specs] == [("GPU-a", "GPU-b"), ("GPU-c", "GPU-d")]
+    assert [one.resources["GPU"] for one in specs] == [2, 2]
+
+
+def test_more_workers_than_gpus_share_each():
+    specs = layout(GPUS, n_workers=8)
+    assert [one.gpus for one in specs] == [
+        (name,) for name in "GPU-a GPU-b GPU-c GPU-d".split() for _ in range(2)
+    ]
+    assert [one.resources["GPU"] for one in specs] == [0.5] * 8
+
+
+def test_mig_instances_stand_in_for_their_gpu():
+    facts = {
+        **GPUS,
+        "gpus": [{"uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]}, {"uuid": "GPU-b"}],
+    }
+    assert [device.uuid for device in devices(facts)] == ["MIG-1", "MIG-2", "GPU-b"]
+    assert [one.gpus for one in layout(facts)] == [("MIG-1",), ("MIG-2",), ("GPU-b",)]
+
+
+def test_numa_nodes_bind_workers_where_no_core_is_lost():
+    facts = {"cores": 16, "memory": 64 * GIB, "numa": [list(range(8)), list(range(8, 16))]}
+    assert {one.cpus for one in layout(facts, n_workers=4)} == {tuple(range(8)), tuple(range(8, 16))}
+    assert layout(facts, n_workers=1)[0].cpus == ()
+
+
+def test_user_resources_come_on_top():
+    assert layout(GPUS, resources={"disk": 2})[0].resources == {"GPU": 1, "disk": 2}
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        ("auto", 4 * GIB),
+        (None, 0),
+        (0, 0),
+        (0.5, 8 * GIB),
+        ("1GiB", GIB),
+        (12345, 12345),
+        ("64GiB", 16 * GIB),
+    ],
+)
+def test_memory_limits(limit, expected):
+    assert memory_bytes(limit, 16 * GIB, 4) == expected
+
+
+def test_spread_is_even():
+    assert spread(7, 3) == [3, 2, 2]
+    assert spread(1, 3) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("bad", [{"n_workers": -1}, {"threads_per_worker": 0}])
+def test_senseless_numbers_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        layout(PLAIN, **bad)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"n_workers": 1},
+        {"n_workers": 3},
+        {"threads_per_worker": 1},
+        {"n_workers": 2, "threads_per_worker": 3},
+    ],
+)
+async def test_the_local_layout_is_localclusters_own(asked):
+    # threads, not processes, only so that nothing has to be started: the arithmetic is looked at
+    specs, later = local_layout(**asked, cores=dask.system.CPU_COUNT, memory=10 * GIB)
+    cluster = LocalCluster(**asked, asynchronous=True, dashboard_address=None)
+    try:
+        assert len(specs) == len(cluster.worker_spec)
+        assert later.nthreads == cluster.new_spec["options"]["nthreads"]
+    finally:
+        await cluster.close()
