@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -14,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 from envsync.download import Downloader
 from envsync.errors import StoreError, ToolError, UnsupportedError
 from envsync.hooks import Hooks
-from envsync.store import cache_root, recall, remember
+from envsync.scratch import scratch
+from envsync.store import recall, remember
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,7 +79,7 @@ async def collect(
     if remote:
         began = time.monotonic()
         hooks.step("here", f"downloading {_count(len(remote), 'wheel')}")
-        with _Scratch() as folder:
+        with scratch("download") as folder:
             async with Downloader(settings, hooks=hooks) as downloader:
                 await downloader.fetch_all(remote, store, folder)
         hooks.done("here", f"downloaded {_count(len(remote), 'wheel')}", time.monotonic() - began)
@@ -129,7 +129,7 @@ async def uv_binary(
     hooks.step("here", f"getting uv {pin} for {target.machine}")
     began = time.monotonic()
     artifact = await asyncio.to_thread(_uv_wheel, pin, target.machine, settings)
-    with _Scratch() as folder:
+    with scratch("download") as folder:
         async with Downloader(settings, hooks=hooks) as downloader:
             wheel = await downloader.fetch(artifact, folder)
         digest: str = await asyncio.to_thread(_extract_uv, wheel, artifact, store)
@@ -225,22 +225,6 @@ def _take(artifact: Artifact, path: Path, store: Store) -> None:
             where=str(path),
             hint="It was changed or built again since: " + RELOCK[0].lower() + RELOCK[1:],
         ) from error
-
-
-class _Scratch(tempfile.TemporaryDirectory[str]):
-    """A folder in the cache that is gone afterwards: on the disk where the blobs will be."""
-
-    def __init__(self) -> None:
-        root = cache_root()
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            super().__init__(dir=root, prefix=".download-", ignore_cleanup_errors=True)
-        except OSError as error:
-            raise StoreError(
-                f"the cache folder cannot be written: {error.strerror}",
-                where=str(root),
-                hint="Set ENVSYNC_CACHE to a folder that you can write.",
-            ) from error
 
 
 def _count(number: int, noun: str) -> str:
