@@ -301,15 +301,11 @@ class Session:
             The agent did not start.
         """
         session = cls(host, supply, hooks or Hooks())
-        channel, hello = await start_agent(
-            host, cache=cache, grace=grace, supply=supply, hooks=session.hooks
-        )
+        channel, hello = await start_agent(host, cache=cache, grace=grace, supply=supply, hooks=session.hooks)
         session.cache = hello["cache"]
         session.agent = hello["agent"]
         session.python = hello["python"]
-        session._wire = Wire(
-            channel, host.name, beat=grace / 3, on_event=session._hear, on_end=session._lost
-        )
+        session._wire = Wire(channel, host.name, beat=grace / 3, on_event=session._hear, on_end=session._lost)
         try:
             session.facts = await session.request("probe")
         except BaseException:
@@ -419,7 +415,9 @@ class Session:
                 for manifest in manifests
             ],
         )
-        self.hooks.done(self.host.name, f"placed {len(files)} source files, {sent} sent", time.monotonic() - began)
+        self.hooks.done(
+            self.host.name, f"placed {len(files)} source files, {sent} sent", time.monotonic() - began
+        )
         return folders
 
     async def report(self, environment: Environment) -> dict[str, Any]:

@@ -13,13 +13,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import (
-    AgentError,
-    CorruptBlobError,
-    EnvsyncError,
-    RealiseError,
-    UnfitHostError,
-)
+from envsync.errors import AgentError, CorruptBlobError, EnvsyncError, HostError, RealiseError, UnfitHostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +27,9 @@ _KINDS: dict[str, type[EnvsyncError]] = {
     "realise": RealiseError,
     "corrupt": CorruptBlobError,
 }
-_SILENCE = 60.0  # seconds without any line from an agent that is pinged all the while: it hangs, or the host does
+_SILENCE = (
+    60.0  # seconds without any line from an agent that is pinged all the while: it hangs, or the host does
+)
 
 
 def error_of(problem: dict[str, Any], where: str) -> EnvsyncError:
@@ -139,7 +135,7 @@ class Wire:
         try:
             async with self._sending:
                 await self.channel.write(line)
-        except OSError as error:
+        except (OSError, HostError) as error:
             # The listener learns the agent's last words; give it a moment to find them.
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(asyncio.shield(self._tasks[0]), 5)

@@ -1,0 +1,45 @@
+"""The agent as one file: a zipapp of this package and the plugins. This module stays on the client."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import zipfile
+from importlib import resources
+
+__all__ = ["build"]
+
+_PACKAGE = "envsync_agent"
+_LEFT_OUT = frozenset({"archive.py"})
+_MAIN = f"""\
+import sys
+
+from {_PACKAGE}.agent.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@functools.lru_cache(maxsize=1)
+def build() -> tuple[bytes, str]:
+    """Return the agent's zipapp and its sha256.
+
+    The same sources give the same bytes, so that a host keeps one copy per version of envsync.
+    """
+    sources: dict[str, bytes] = {"__main__.py": _MAIN.encode(), f"{_PACKAGE}/__init__.py": b""}
+    for folder in ("agent", "plugins"):
+        for path in resources.files(f"envsync.{folder}").iterdir():
+            if path.name.endswith(".py") and path.name not in _LEFT_OUT:
+                sources[f"{_PACKAGE}/{folder}/{path.name}"] = path.read_bytes()
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in sorted(sources):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr = 0o644 << 16
+            entry.create_system = 3
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, sources[name], compresslevel=9)
+    data = out.getvalue()
+    return data, hashlib.sha256(data).hexdigest()

@@ -1,0 +1,107 @@
+"""Blobs that arrive on a host: a stream of frames, each checked before it counts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from shutil import copyfile
+from typing import Any, BinaryIO, Iterable
+
+from .layout import Cache, Problem, checked_digest, disk_problem, fresh, taken_back
+
+__all__ = ["lacking", "receive"]
+
+_CHUNK = 1 << 20
+
+
+def lacking(cache: Cache, digests: Iterable[str]) -> list[str]:
+    """Return those digests whose blobs are not here."""
+    return [digest for digest in digests if not cache.has(checked_digest(digest))]
+
+
+def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
+    """Store a stream of blobs.
+
+    A frame is a line ``{"digest": ..., "size": ...}`` and so many bytes; the line ``{"end": true}`` ends the
+    stream, and without it the stream was cut off. Each frame is answered by a line ``{"stored": digest}`` or
+    ``{"error": ...}``. A blob appears whole or not at all, so that a stream that broke goes on with what is lacking.
+
+    Parameters
+    ----------
+    cache : Cache
+        Where they go.
+    source, answers : binary files
+        The stream, and where its answers go.
+
+    Returns
+    -------
+    int
+        The exit status: 0 if every blob was stored.
+    """
+    status = 0
+    answer: dict[str, Any]
+    while True:
+        line = source.readline(4096)
+        if not line:
+            return 1  # cut off
+        frame = json.loads(line)
+        if frame.get("end"):
+            return status
+        try:
+            answer = {"stored": _keep(cache, checked_digest(frame["digest"]), int(frame["size"]), source)}
+        except Problem as problem:
+            answer, status = {"error": problem.to_dict(), "digest": frame["digest"]}, 1
+        except EOFError:
+            return 1
+        answers.write(json.dumps(answer).encode() + b"\n")
+        answers.flush()
+
+
+def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
+    left, problem = size, None
+    sha = hashlib.sha256()
+    target = cache.blob(digest)
+    with taken_back(fresh(cache.blobs, ".unfinished-")) as part:
+        try:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                while left:
+                    data = _some(source, left)
+                    left -= len(data)
+                    sha.update(data)
+                    file.write(data)
+        except OSError as error:
+            problem = disk_problem(error, "what was sent could not be kept")
+        while left:  # the next frame starts behind this one, whatever happened to it
+            left -= len(_some(source, left))
+        if problem is not None:
+            raise problem
+        if sha.hexdigest() != digest:
+            raise Problem(
+                "corrupt",
+                f"blob {digest} arrived as other bytes (sha256 {sha.hexdigest()})",
+                "Try again; if it stays so, the client's own copy is damaged: remove it from its store.",
+            )
+        part.replace(target)
+    return digest
+
+
+def _some(source: BinaryIO, most: int) -> bytes:
+    data = source.read(min(_CHUNK, most))
+    if not data:
+        raise EOFError
+    return data
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a blob another name: a hard link, or a copy where that is not possible."""
+    part = fresh(target.parent, f".{target.name[:64]}.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with taken_back(part):
+        try:
+            os.link(source, part)
+        except OSError:
+            copyfile(source, part)
+        part.replace(target)

@@ -1,0 +1,187 @@
+"""Running uv on a host, and what its failures mean."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any, Iterable, Mapping
+from urllib.parse import urlsplit
+
+from .layout import Cache, Problem, disk_problem
+from .supervise import base_environment, die_with_parent
+
+__all__ = ["Runner", "explain", "pylock", "reachable"]
+
+Artifact = Mapping[str, Any]
+
+_NETWORK = re.compile(
+    r"error sending request|dns error|failed to fetch|connect(?:ion)? |timed out|offline|network", re.I
+)
+_MISMATCH = re.compile(r"hash mismatch for `([^`]+)`", re.I)
+_FULL = re.compile(r"no space left|os error 28|disk quota|os error 122", re.I)
+_DULL = re.compile(
+    r"^(Using Python|Using CPython|Creating virtual|warning:|Resolved|Prepared|Installed|\s*$)"
+)
+
+
+class Runner:
+    """Runs programs for the agent, and ends those that run when the agent ends."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def pids(self) -> set[int]:
+        """Return the numbers of the programs that run now."""
+        with self._lock:
+            return {popen.pid for popen in self._running}
+
+    def run(self, argv: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end and return its status and what it wrote to standard error.
+
+        Raises
+        ------
+        Problem
+            It could not be started, or the agent is ending.
+        """
+        with self._lock:
+            if self._closed:
+                raise Problem("realise", "the agent is ending")
+            try:
+                popen = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    env={**base_environment(), **environment},
+                    start_new_session=True,
+                    preexec_fn=die_with_parent(),
+                )
+            except OSError as error:
+                raise _not_started(argv[0], error) from error
+            self._running.add(popen)
+        try:
+            _, stderr = popen.communicate()
+        finally:
+            with self._lock:
+                self._running.discard(popen)
+        return subprocess.CompletedProcess(argv, popen.returncode, b"", stderr)
+
+    def close(self) -> None:
+        """End what runs, and start nothing any more."""
+        with self._lock:
+            self._closed = True
+            for popen in self._running:
+                if popen.poll() is None:
+                    os.killpg(popen.pid, signal.SIGKILL)
+
+
+def pylock(artifacts: Iterable[Artifact], paths: Mapping[str, Path]) -> str:
+    """Return a PEP 751 file for one host.
+
+    Parameters
+    ----------
+    artifacts : iterable of mapping
+        Each ``{"name", "version", "filename", "sha256", "url"?, "index"?}``.
+    paths : mapping of str to Path
+        Where the wheel of a sha256 is; the others are named by their URL.
+    """
+    text = ['lock-version = "1.0"', 'created-by = "envsync"']
+    packages = []
+    for artifact in artifacts:
+        path = paths.get(artifact["sha256"])
+        place = f"path = {_quoted(str(path))}" if path else f"url = {_quoted(artifact['url'])}"
+        wheel = f"name = {_quoted(artifact['filename'])}, {place}, hashes = {{ sha256 = {_quoted(artifact['sha256'])} }}"
+        packages.append("[[packages]]")
+        packages += [f"{key} = {_quoted(artifact[key])}" for key in ("name", "version")]
+        if not path and artifact.get("index"):
+            packages.append(f"index = {_quoted(artifact['index'])}")
+        packages.append(f"wheels = [{{ {wheel} }}]")
+    return "\n".join(text + (packages or ["packages = []"])) + "\n"
+
+
+def reachable(urls: Iterable[str], seconds: float = 2.0) -> bool:
+    """Return whether this host can connect to every server of these URLs (or to its proxy)."""
+    for address in sorted({_server(url) for url in urls}):
+        try:
+            socket.create_connection(address, timeout=seconds).close()
+        except OSError:
+            return False
+    return True
+
+
+def is_network(stderr: bytes) -> bool:
+    """Return whether uv failed because it did not reach a server."""
+    return bool(_NETWORK.search(stderr.decode(errors="replace")))
+
+
+def mismatched(stderr: bytes) -> str | None:
+    """Return the name of the package whose hash uv found wrong."""
+    found = _MISMATCH.search(stderr.decode(errors="replace"))
+    return re.split(r"[=\s@]", found.group(1))[0] if found else None
+
+
+def explain(stderr: bytes, doing: str, cache: Cache) -> Problem:
+    """Return what uv's failure means for a person."""
+    text = stderr.decode(errors="replace")
+    if _FULL.search(text):
+        return disk_problem(OSError(errno.ENOSPC, "", str(cache.root)), doing)
+    package = mismatched(stderr)
+    if package:
+        return Problem(
+            "realise",
+            f"{doing}: the wheel of {package} is not the one that was locked (its sha256 differs)",
+            "Make the lock again if it was edited; else try again, the damaged file is fetched anew.",
+        )
+    useful = [line.rstrip() for line in text.splitlines() if not _DULL.match(line)]
+    hint = "Make the lock for this very host if it was made for another one: envsync snapshot --for HOST"
+    if "os error 13" in text or "Permission denied" in text:
+        hint = (
+            "Look at the permissions there, or set cache= (or ENVSYNC_CACHE on that host) to another folder."
+        )
+    return Problem("realise", "\n  ".join([f"{doing}: uv failed:", *useful[-12:]]), hint)
+
+
+def _not_started(program: str, error: OSError) -> Problem:
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return Problem(
+            "unfit",
+            f"{program} may not be executed: its folder is mounted noexec, or forbids it",
+            "Set cache= (or ENVSYNC_CACHE on that host) to a folder where programs may run.",
+        )
+    return Problem("unfit", f"{program} does not run there: {error.strerror}", "Is it made for this machine?")
+
+
+def _server(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    proxy = os.environ.get(f"{parts.scheme}_proxy") or os.environ.get(f"{parts.scheme.upper()}_PROXY")
+    if proxy:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text)  # every JSON string is a TOML string
+
+
+def uv_settings(cache: Cache, request: Mapping[str, Any]) -> dict[str, str]:
+    """Return uv's environment: the client's settings where it sent some, and this host's own cache."""
+    settings = {
+        "NO_COLOR": "1",
+        "UV_NO_PROGRESS": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+        **request.get("environment", {}),
+    }
+    if not request.get("own_uv_cache"):
+        settings["UV_CACHE_DIR"] = str(cache.root / "uv")
+    elif "UV_CACHE_DIR" in os.environ:
+        settings["UV_CACHE_DIR"] = os.environ["UV_CACHE_DIR"]
+    return settings

@@ -1,0 +1,47 @@
+"""The agent's command line: ``python agent.pyz serve|receive|process|scan``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb and return its exit status.
+
+    Parameters
+    ----------
+    argv : list of str
+        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG`` or ``scan [--no-records]``.
+    """
+    verb, rest = (argv[0], argv[1:]) if argv else ("", [])
+    if verb == "serve":
+        from .serve import serve
+
+        serve(rest[0], float(rest[1]), rest[2:])
+        return 0
+    if verb == "receive":
+        from pathlib import Path
+
+        from .blobs import receive
+        from .layout import Cache
+
+        cache = Cache(Path(rest[0]))
+        cache.blobs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.fdopen(0, "rb", 1 << 20) as source, os.fdopen(1, "wb") as answers:
+            return receive(cache, source, answers)
+    if verb == "process":
+        from ..plugins.process import main as process
+
+        return int(process(rest) or 0)
+    if verb == "scan":
+        import json
+
+        from ..plugins.scan import scan
+
+        sys.stdout.write(json.dumps(scan(records="--no-records" not in rest)) + "\n")
+        return 0
+    sys.stderr.write("usage: agent.pyz serve|receive|process|scan ...\n")
+    return 2

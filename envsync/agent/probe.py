@@ -1,0 +1,226 @@
+"""What a machine has: cores, memory, NUMA nodes, network interfaces, disk, libc.
+
+Every function takes the root of the file system it reads, so that it can be tried on a recorded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import platform
+import pwd
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Iterator
+
+from .gpus import gpus
+from .layout import Cache
+
+__all__ = ["cores", "interfaces", "libc", "memory", "numa", "probe"]
+
+_ADDRESS = 0x8915  # SIOCGIFADDR
+_FLAGS = 0x8913  # SIOCGIFFLAGS
+_UP, _LOOPBACK = 0x1, 0x8
+_HUGE = 1 << 60  # what cgroup v1 says for "no limit" is a little less than 2**63
+
+
+def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the facts of this machine.
+
+    Parameters
+    ----------
+    cache : Cache
+        On whose disk there has to be room.
+    pythons : list of dict
+        The interpreters that were found.
+
+    Returns
+    -------
+    dict
+        JSON types: ``hostname user uid home system machine kernel libc python pythons cores cores_total affinity
+        memory memory_total numa gpus cuda_visible_devices nics addresses disk``. Sizes are bytes; ``cores`` (a
+        float where a limit is a fraction) and ``memory`` are what processes here may use, limits of cgroups
+        included.
+    """
+    total = _meminfo(Path("/"))
+    nics = interfaces()
+    disk = shutil.disk_usage(cache.root)
+    return {
+        "hostname": socket.gethostname(),
+        "user": _user(),
+        "uid": os.getuid(),
+        "home": os.environ.get("HOME", ""),
+        "system": sys.platform,
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "libc": libc(),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "pythons": pythons,
+        "cores": cores(),
+        "cores_total": os.cpu_count() or 1,
+        "affinity": sorted(os.sched_getaffinity(0)),
+        "memory": memory(),
+        "memory_total": total,
+        "numa": numa(),
+        "gpus": gpus(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "nics": nics,
+        "addresses": [a for nic in nics if nic["up"] and not nic["loopback"] for a in nic["addresses"]],
+        "disk": {"path": str(cache.root), "free": disk.free, "total": disk.total},
+    }
+
+
+def cores(root: Path = Path("/"), affinity: int | None = None) -> float:
+    """Return how many cores may be used: those of the affinity, less where a cgroup allows less."""
+    usable = float(affinity or len(os.sched_getaffinity(0)))
+    for folder in _cgroups(root, "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            usable = min(usable, int(quota) / int(period))  # ValueError: "max"
+        with contextlib.suppress(OSError, ValueError):
+            old = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+            if old > 0:
+                usable = min(usable, old / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii")))
+    return int(usable) if usable == int(usable) else round(usable, 3)
+
+
+def memory(root: Path = Path("/")) -> int:
+    """Return how many bytes of memory may be used: the machine's, less where a cgroup allows less."""
+    usable = _meminfo(root)
+    for folder in _cgroups(root, "memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((folder / name).read_text(encoding="ascii"))  # ValueError: "max"
+                if 0 < limit < _HUGE:
+                    usable = min(usable, limit)
+    return usable
+
+
+def numa(root: Path = Path("/")) -> list[dict[str, Any]]:
+    """Return the NUMA nodes: ``{"node", "cores": list, "memory": bytes}``; none where the kernel names none."""
+    found = []
+    for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            size = (folder / "meminfo").read_text(encoding="ascii").split("MemTotal:")[1].split()[0]
+            found.append(
+                {
+                    "node": int(folder.name[4:]),
+                    "cores": _list((folder / "cpulist").read_text(encoding="ascii")),
+                    "memory": int(size) * 1024,
+                }
+            )
+    return sorted(found, key=lambda node: int(str(node["node"])))
+
+
+def interfaces() -> list[dict[str, Any]]:
+    """Return the network interfaces: ``{"name", "addresses", "up", "loopback", "speed"}`` (Mbit/s or None)."""
+    six = dict(_six())
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            addresses: list[str] = []
+            flags = 0
+            with contextlib.suppress(OSError):
+                flags = struct.unpack("H", fcntl.ioctl(asking, _FLAGS, request)[16:18])[0]
+            with contextlib.suppress(OSError):  # it has no address
+                addresses.append(socket.inet_ntoa(fcntl.ioctl(asking, _ADDRESS, request)[20:24]))
+            found.append(
+                {
+                    "name": name,
+                    "addresses": addresses + six.get(name, []),
+                    "up": bool(flags & _UP),
+                    "loopback": bool(flags & _LOOPBACK),
+                    "speed": _speed(name),
+                }
+            )
+    return found
+
+
+def libc() -> list[str] | None:
+    """Return the C library, such as ``["glibc", "2.36"]`` or ``["musl", "1.2.4"]``; None if it is neither."""
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
+        return [name, version]
+    for loader in sorted(Path("/lib").glob("ld-musl-*.so.1")):
+        done = subprocess.run([str(loader)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        for line in done.stderr.decode(errors="replace").splitlines():
+            if line.startswith("Version "):
+                return ["musl", line.split()[1]]
+    with contextlib.suppress(OSError, AttributeError):
+        version_of = ctypes.CDLL(None).gnu_get_libc_version
+        version_of.restype = ctypes.c_char_p
+        return ["glibc", version_of().decode()]
+    return None
+
+
+def _cgroups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's cgroup and those above it, version 2 and version 1."""
+    base = root / "sys/fs/cgroup"
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if number == "0" and not names:
+            tree = base
+        elif controller in names.split(","):
+            tree = base / controller
+        else:
+            continue
+        folder = tree / path.lstrip("/")
+        while (
+            True
+        ):  # in a container the path may be the host's, which is not there: its parents end at the top
+            yield folder
+            if folder == tree or tree not in folder.parents:
+                break
+            folder = folder.parent
+
+
+def _meminfo(root: Path) -> int:
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        text = (root / "proc/meminfo").read_text(encoding="ascii")
+        return int(text.split("MemTotal:")[1].split()[0]) * 1024
+    return 0
+
+
+def _list(text: str) -> list[int]:
+    """Return the numbers of the kernel's ``0-3,8``."""
+    numbers: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _six() -> Iterator[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/net/if_inet6").read_text(encoding="ascii").splitlines():
+            digits, _, _, scope, _, name = line.split()
+            if scope != "20":  # link-local addresses need a zone, and mean nothing elsewhere
+                found.setdefault(name, []).append(socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)))
+    return iter(found.items())
+
+
+def _speed(name: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        speed = int(Path(f"/sys/class/net/{name}/speed").read_text(encoding="ascii"))
+        return speed if speed > 0 else None
+    return None
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return ""

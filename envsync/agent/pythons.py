@@ -1,0 +1,154 @@
+"""The interpreters of a host: which there are, and which one an environment gets."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterable, Iterator
+
+from .layout import Cache, fresh
+
+__all__ = ["choose", "find", "look"]
+
+Python = Dict[str, Any]
+
+_MINORS = tuple(range(8, 21))
+_HOMES = (
+    "/usr/local/bin",
+    "/usr/bin",
+    "/opt/*/bin",
+    "~/.pyenv/versions/*/bin",
+    "~/.local/share/uv/python/*/bin",
+)
+_QUESTION = """
+import json, os, sys, _imp
+libc = None
+try:
+    libc = os.confstr("CS_GNU_LIBC_VERSION").split()
+except Exception:
+    pass
+suffix = next((s for s in _imp.extension_suffixes() if s.count(".") > 1), "")
+print(json.dumps({
+    "implementation": sys.implementation.name,
+    "version": "%d.%d.%d" % sys.version_info[:3] + (
+        {"alpha": "a", "beta": "b", "candidate": "rc"}[sys.version_info[3]] + str(sys.version_info[4])
+        if sys.version_info[3] != "final" else ""),
+    "executable": sys.executable,
+    "prefix": sys.prefix,
+    "base_prefix": sys.base_prefix,
+    "soabi": suffix.split(".")[1] if suffix else "",
+    "system": sys.platform,
+    "machine": os.uname().machine,
+    "libc": libc,
+    "free_threaded": not getattr(sys, "_is_gil_enabled", lambda: True)(),
+}))
+"""
+
+
+def look(executable: str) -> Python | None:
+    """Run an interpreter and return what it is, or None if it does not run or is older than 3.8."""
+    try:
+        done = subprocess.run(
+            [executable, "-I", "-S", "-c", _QUESTION],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=10,
+            check=True,
+        )
+        found = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("executable") else None
+
+
+def find(cache: Cache, hints: Iterable[str] = ()) -> list[Python]:
+    """Return the interpreters of this host, the hinted ones first, then those shipped here, then the others.
+
+    What an executable is, is remembered for as long as the file stays the same.
+
+    Parameters
+    ----------
+    cache : Cache
+        Where the shipped ones are, and the memory.
+    hints : iterable of str
+        Executables that may be interpreters.
+    """
+    memory = cache.memory / "pythons.json"
+    known: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    places: dict[str, str] = {}  # real file: the first name it was found by
+    for candidate in _candidates(cache, hints):
+        places.setdefault(os.path.realpath(candidate), candidate)
+    stamps = {name: _stamp(real) for real, name in places.items()}
+    new = [name for name in places.values() if known.get(name, {}).get("stamp") != stamps[name]]
+    if new:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for name, found in zip(new, pool.map(look, new)):
+                known[name] = {"stamp": stamps[name], "python": found}
+        with contextlib.suppress(OSError):
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            part = fresh(memory.parent, ".pythons-")
+            part.write_text(json.dumps({name: known[name] for name in places.values()}), encoding="utf-8")
+            part.replace(memory)
+    found_all = [known[name]["python"] for name in places.values()]
+    return [python for python in found_all if python is not None]
+
+
+def choose(pythons: Iterable[Python], version: str, implementation: str) -> Python | None:
+    """Return the interpreter for an environment: the exact version, else one of the same minor version.
+
+    Parameters
+    ----------
+    pythons : iterable of dict
+        As `find` gives them.
+    version : str
+        Such as ``"3.11.7"``.
+    implementation : str
+        Such as ``"cpython"``.
+    """
+    fit = [p for p in pythons if p["implementation"] == implementation and not p.get("free_threaded")]
+    for python in fit:
+        if python["version"] == version:
+            return python
+    minor = version.split(".")[:2]
+    same = [
+        p for p in fit if p["version"].split(".")[:2] == minor and p["version"].replace(".", "").isdigit()
+    ]
+    return max(same, key=lambda p: [int(part) for part in p["version"].split(".")], default=None)
+
+
+def _candidates(cache: Cache, hints: Iterable[str]) -> Iterator[str]:
+    yield from (hint for hint in hints if os.access(hint, os.X_OK))
+    yield from sorted(str(path) for path in cache.pythons.glob("[!.]*/bin/python3"))
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    for pattern in _HOMES:
+        with contextlib.suppress(RuntimeError, OSError):  # RuntimeError: there is no home folder
+            full = Path(pattern).expanduser()
+            folders += sorted(Path(full.anchor).glob(str(full.relative_to(full.anchor))))
+    for folder in folders:
+        if folder.name == "shims":
+            continue  # pyenv's: scripts that ask which one is meant
+        for name in ("python3", *(f"python3.{minor}" for minor in _MINORS)):
+            path = folder / name
+            with contextlib.suppress(OSError):
+                if os.access(path, os.X_OK) and not _in_environment(path):
+                    yield str(path)
+
+
+def _in_environment(path: Path) -> bool:
+    """Return whether an interpreter is a virtual environment's: those come and go."""
+    return (path.parent.parent / "pyvenv.cfg").is_file()
+
+
+def _stamp(real: str) -> list[int]:
+    try:
+        status = Path(real).stat()
+    except OSError:
+        return []
+    return [status.st_mtime_ns, status.st_size, status.st_ino]

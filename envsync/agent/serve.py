@@ -1,0 +1,265 @@
+"""The agent's conversation with its client: JSON lines in, JSON lines out, and the end of everything."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import platform
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable, Mapping
+
+from .blobs import lacking
+from .family import adopt, descendants, end_all, reap
+from .installing import Runner
+from .layout import Cache, Problem, checked_name, disk_problem
+from .placing import place_trees
+from .probe import probe
+from .pythons import find
+from .realise import realise, report, sweep, unpack_python
+from .supervise import Child, spawn
+
+__all__ = ["serve"]
+
+_WAITING = 2000  # log events that may wait for a slow client
+_TIDY = 5.0  # seconds between two looks for what adopted processes left
+_GRACE = 5.0  # seconds that processes have to end by themselves when the agent ends
+
+Answer = Callable[..., Any]
+
+
+def serve(root: str, grace: float, hints: list[str]) -> None:
+    """Serve one client on standard input and output, until it is gone.
+
+    Parameters
+    ----------
+    root : str
+        The cache folder.
+    grace : float
+        Seconds without a line from the client after which it counts as gone.
+    hints : list of str
+        Interpreters that the client knows of.
+    """
+    _Server(Cache(Path(root)), grace, hints).run()
+
+
+class _Server:
+    def __init__(self, cache: Cache, grace: float, hints: list[str]) -> None:
+        self.cache = cache
+        self.grace = grace
+        self.hints = hints
+        self.out = _Out(sys.stdout.fileno())
+        self.runner = Runner()
+        self.children: dict[str, Child] = {}
+        self.adopting = adopt()
+        self.wake, self.woken = os.pipe()
+        self.leaving = False
+        self.quick: dict[str, Answer] = {"spawn": self.spawn, "signal": self.signal}
+        self.slow: dict[str, Answer] = {
+            "probe": lambda request: probe(self.cache, find(self.cache, self.hints)),
+            "lacking": lambda request: lacking(self.cache, request["digests"]),
+            "realise": self.realise,
+            "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
+            "report": lambda request: report(Path(request["prefix"])),
+            "place_trees": lambda request: place_trees(self.cache, request["trees"]),
+            "stop": self.stop,
+            "sweep": lambda request: sweep(self.cache),
+        }
+
+    def run(self) -> None:
+        """Answer until the client is gone, then end what it started."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, self._terminated)
+        self.out.emit(
+            {
+                "event": "hello",
+                "cache": str(self.cache.root),
+                "agent": str(Path(sys.argv[0]).resolve()),
+                "python": sys.executable,
+                "version": platform.python_version(),
+                "pid": os.getpid(),
+            }
+        )
+        try:
+            self._listen()
+        finally:
+            self._end()
+
+    def _terminated(self, *_: object) -> None:
+        self.leaving = True
+        with contextlib.suppress(OSError):
+            os.write(self.woken, b"x")
+
+    def _listen(self) -> None:
+        buffer = bytearray()
+        heard = tidied = time.monotonic()
+        suspects: set[int] = set()
+        while not self.leaving and not self.out.broken:
+            left = heard + self.grace - time.monotonic()
+            if left <= 0:
+                return
+            ready, _, _ = select.select([0, self.wake], [], [], min(left, _TIDY, 1.0))
+            if 0 in ready:
+                data = os.read(0, 1 << 20)
+                if not data:
+                    return
+                heard = time.monotonic()
+                searched = len(buffer)
+                buffer += data
+                if b"\n" in memoryview(buffer)[searched:].tobytes():
+                    *lines, rest = bytes(buffer).split(b"\n")
+                    buffer = bytearray(rest)
+                    for line in lines:
+                        self._take(line)
+            if self.adopting and time.monotonic() - tidied > _TIDY:
+                tidied = time.monotonic()
+                spare = {child.pid for child in self.children.values()} | self.runner.pids()
+                suspects = reap(spare, suspects)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            request = json.loads(line)
+            verb = request["do"]
+        except (ValueError, KeyError, TypeError):
+            return
+        if verb == "ping":
+            self.out.emit({"event": "pong"})
+        elif verb == "quit":
+            self.leaving = True
+            self._stop_all()
+            self.out.emit({"id": request.get("id"), "ok": None})
+        elif verb in self.quick:  # in this thread: a child dies with the thread that started it
+            self._answer(self.quick[verb], request)
+        else:
+            work = self.slow.get(verb, _unknown)
+            threading.Thread(target=self._answer, args=(work, request), daemon=True).start()
+
+    def _answer(self, work: Answer, request: dict[str, Any]) -> None:
+        number = request.get("id")
+        try:
+            answer: dict[str, Any] = {"id": number, "ok": work(request)}
+        except Problem as problem:
+            answer = {"id": number, "error": problem.to_dict()}
+        except OSError as error:
+            answer = {"id": number, "error": disk_problem(error, f"{request['do']} failed").to_dict()}
+        except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
+            traceback.print_exc()
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            hint = "This is a defect of envsync: please report it."
+            answer = {"id": number, "error": Problem("defect", f"{request['do']}: {what}", hint).to_dict()}
+        self.out.emit(answer)
+
+    def spawn(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """Start a process."""
+        key = f"{checked_name(request['cluster'])}/{checked_name(request['name'])}"
+        before = self.children.get(key)
+        if before is not None and not before.ended.is_set():
+            raise Problem("process", f"a process {key} runs already", "Stop it first.")
+        child = self.children[key] = spawn(self.cache, self.out.emit, request)
+        return {"pid": child.pid}
+
+    def signal(self, request: Mapping[str, Any]) -> None:
+        """Send a signal to a process's group."""
+        self._child(request).signal(int(request["signal"]))
+
+    def stop(self, request: Mapping[str, Any]) -> None:
+        """End a process."""
+        self._child(request).stop(float(request["grace"]))
+
+    def realise(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Make an environment."""
+
+        def emit(event: dict[str, Any]) -> None:
+            self.out.emit({**event, "id": request["id"]})
+
+        return realise(self.cache, self.runner, emit, {**request, "hints": self.hints})
+
+    def _child(self, request: Mapping[str, Any]) -> Child:
+        try:
+            return self.children[request["key"]]
+        except KeyError:
+            raise Problem("process", f"there is no process {request['key']}") from None
+
+    def _stop_all(self) -> None:
+        stopping = [threading.Thread(target=c.stop, args=(_GRACE,)) for c in self.children.values()]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
+
+    def _end(self) -> None:
+        self.runner.close()
+        self._stop_all()
+        if self.adopting:
+            end_all(descendants([os.getpid()]), grace=1.0)
+        self.out.close()
+        os._exit(0)
+
+
+class _Out:
+    """Standard output, written by its own thread, so that a client that does not read stops nobody here."""
+
+    def __init__(self, handle: int) -> None:
+        self.broken = False
+        self._handle = handle
+        self._waiting: collections.deque[dict[str, Any]] = collections.deque()
+        self._logs = 0
+        self._lost: dict[str, int] = {}
+        self._change = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def emit(self, message: dict[str, Any]) -> None:
+        """Send a message; log lines that a slow client has no room for are counted instead."""
+        with self._change:
+            if message.get("event") == "log":
+                if self._logs >= _WAITING:
+                    key = message["key"]
+                    self._lost[key] = self._lost.get(key, 0) + len(message["lines"])
+                    return
+                self._logs += 1
+            self._waiting.append(message)
+            self._change.notify()
+
+    def close(self, patience: float = 2.0) -> None:
+        """Write what waits, and no more."""
+        with self._change:
+            self._closing = True
+            self._change.notify()
+        self._thread.join(patience)
+
+    def _write(self) -> None:
+        while True:
+            with self._change:
+                while not self._waiting:
+                    if self._closing:
+                        return
+                    self._change.wait()
+                message = self._waiting.popleft()
+                if message.get("event") == "log":
+                    self._logs -= 1
+                    lost = self._lost.pop(message["key"], 0)
+                    if lost:
+                        message["lines"].append(f"[{lost} lines left out here; the log file has them]")
+            data = memoryview(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+            try:
+                while data:
+                    data = data[os.write(self._handle, data) :]
+            except OSError:
+                self.broken = True
+                return
+
+
+def _unknown(request: Mapping[str, Any]) -> None:
+    raise Problem("usage", f"this agent does not know how to {request['do']}")

@@ -1,0 +1,129 @@
+"""The client's part in making an environment on a host: give what is lacking, ask again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import RealiseError, UnfitHostError
+from envsync.runner.hosts.local import Local
+from envsync.runner.session import Environment
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping
+
+    from envsync.hooks import Hooks
+    from envsync.lock import Lock
+    from envsync.runner.session import Session
+
+__all__ = ["realise"]
+
+_ROUNDS = 4
+
+
+async def realise(
+    session: Session,
+    lock: Lock,
+    *,
+    hooks: Hooks,
+    fetch: Callable[[Collection[str]], Awaitable[None]] | None,
+    online: bool,
+    environment: Mapping[str, str],
+) -> Environment:
+    """Make a lock's environment exist on a session's host. See `Session.realise`."""
+    began = time.monotonic()
+    here = isinstance(session.host, Local)
+    request = await _request(session, lock, here=here, online=online)
+    if here:
+        request["environment"] = dict(environment)
+    for _ in range(_ROUNDS):
+        answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
+        if "prefix" in answer:
+            break
+        await _give(session, lock, answer, request, hooks, fetch)
+        request["online"] = False
+    else:
+        raise RealiseError(
+            "the host still lacks what was sent to it",
+            where=session.host.name,
+            hint="Something removes files from its cache folder: set cache= to another one.",
+        )
+    for note in answer["notes"]:
+        hooks.note(session.host.name, note)
+    what = "made" if answer["created"] else "found and checked"
+    hooks.done(session.host.name, f"environment {lock.digest[:12]} {what}", time.monotonic() - began)
+    return Environment(
+        digest=lock.digest,
+        prefix=answer["prefix"],
+        python=answer["python"],
+        created=answer["created"],
+        report={
+            **answer["report"],
+            "who": f"agent on {session.host.name}",
+            "host": session.host.name,
+        },
+    )
+
+
+async def _request(session: Session, lock: Lock, *, here: bool, online: bool) -> dict[str, Any]:
+    if here:
+        from envsync.uv import find_uv
+
+        uv = {"path": str(await asyncio.to_thread(find_uv))}
+    else:
+        uv = {"digest": await session.supply.uv(lock.target)}
+    return {
+        "digest": lock.digest,
+        "python": lock.target.python,
+        "implementation": lock.target.implementation,
+        "artifacts": [
+            {
+                "name": artifact.name,
+                "version": artifact.version,
+                "filename": artifact.filename,
+                "sha256": artifact.sha256,
+                "url": artifact.url,
+                "index": artifact.index,
+            }
+            for artifact in lock.artifacts()
+        ],
+        "uv": uv,
+        "online": online,
+        "own_uv_cache": here,
+        "environment": {},
+    }
+
+
+async def _give(
+    session: Session,
+    lock: Lock,
+    answer: Mapping[str, Any],
+    request: Mapping[str, Any],
+    hooks: Hooks,
+    fetch: Callable[[Collection[str]], Awaitable[None]] | None,
+) -> None:
+    """Send what the agent said is lacking."""
+    supply = session.supply
+    if answer["python"]:
+        archive = await supply.interpreter(lock.target)
+        if archive.version.split(".")[:2] != lock.target.python.split(".")[:2]:
+            raise UnfitHostError(
+                f"there is no Python {lock.target.python} there, and the one to send is {archive.version}",
+                where=session.host.name,
+                hint="Install that Python there, or run envsync with the Python that the lock is for.",
+            )
+        await session.send([archive.digest], what=f"Python {archive.version}")
+        await session.request("unpack_python", version=archive.version, digest=archive.digest)
+    lacking = set(answer["lacking"])
+    if lacking:
+        absent = lacking - await asyncio.to_thread(supply.store.has, lacking)
+        if absent and fetch is not None:
+            await fetch(absent)
+        elif absent:
+            from envsync.collect import collect
+
+            await collect(lock, supply.store, supply.settings, only=absent, hooks=hooks)
+        await session.send(lacking, what="wheels")
+    if answer["uv"]:
+        await session.send([request["uv"]["digest"]], what="uv")

@@ -1,0 +1,134 @@
+"""Blobs on their way to a host, over a channel of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import shlex
+import time
+from typing import TYPE_CHECKING
+
+from envsync.errors import AgentError, EnvsyncError, HostError, UnfitHostError
+from envsync.runner.wire import error_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from envsync.hooks import Hooks
+    from envsync.runner.hosts.base import Channel
+    from envsync.runner.session import Session
+    from envsync.store import Store
+
+__all__ = ["agent_command", "send"]
+
+_CHUNK = 256 * 1024
+
+
+def agent_command(python: str, agent: str, *arguments: str) -> str:
+    """Return the shell command that runs a verb of an agent."""
+    return shlex.join([python, "-I", "-S", agent, *arguments])
+
+
+async def send(session: Session, digests: Sequence[str], *, what: str = "") -> None:
+    """Send blobs, whether the host has them or not. What arrived before a failure stays there.
+
+    Parameters
+    ----------
+    session : Session
+        Whose host they go to, from its supply's store.
+    digests : sequence of str
+        The blobs.
+    what : str, optional
+        What they are, for the hooks.
+
+    Raises
+    ------
+    CorruptBlobError
+        One arrived as other bytes than it should be.
+    UnfitHostError
+        They do not fit there.
+    AgentError
+        The receiving end failed.
+    """
+    store, hooks, where = session.supply.store, session.hooks, session.host.name
+    began = time.monotonic()
+    sizes = await asyncio.to_thread(lambda: {digest: _size(store, digest) for digest in digests})
+    hooks.step(where, f"sending {what or 'files'}")
+    channel = await session.host.start(agent_command(session.python, session.agent, "receive", session.cache))
+    async with channel:
+        sending = asyncio.create_task(_write(channel, store, sizes, hooks, where))
+        try:
+            problem = await _answers(channel, set(digests), where)
+        except BaseException:
+            sending.cancel()
+            raise
+        sending.cancel()
+        result = (await asyncio.gather(sending, return_exceptions=True))[0]
+        # What the client could not read, or what the host said, comes before a pipe that broke because of it.
+        if isinstance(result, EnvsyncError) and not isinstance(result, HostError):
+            raise result
+        if problem is not None:
+            raise problem
+    total = sum(sizes.values())
+    hooks.done(where, f"sent {what or 'files'}: {len(sizes)}, {total / 1e6:.1f} MB", time.monotonic() - began)
+
+
+async def _write(channel: Channel, store: Store, sizes: dict[str, int], hooks: Hooks, where: str) -> None:
+    done, total = 0, sum(sizes.values())
+    frames = _frames(store, sizes)
+    try:
+        while chunk := await asyncio.to_thread(next, frames, b""):
+            await channel.write(chunk)
+            done = min(done + len(chunk), total)
+            hooks.progress(where, done, total, "B")
+    finally:
+        await channel.write_eof()
+
+
+def _frames(store: Store, sizes: dict[str, int]) -> Iterator[bytes]:
+    """Yield the stream in pieces of about the same size, however small the blobs are."""
+    buffer = io.BytesIO()
+    for digest, size in sizes.items():
+        buffer.write(json.dumps({"digest": digest, "size": size}).encode() + b"\n")
+        with store.open(digest) as file:
+            while data := file.read(_CHUNK):
+                buffer.write(data)
+                if buffer.tell() >= _CHUNK:
+                    yield buffer.getvalue()
+                    buffer = io.BytesIO()
+    buffer.write(b'{"end": true}\n')
+    yield buffer.getvalue()
+
+
+async def _answers(channel: Channel, expected: set[str], where: str) -> EnvsyncError | None:
+    """Read the answers; returns the first problem."""
+    problem: EnvsyncError | None = None
+    while expected:
+        line = await channel.readline()
+        if not line:
+            if problem is not None:
+                return problem
+            tail = (await channel.read_stderr()).decode(errors="replace").strip()
+            return AgentError(
+                f"the host stopped taking files with {len(expected)} to go",
+                where=where,
+                hint=tail or "Try again: what arrived is kept.",
+            )
+        answer = json.loads(line)
+        if "error" in answer:
+            problem = problem or error_of(answer["error"], where)
+            if isinstance(problem, UnfitHostError):
+                return problem
+            expected.discard(answer.get("digest", ""))
+        else:
+            expected.discard(answer["stored"])
+    return problem
+
+
+def _size(store: Store, digest: str) -> int:
+    path = store.path(digest)
+    if path is not None:
+        return path.stat().st_size
+    with store.open(digest) as file:
+        return file.seek(0, io.SEEK_END)
