@@ -1,9 +1,14 @@
 # The two commands: make demo, make test. Everything else serves them.
+# Nothing is assumed but make and a Python 3.10+ with venv; an activated environment is left alone.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+SOURCES = envsync runner plugins tests examples benchmarks
+READY = $(BIN)/.ready
 
-.PHONY: demo test check lint types imports unit examples bench clean
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+
+.PHONY: help ready demo test unit check lint format types imports examples bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -12,39 +17,51 @@ help:
 	@echo "make check   lint, types, import rules, tests without the lab (under two minutes)"
 	@echo "make bench   the benchmarks, side by side with other tools"
 
-$(BIN)/.ready: pyproject.toml
+ready: $(READY)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "envsync needs Python 3.10 or newer: make PYTHON=/path/to/python3 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --editable . --group dev
-	touch $@
+	@touch $@
 
-demo: $(BIN)/.ready
-	$(BIN)/python examples/demo.py
+demo: $(READY)
+	@$(BIN)/python examples/demo.py
 
-test: $(BIN)/.ready
+# -rs lists every test that was skipped, and why
+test: $(READY)
 	$(BIN)/python -m tests.lab.install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -rs
 
-lint: $(BIN)/.ready
-	$(BIN)/ruff check envsync runner plugins tests examples benchmarks
-	$(BIN)/ruff format --check envsync runner plugins tests examples benchmarks
+unit: $(READY)
+	$(BIN)/python -m pytest -q -m "not lab and not slow"
 
-types: $(BIN)/.ready
+lint: $(READY)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/vermin --no-tips --quiet --target=3.8- --violations plugins envsync/agent
+
+format: $(READY)
+	$(BIN)/ruff check --fix-only $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+types: $(READY)
 	$(BIN)/mypy
 
-imports: $(BIN)/.ready
-	$(BIN)/lint-imports
-
-unit: $(BIN)/.ready
-	$(BIN)/python -m pytest -m "not lab and not slow"
+imports: $(READY)
+	$(BIN)/lint-imports --no-cache
 
 check: lint types imports unit
 
-examples: $(BIN)/.ready
-	for example in examples/[!_]*.py; do echo "== $$example"; $(BIN)/python $$example || exit 1; done
+examples: $(READY)
+	@for example in examples/[!_]*.py; do \
+	  echo "== $$example"; $(BIN)/python $$example || exit 1; \
+	done
 
-bench: $(BIN)/.ready
-	$(BIN)/python -m benchmarks
+bench: $(READY)
+	@$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
