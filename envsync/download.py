@@ -98,12 +98,20 @@ class Downloader:
 
     async def __aenter__(self) -> Downloader:
         context = await asyncio.to_thread(_trust, self.settings)
+        limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
+        proxy = self.settings.proxy
+        trusting = {
+            f"https://{host}": httpx.AsyncHTTPTransport(verify=False, limits=limits, proxy=proxy)
+            for host in self.settings.trusted_hosts  # the user said so, in pip's or uv's own words
+        }
         self._client = httpx.AsyncClient(
             verify=context,
             timeout=TIMEOUT,
             follow_redirects=True,
             headers=HEADERS,
-            limits=httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE),
+            limits=limits,
+            proxy=proxy,
+            mounts=trusting,
         )
         return self
 
@@ -259,10 +267,12 @@ def _trust(settings: IndexSettings) -> ssl.SSLContext:
     """The system's certificates, certifi's, and those that the user names."""
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
-    named = [getattr(settings, "cert", None)]
+    named = [settings.cert]
     named += [os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")]
     for path in dict.fromkeys(filter(None, named)):
         _trust_also(context, str(path))
+    if settings.client_cert:
+        context.load_cert_chain(settings.client_cert)
     return context
 
 
