@@ -20,12 +20,11 @@ from envsync.runner.hosts.local import Local
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from envsync.target import Target
-
     from envsync.hooks import Hooks
     from envsync.interpreter import InterpreterArchive
     from envsync.runner.hosts.base import Channel, Host
     from envsync.supply import Supply
+    from envsync.target import Target
 
 __all__ = ["Findings", "script", "start_agent"]
 
@@ -34,7 +33,7 @@ _CHUNK = 256 * 1024
 _MOVE = "Set cache= (or ENVSYNC_CACHE on that host) to a folder there that you can write."
 _NEWEST = 20  # minor versions of Python 3 that are looked for
 
-# Written for dash and busybox. What it has to say is in lines that begin with @envsync; a login script may say more.
+# Written for dash and busybox. What it says begins with @envsync; login scripts may say more.
 _SCRIPT = """\
 say() { printf '@envsync %s\\n' "$*"; }
 flat() { printf '%s' "$*" | tr '\\n' ' '; }
@@ -60,8 +59,10 @@ if ! why=$(
 fi
 rm -f "$try"
 agent=$cache/bin/agent-DIGEST.pyz
+which='import sys; print("%d.%d.%d" % sys.version_info[:3])'
 good='import sys, importlib.util as u
-sys.exit(sys.version_info < (3, 8) or not all(map(u.find_spec, ("json", "ctypes", "fcntl", "tarfile", "zlib"))))'
+wants = "json", "ctypes", "fcntl", "tarfile", "zlib"
+sys.exit(sys.version_info < (3, 8) or not all(map(u.find_spec, wants)))'
 python=
 unfit=
 for name in HINTS NAMES "$cache"/pythons/*/bin/python3 /usr/local/bin/python3 /opt/*/bin/python3; do
@@ -83,7 +84,7 @@ say free "$(df -Pk "$cache" 2>/dev/null | tail -n 1)"
 [ -z "$python" ] || say python "$python"
 [ ! -f "$agent" ] || say agent "$agent"
 for path in $unfit; do
-  version=$("$path" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' </dev/null 2>/dev/null) || continue
+  version=$("$path" -c "$which" </dev/null 2>/dev/null) || continue
   say unfit "$version $path"
 done
 for tool in tar gzip; do if command -v $tool >/dev/null 2>&1; then say tool $tool; fi; done
@@ -229,7 +230,7 @@ async def start_agent(
                 if tail
                 else "Log in and try: sh -c true",
             )
-        _check(findings, host.name, cache)
+        _check(findings, host.name)
         if "python" in lacking:
             await _ship_python(host, findings, supply, hooks)
         if "agent" in lacking:
@@ -261,7 +262,7 @@ def _trouble(findings: Findings) -> set[str]:
     return {name for name in ("homeless", "unwritable") if getattr(findings, name) is not None}
 
 
-def _check(findings: Findings, where: str, cache: str | None) -> None:
+def _check(findings: Findings, where: str) -> None:
     """Raise what keeps this host from being used at all."""
     if findings.homeless is not None:
         home = f"the home folder {findings.homeless} is not there" if findings.homeless else "HOME is not set"
@@ -283,7 +284,7 @@ def _check(findings: Findings, where: str, cache: str | None) -> None:
 async def _ship_python(host: Host, findings: Findings, supply: Supply, hooks: Hooks) -> None:
     if findings.noexec:
         raise UnfitHostError(
-            f"programs in {findings.cache} may not be executed (mounted noexec?), and there is {findings.pythons()}",
+            f"there is {findings.pythons()}, and programs in {findings.cache} may not be executed (noexec?)",
             where=host.name,
             hint="Set cache= (or ENVSYNC_CACHE on that host) to a folder where programs may run.",
         )

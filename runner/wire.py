@@ -1,7 +1,7 @@
 """Requests, answers and events between a client and one agent, over one channel.
 
-Every line is one JSON object. A request carries an ``id`` and a verb (``do``); its answer carries the same ``id``
-and ``ok`` or ``error``; an event carries ``event`` and, where it belongs to a request, that request's ``id``.
+Every line is one JSON object. A request has an ``id`` and a verb (``do``); its answer has the same ``id`` and
+``ok`` or ``error``; an event has ``event`` and, where it belongs to a request, that request's ``id``.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Wire:
                     AgentError(
                         f"the agent has said nothing for {silent:.0f} s",
                         where=self.where,
-                        hint="The host hangs or is not reachable any more; look whether you can log in there.",
+                        hint="The host hangs or is not reachable any more: try to log in there.",
                     )
                 )
                 await self.channel.close()

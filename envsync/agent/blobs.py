@@ -26,7 +26,8 @@ def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
 
     A frame is a line ``{"digest": ..., "size": ...}`` and so many bytes; the line ``{"end": true}`` ends the
     stream, and without it the stream was cut off. Each frame is answered by a line ``{"stored": digest}`` or
-    ``{"error": ...}``. A blob appears whole or not at all, so that a stream that broke goes on with what is lacking.
+    ``{"error": ...}``. A blob appears whole or not at all:
+    after a stream that broke, what is lacking is asked for again.
 
     Parameters
     ----------
@@ -66,7 +67,7 @@ def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
     with taken_back(fresh(cache.blobs, ".unfinished-")) as part:
         try:
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 while left:
                     data = _some(source, left)
                     left -= len(data)

@@ -23,7 +23,7 @@ def adopt() -> bool:
 
 
 def descendants(pids: Iterable[int]) -> dict[int, str]:
-    """Return all that these processes started, and so on: number to starting time. Themselves not included."""
+    """Return all that these processes started, and so on, without themselves: number to starting time."""
     children: dict[int, list[tuple[int, str]]] = {}
     for pid, (_, parent, started) in _all().items():
         children.setdefault(parent, []).append((pid, started))
@@ -49,7 +49,7 @@ def end_all(family: dict[int, str], grace: float = 0.0) -> None:
 def reap(spare: set[int], suspects: set[int]) -> set[int]:
     """Collect adopted processes that have ended, and return those to collect next time if they still wait.
 
-    One that somebody here waits for must not be collected: those are in `spare`, or are gone by the next time.
+    One that somebody here waits for must not be collected: it is in `spare`, or is gone by the next time.
     """
     me = os.getpid()
     waiting = {pid for pid, (state, parent, _) in _all().items() if parent == me and state == "Z"} - spare

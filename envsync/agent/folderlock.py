@@ -24,8 +24,7 @@ class FolderLock:
     """Held by whoever could make the folder, which works on every file system, NFS too.
 
     The holder touches it every few seconds. Whoever waits breaks it when its holder is known to be dead (same
-    machine), or has not touched it for a while: measured by the waiter's own clock, since two machines' clocks
-    differ.
+    machine), or has not touched it for a while by the waiter's own clock: two machines' clocks differ.
 
     Parameters
     ----------

@@ -29,9 +29,9 @@ class _Pci(ctypes.Structure):
 def gpus(library: str = "libnvidia-ml.so.1") -> list[dict[str, Any]]:
     """Return this host's GPUs, an empty list where there is no driver.
 
-    Each is ``{"index", "name", "uuid", "memory", "free", "driver", "cuda", "pci", "numa", "mig"}``: memory in bytes,
-    the driver's version and the newest CUDA that it runs, the NUMA node or None, and the MIG instances, each
-    ``{"name", "uuid", "memory"}`` (None where MIG is off).
+    Each is ``{"index", "name", "uuid", "memory", "free", "driver", "cuda", "pci", "numa", "mig"}``: memory in
+    bytes, the driver's version and the newest CUDA that it runs, the NUMA node or None, and the MIG
+    instances, each ``{"name", "uuid", "memory"}`` (None where MIG is off).
 
     Parameters
     ----------

@@ -99,7 +99,8 @@ def pylock(artifacts: Iterable[Artifact], paths: Mapping[str, Path]) -> str:
     for artifact in artifacts:
         path = paths.get(artifact["sha256"])
         place = f"path = {_quoted(str(path))}" if path else f"url = {_quoted(artifact['url'])}"
-        wheel = f"name = {_quoted(artifact['filename'])}, {place}, hashes = {{ sha256 = {_quoted(artifact['sha256'])} }}"
+        sha256 = _quoted(artifact["sha256"])
+        wheel = f"name = {_quoted(artifact['filename'])}, {place}, hashes = {{ sha256 = {sha256} }}"
         packages.append("[[packages]]")
         packages += [f"{key} = {_quoted(artifact[key])}" for key in ("name", "version")]
         if not path and artifact.get("index"):
@@ -110,11 +111,11 @@ def pylock(artifacts: Iterable[Artifact], paths: Mapping[str, Path]) -> str:
 
 def reachable(urls: Iterable[str], seconds: float = 2.0) -> bool:
     """Return whether this host can connect to every server of these URLs (or to its proxy)."""
-    for address in sorted({_server(url) for url in urls}):
-        try:
+    try:
+        for address in sorted({_server(url) for url in urls}):
             socket.create_connection(address, timeout=seconds).close()
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 

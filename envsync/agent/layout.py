@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -16,6 +17,7 @@ __all__ = ["Cache", "Emit", "Problem", "checked_digest", "checked_name", "disk_p
 
 Emit = Callable[[Dict[str, Any]], None]
 
+_EMPTY = hashlib.sha256().hexdigest()
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _SETTING = "set cache= (or ENVSYNC_CACHE on that host) to a folder that you can write"
@@ -99,11 +101,9 @@ class Cache:
         return self.blobs / digest[:2] / digest
 
     def has(self, digest: str) -> bool:
-        """Return whether a blob is here. An empty file is what a power cut left, unless it should be empty."""
+        """Return whether a blob is here. An empty file that should not be is what a power cut left."""
         try:
-            return self.blob(digest).stat().st_size > 0 or digest.startswith(
-                "e3b0c44298fc1c149afbf4c8996fb924"
-            )
+            return self.blob(digest).stat().st_size > 0 or digest == _EMPTY
         except OSError:
             return False
 

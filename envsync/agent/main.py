@@ -14,7 +14,8 @@ def main(argv: list[str]) -> int:
     Parameters
     ----------
     argv : list of str
-        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG`` or ``scan [--no-records]``.
+        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG`` or
+        ``scan [--no-records]``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":

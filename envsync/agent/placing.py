@@ -18,8 +18,8 @@ _CLONE = 0x40049409  # FICLONE
 def place_trees(cache: Cache, trees: Iterable[Mapping[str, Any]]) -> list[str]:
     """Make source trees exist and return their folders.
 
-    Files are copies, sharing their blocks with the blobs where the file system can do that: code may write to its
-    own files, as on the machine it comes from, and must not change a blob by that.
+    Files are copies, which share their blocks with the blobs where the file system can do that: code may
+    write to its own files, as on the machine it comes from, and must not change a blob by that.
 
     Parameters
     ----------

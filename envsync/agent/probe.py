@@ -43,10 +43,10 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON types: ``hostname user uid home system machine kernel libc python pythons cores cores_total affinity
-        memory memory_total numa gpus cuda_visible_devices nics addresses disk``. Sizes are bytes; ``cores`` (a
-        float where a limit is a fraction) and ``memory`` are what processes here may use, limits of cgroups
-        included.
+        JSON types: ``hostname user uid home system machine kernel libc python pythons cores cores_total
+        affinity memory memory_total numa gpus cuda_visible_devices nics addresses disk``. Sizes are bytes;
+        ``cores`` (a float where a limit is a fraction) and ``memory`` are what processes here may use, limits
+        of cgroups included.
     """
     total = _meminfo(Path("/"))
     nics = interfaces()
@@ -103,7 +103,7 @@ def memory(root: Path = Path("/")) -> int:
 
 
 def numa(root: Path = Path("/")) -> list[dict[str, Any]]:
-    """Return the NUMA nodes: ``{"node", "cores": list, "memory": bytes}``; none where the kernel names none."""
+    """Return the NUMA nodes that the kernel names: ``{"node", "cores": list, "memory": bytes}``."""
     found = []
     for folder in (root / "sys/devices/system/node").glob("node[0-9]*"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -119,7 +119,7 @@ def numa(root: Path = Path("/")) -> list[dict[str, Any]]:
 
 
 def interfaces() -> list[dict[str, Any]]:
-    """Return the network interfaces: ``{"name", "addresses", "up", "loopback", "speed"}`` (Mbit/s or None)."""
+    """Return the network interfaces: ``{"name", "addresses", "up", "loopback", "speed"}`` (Mbit/s)."""
     six = dict(_six())
     found = []
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:

@@ -94,7 +94,7 @@ def unpack_python(cache: Cache, version: str, digest: str) -> dict[str, Any]:
             part.mkdir(parents=True)
             with taken_back(part), tarfile.open(cache.blob(digest), "r:gz") as archive:
                 for member in archive.getmembers():
-                    if os.path.isabs(member.name) or ".." in member.name.split("/"):
+                    if member.name.startswith("/") or ".." in member.name.split("/"):
                         raise Problem("corrupt", f"the archive of Python {version} leads out of its folder")
                 archive.extractall(part)  # noqa: S202 - the names were looked at
                 with contextlib.suppress(FileExistsError):
@@ -265,7 +265,7 @@ class _Build:
         name = artifact["filename"]
         if "/" in name or name.startswith("."):
             raise Problem("usage", f"{name!r} is not a wheel's name")
-        path = self.cache.wheels / checked_digest(artifact["sha256"]) / name
+        path: Path = self.cache.wheels / checked_digest(artifact["sha256"]) / name
         if not path.is_file():
             link(self.cache.blob(artifact["sha256"]), path)
         return path

@@ -13,13 +13,14 @@ import sys
 import threading
 import time
 import traceback
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
 from .blobs import lacking
 from .family import adopt, descendants, end_all, reap
 from .installing import Runner
-from .layout import Cache, Problem, checked_name, disk_problem
+from .layout import Cache, Problem, checked_name, disk_problem, fresh, remove, taken_back
 from .placing import place_trees
 from .probe import probe
 from .pythons import find
@@ -63,14 +64,14 @@ class _Server:
         self.leaving = False
         self.quick: dict[str, Answer] = {"spawn": self.spawn, "signal": self.signal}
         self.slow: dict[str, Answer] = {
-            "probe": lambda request: probe(self.cache, find(self.cache, self.hints)),
+            "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
             "lacking": lambda request: lacking(self.cache, request["digests"]),
             "realise": self.realise,
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
             "report": lambda request: report(Path(request["prefix"])),
             "place_trees": lambda request: place_trees(self.cache, request["trees"]),
             "stop": self.stop,
-            "sweep": lambda request: sweep(self.cache),
+            "sweep": lambda _: sweep(self.cache),
         }
 
     def run(self) -> None:
@@ -89,6 +90,7 @@ class _Server:
                 "pid": os.getpid(),
             }
         )
+        threading.Thread(target=_unpack, args=(self.cache,), daemon=True).start()
         try:
             self._listen()
         finally:
@@ -259,6 +261,22 @@ class _Out:
             except OSError:
                 self.broken = True
                 return
+
+
+def _unpack(cache: Cache) -> None:
+    """Unpack the agent beside its archive, where the next one finds it compiled."""
+    archive = Path(sys.argv[0]).resolve()
+    folder = archive.with_suffix("")
+    part = fresh(cache.bin, ".unpacking-")
+    try:
+        with taken_back(part), zipfile.ZipFile(archive) as packed:
+            missing = [name for name in packed.namelist() if not (folder / name).is_file()]
+            if missing:
+                remove(folder)  # somebody who cleans up old files has been there
+                packed.extractall(part)
+                part.rename(folder)
+    except (OSError, zipfile.BadZipFile):
+        remove(part)
 
 
 def _unknown(request: Mapping[str, Any]) -> None:

@@ -82,7 +82,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
             each.chmod(0o700)
         for path, content in request["files"].items():
             _write(folder / checked_name(path), base64.b64decode(content))
-        log = open(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", buffering=0)
+        log = os.fdopen(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
     except OSError as error:
         raise disk_problem(error, f"process {name} could not be prepared") from error
     environment = base_environment()
@@ -226,5 +226,5 @@ def _write(path: Path, content: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    with open(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "wb") as file:
+    with os.fdopen(os.open(path, flags, stat.S_IRUSR | stat.S_IWUSR), "wb") as file:
         file.write(content)
