@@ -41,7 +41,7 @@ def read(
 ) -> IndexSettings:
     """Read everything; see `envsync.indexes.read_settings`."""
     here = Path(project or Path.cwd())
-    sources = [_UvVariables(environ, here)]
+    sources: list[_Source] = [_UvVariables(environ, here)]
     sources += [_UvConfiguration(table, folder, environ) for table, folder in _uv_tables(environ, here)]
     pip = _Pip(_pip_options(environ, Path(prefix or sys.prefix)), here)
     sources.append(pip)

@@ -27,6 +27,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -289,14 +290,13 @@ class IndexSettings:
         if not self.keyring:
             return None
         try:
-            import keyring
-            from keyring.errors import KeyringError
+            keyring, errors = import_module("keyring"), import_module("keyring.errors")
         except ImportError:
             return None
         for service in (*(place.url for place in places), urlsplit(url).netloc.rpartition("@")[2]):
             try:
                 credential = keyring.get_credential(service, username)
-            except KeyringError:
+            except errors.KeyringError:
                 continue
             if credential is not None:
                 return credential.username, credential.password

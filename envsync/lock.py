@@ -27,7 +27,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from envsync.artifacts import RELOCK, WHEELS_FOLDER, Artifact, Excluded, Substitution, TreeRef
-from envsync.errors import LockError, LockVersionError, StoreError
+from envsync.errors import EnvsyncError, LockError, LockVersionError, StoreError
 from envsync.snapshot import CondaRecord
 from envsync.target import Target
 
@@ -304,11 +304,9 @@ def _table(entry: Any) -> dict[str, Any]:
 
 
 def _environment(target: Target) -> Marker:
-    platform = {"macos": "darwin", "windows": "win32"}.get(target.system, target.system)
-    return Marker(
-        f"implementation_name == {target.implementation!r} and sys_platform == {platform!r}"
-        f" and platform_machine == {target.machine!r}"
-    )
+    names = ("implementation_name", "sys_platform", "platform_machine")
+    values = target.marker_environment()
+    return Marker(" and ".join(f"{name} == '{values[name]}'" for name in names))
 
 
 def _environment_digest(target: Target, artifacts: Iterable[Artifact]) -> str:
@@ -390,7 +388,9 @@ def _read(text: str) -> Lock:
             excluded=tuple(Excluded(**entry) for entry in _get(table, "excluded", list)),
             substitutions=tuple(Substitution(**entry) for entry in _get(table, "substitutions", list)),
         )
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, EnvsyncError) as error:
+        if isinstance(error, LockError):
+            raise
         raise LockError(f"[tool.envsync] is not as envsync writes it: {error}", hint=RELOCK) from error
     _check_edits(lock, _get(table, "digest", str), _get(table, "checks", dict))
     return lock

@@ -1,0 +1,408 @@
+"""Makes a lock: the exact wheels that give a snapshot's environment on a target.
+
+For a target of the client's own kind (same system, machine, libc family and Python minor version) every
+installed version is looked up as it is. For any other kind the roots of the environment are resolved again,
+under all installed versions as constraints, so that packages for one platform only drop out and the target's
+own come in. uv does both.
+
+Only wheels are locked. What no index has as a wheel, or what was not installed from an index (git, archives,
+local builds), is made into a wheel again from its installed files, if those can run on the target.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.version import Version
+
+from envsync import wheels
+from envsync.errors import NoWheelError, ResolveError, ToolError
+from envsync.hooks import Hooks
+from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution, TreeRef
+from envsync.plan import Plan, make_plan, project_folder
+from envsync.roots import active_requirements, parse_requirements, roots
+from envsync.scratch import scratch
+from envsync.uv_compile import Found, Question, culprits, scope_of, uv_platform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from envsync.indexes import IndexSettings
+    from envsync.snapshot import Distribution, Snapshot
+    from envsync.store import Store
+    from envsync.target import Target
+    from envsync.trees import Manifest
+
+__all__ = ["resolve"]
+
+
+def resolve(
+    snapshot: Snapshot,
+    target: Target,
+    *,
+    store: Store,
+    settings: IndexSettings,
+    manifests: Sequence[Manifest] = (),
+    allow_substitutes: bool = False,
+    hooks: Hooks | None = None,
+) -> Lock:
+    """Lock a snapshot for a target.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        What is installed here.
+    target : Target
+        What it is to run on.
+    store : Store
+        Where wheels go that are made here.
+    settings : IndexSettings
+        Where packages come from.
+    manifests : sequence of Manifest
+        The snapshot's source trees, packed; the lock refers to them.
+    allow_substitutes : bool
+        Whether another version may be locked where the installed one has no wheel for the target. Each
+        substitution is written into the lock.
+    hooks : Hooks, optional
+        Told what is going on, and of whatever is left out.
+
+    Returns
+    -------
+    Lock
+        One wheel per package.
+
+    Raises
+    ------
+    NoWheelError
+        An installed version has no wheel for the target.
+    UnsupportedError
+        The environment holds conda packages.
+    ResolveError
+        Something installed cannot be reproduced, or the installed versions do not fit together.
+    ToolError
+        uv failed for another reason, such as an index that is not reached.
+    BuildError
+        A local project did not build.
+    """
+    hooks = hooks or Hooks()
+    started = time.monotonic()
+    plan = make_plan(snapshot)
+    hooks.step("here", f"locking {len(plan.pins) + len(plan.local)} packages for {target.describe()}")
+    for note in settings.notes:
+        hooks.note("here", note)
+    for excluded in plan.excluded:
+        hooks.warning("here", f"{excluded.name} {excluded.version} is left out: {excluded.reason}")
+    job = _Job(snapshot, target, store, settings, plan, hooks, allow_substitutes)
+    artifacts = _own_kind(job) if _same_kind(snapshot.target, target) else None
+    if artifacts is None:
+        artifacts = _other_kind(job)
+    locked = {artifact.name: artifact for artifact in artifacts}
+    lock = Lock.of(
+        artifacts,
+        target,
+        snapshot=snapshot.digest,
+        records=_records(job, artifacts),
+        trees=tuple(
+            TreeRef(
+                name=manifest.name,
+                digest=manifest.digest,
+                position=manifest.position,
+                kind=manifest.kind,
+                distribution=manifest.distribution,
+            )
+            for manifest in manifests
+        ),
+        excluded=(*plan.excluded, *job.excluded),
+        substitutions=tuple(job.substitutions),
+    )
+    for excluded in job.excluded:
+        hooks.note("here", f"{excluded.name} {excluded.version} is left out: {excluded.reason}")
+    for one in job.substitutions:
+        hooks.warning("here", f"{one.name} {one.locked} is locked in place of {one.installed}: {one.reason}")
+    hooks.done("here", f"locked {len(locked)} packages", time.monotonic() - started)
+    return lock
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One resolution, and what it finds along the way."""
+
+    snapshot: Snapshot
+    target: Target
+    store: Store
+    settings: IndexSettings
+    plan: Plan
+    hooks: Hooks
+    allow_substitutes: bool
+    excluded: list[Excluded] = field(default_factory=list)
+    substitutions: list[Substitution] = field(default_factory=list)
+
+    def question(self) -> Question:
+        """What uv is asked about this target."""
+        here, there = self.snapshot.target, self.target
+        executable = self.snapshot.interpreter.executable
+        found = Path(executable).exists()
+        # What runs on the older of both C libraries runs on both, and is what is installed here.
+        platform = here if there.covers(here) else there
+        return Question(
+            settings=self.settings,
+            python=executable if found else sys.executable,
+            version=there.python,
+            platform="" if found and platform is here else uv_platform(platform),
+        )
+
+    def local_wheel(self, distribution: Distribution) -> Artifact:
+        """Make a wheel of what is installed (or, for an editable, of its project).
+
+        Raises
+        ------
+        NoWheelError
+            It would not run on the target.
+        """
+        if distribution.editable:
+            artifact = wheels.build(
+                project_folder(distribution),
+                self.store,
+                python=self.snapshot.interpreter.executable,
+                installed=distribution,
+                env=self.settings.uv_environment(),
+                hooks=self.hooks,
+            )
+        else:
+            artifact = wheels.repack(distribution, self.snapshot, self.store, hooks=self.hooks)
+        if not self.runs(artifact):
+            raise NoWheelError(
+                f"{distribution.name} {distribution.version} was built here and holds compiled code for"
+                f" {self.snapshot.target.describe()}, which does not run on {self.target.describe()}",
+                hint="Publish a wheel for the target to an index that your settings name, or lock for a"
+                " machine of this kind.",
+            )
+        return artifact
+
+    def runs(self, artifact: Artifact) -> bool:
+        """Whether a wheel that was made here runs on the target."""
+        tags = parse_wheel_filename(artifact.filename)[3]
+        if not tags & frozenset(self.target.tags()):
+            return False
+        built_here = all(tag.platform.startswith("linux_") for tag in tags)
+        return not built_here or self.target.covers(self.snapshot.target)
+
+    def no_wheel(self, distribution: Distribution) -> NoWheelError:
+        """Describe a pin without a wheel for the target, and what there is instead."""
+        name, version = distribution.name, distribution.version
+        question = self.question()
+        files = question.wheels(name, version)
+        newest = question.newest(name)
+        known = f"Its wheels are {scope_of(files)}." if files else "The index has no wheel of it at all."
+        other = (
+            f" {newest} has one; allow substitutes to lock that instead."
+            if newest and newest != version
+            else ""
+        )
+        return NoWheelError(
+            f"{name} {version} has no wheel for {self.target.describe()}",
+            hint=f"{known}{other}",
+        )
+
+
+def _own_kind(job: _Job) -> list[Artifact] | None:
+    """Look every installed version up as it is; None if some have to be substituted."""
+    plan, question = job.plan, job.question()
+    pins = dict(plan.pins)
+    artifacts = [job.local_wheel(one) for one in plan.local.values()]
+    while True:
+        try:
+            found = question.pins(_pin(one) for one in pins.values())
+            break
+        except ToolError as error:
+            for name in _culprits(job, error, pins):
+                if not _own_files(job, pins.pop(name), artifacts, "no index that is configured has it"):
+                    return None
+    for name, one in found.items():
+        if not one.filename and not _own_files(job, pins[name], artifacts, "the index has no wheel of it"):
+            return None
+    chosen = [one for one in found.values() if one.filename]
+    return artifacts + _artifacts(job, chosen, question)
+
+
+def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact], why: str) -> bool:
+    """Use the installed files of a pin that has no wheel, if they run on the target."""
+    try:
+        artifacts.append(job.local_wheel(distribution))
+    except NoWheelError:
+        if job.allow_substitutes:
+            return False
+        raise job.no_wheel(distribution) from None
+    job.hooks.note("here", f"{distribution.name} {distribution.version}: {why}; its installed files are used")
+    return True
+
+
+def _other_kind(job: _Job) -> list[Artifact]:
+    """Resolve the roots under the installed versions as constraints."""
+    plan, question = job.plan, job.question()
+    installed = {**plan.pins, **plan.local, **plan.trees}
+    requires = {name: parse_requirements(one.requires) for name, one in installed.items()}
+    top = roots(requires, job.snapshot.target.marker_environment())
+    asked = set(top) & plan.pins.keys()
+    further: set[str] = set()
+    for name in plan.trees:  # uv does not see these: what they require is asked for in their place
+        for requirement in active_requirements(requires[name], job.target.marker_environment()):
+            child = canonicalize_name(requirement.name)
+            requirement.marker = None
+            if child in plan.pins:
+                further.add(
+                    f"{child}[{','.join(sorted(requirement.extras))}]" if requirement.extras else child
+                )
+            elif child not in installed:
+                further.add(str(requirement))
+    pins: dict[str, str] = {name: _pin(one) for name, one in plan.pins.items()}
+    made: dict[str, Artifact] = {}
+    foreign: set[str] = set()
+    for name, one in plan.local.items():
+        try:
+            made[name] = job.local_wheel(one)
+        except NoWheelError:  # noqa: PERF203 - each for itself
+            if name in top:
+                raise
+            foreign.add(name)
+    with scratch("lock") as folder:
+        while True:
+            (folder / "constraints.txt").write_text("".join(f"{pin}\n" for pin in sorted(pins.values())))
+            files = {name: _wheel_file(artifact, job.store, folder) for name, artifact in made.items()}
+            lines = {f"{name} @ file://{quote(str(path))}" for name, path in files.items()}
+            try:
+                found = question.closure(lines | further | (asked - made.keys()), folder / "constraints.txt")
+                break
+            except ToolError as error:
+                _relax(job, error, pins, made)
+        wrong = sorted(foreign & found.keys())
+        if wrong:
+            job.local_wheel(plan.local[wrong[0]])
+        chosen = [one for one in found.values() if one.name not in made]
+        artifacts = [*made.values(), *_artifacts(job, chosen, question)]
+    job.substitutions.extend(
+        Substitution(
+            name=one.name,
+            installed=plan.pins[one.name].version,
+            locked=one.version,
+            reason=f"no wheel for {job.target.describe()}",
+        )
+        for one in artifacts
+        if one.name in plan.pins and not _same_version(one.version, plan.pins[one.name].version)
+    )
+    locked = {artifact.name for artifact in artifacts}
+    job.excluded.extend(
+        Excluded(name=name, version=one.version, reason=f"nothing requires it on {job.target.describe()}")
+        for name, one in installed.items()
+        if name not in locked and name not in plan.trees
+    )
+    return artifacts
+
+
+def _relax(job: _Job, error: ToolError, pins: dict[str, str], made: dict[str, Artifact]) -> None:
+    """Find a way around pins that have no wheel: their installed files, or, if allowed, other versions."""
+    for name in _culprits(job, error, (job.plan.pins.keys() | job.plan.local.keys()) - made.keys()):
+        distribution = job.plan.pins.get(name) or job.plan.local[name]
+        try:
+            made[name] = job.local_wheel(distribution)
+            pins.pop(name, None)
+        except NoWheelError:
+            if name in job.plan.local:
+                raise
+            if not job.allow_substitutes or name not in pins:
+                raise job.no_wheel(distribution) from None
+            public, plus, _ = distribution.version.partition("+")
+            if plus and pins[name] != f"{name}=={public}":
+                pins[name] = f"{name}=={public}"
+            else:
+                del pins[name]
+
+
+def _culprits(job: _Job, error: ToolError, names: Iterable[str]) -> list[str]:
+    """Return the packages that cannot be had; any other failure is raised."""
+    if error.returncode != 1:
+        raise error
+    found = culprits(error, names)
+    if not found:
+        raise ResolveError(
+            f"the installed versions do not fit together on {job.target.describe()}:\n  {error.message}",
+            hint=error.hint or "Look at what contradicts what: python -m pip check",
+        ) from error
+    return found
+
+
+def _artifacts(job: _Job, found: Sequence[Found], question: Question) -> list[Artifact]:
+    indexes = question.indexes(found)
+    artifacts = []
+    for one in found:
+        path = None
+        if one.file is not None:  # on this machine only: it goes with the lock
+            job.store.put(one.file, one.sha256)
+            path = f"{WHEELS_FOLDER}/{one.filename}"
+        artifacts.append(
+            Artifact(
+                name=one.name,
+                version=one.version,
+                filename=one.filename,
+                sha256=one.sha256,
+                size=one.size,
+                url=one.url,
+                path=path,
+                index=indexes.get(one.name),
+            )
+        )
+    return artifacts
+
+
+def _records(job: _Job, artifacts: Sequence[Artifact]) -> dict[str, str]:
+    """Return the record digests that an environment made of these will have, where they are known by now."""
+    installed = {**job.plan.pins, **job.plan.local}
+    records = {}
+    for artifact in artifacts:
+        distribution = installed.get(artifact.name)
+        if artifact.path is not None:
+            records[artifact.name] = wheels.record_of(artifact, job.store)
+        elif distribution is not None and distribution.record and _same_build(distribution, artifact):
+            records[artifact.name] = distribution.record
+    return records
+
+
+def _wheel_file(artifact: Artifact, store: Store, folder: Path) -> Path:
+    """Lay a wheel of the store in a folder, under its name."""
+    path = folder / artifact.filename
+    if not path.exists():
+        with store.open(artifact.sha256) as source, path.open("wb") as copy:
+            while piece := source.read(1 << 20):
+                copy.write(piece)
+    return path
+
+
+def _pin(distribution: Distribution) -> str:
+    return f"{distribution.name}=={distribution.version}"
+
+
+def _same_build(distribution: Distribution, artifact: Artifact) -> bool:
+    """Whether the locked wheel is the build that is installed: its files can be compared by their hashes."""
+    if not _same_version(artifact.version, distribution.version):
+        return False
+    pythons, abis, platforms = artifact.filename.removesuffix(".whl").split("-")[-3:]
+    locked = {(p, a, f) for p in pythons.split(".") for a in abis.split(".") for f in platforms.split(".")}
+    return any(tuple(tag.split("-")) in locked for tag in distribution.tags)
+
+
+def _same_version(one: str, other: str) -> bool:
+    return one == other or Version(one) == Version(other)
+
+
+def _same_kind(one: Target, other: Target) -> bool:
+    def kind(target: Target) -> tuple[object, ...]:
+        libc = None if target.libc is None else target.libc[0]
+        return target.implementation, target.system, target.machine, target.minor, libc
+
+    return kind(one) == kind(other)

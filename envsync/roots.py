@@ -1,0 +1,131 @@
+"""Which distributions an environment was made from: those that no other requires."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["active_requirements", "parse_requirements", "roots"]
+
+
+def parse_requirements(lines: Iterable[str]) -> tuple[Requirement, ...]:
+    """Parse Requires-Dist lines; those that no tool could obey are left out, as tools do."""
+    parsed = []
+    for line in lines:
+        try:
+            parsed.append(Requirement(line))
+        except InvalidRequirement:  # noqa: PERF203 - one by one
+            continue
+    return tuple(parsed)
+
+
+def active_requirements(
+    requirements: Iterable[Requirement], environment: Mapping[str, str], extras: Iterable[str] = ()
+) -> list[Requirement]:
+    """Return the requirements whose markers hold.
+
+    Parameters
+    ----------
+    requirements : iterable of Requirement
+        Of one distribution.
+    environment : mapping
+        Marker variables (PEP 508).
+    extras : iterable of str
+        The distribution's extras that are wanted, normalised.
+    """
+    variants = [{**environment, "extra": extra} for extra in ("", *extras)]
+    return [
+        requirement
+        for requirement in requirements
+        if requirement.marker is None
+        or any(requirement.marker.evaluate(dict(variant)) for variant in variants)
+    ]
+
+
+def roots(requires: Mapping[str, tuple[Requirement, ...]], environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a smallest set of distributions from which all others are reached.
+
+    Those that no other requires, and one of each cycle that nothing outside of it requires.
+
+    Parameters
+    ----------
+    requires : mapping of str to tuple of Requirement
+        What each installed distribution requires, by normalised name.
+    environment : mapping
+        Marker variables of the interpreter that they are installed for. An extra counts where some
+        distribution asks for it.
+
+    Returns
+    -------
+    tuple of str
+        Sorted.
+    """
+    graph = _graph(requires, environment)
+    component = _components(graph)
+    reached = {
+        component[child]
+        for name, children in graph.items()
+        for child in children
+        if component[child] != component[name]
+    }
+    first: dict[int, str] = {}
+    for name in sorted(graph):
+        first.setdefault(component[name], name)
+    return tuple(sorted(name for number, name in first.items() if number not in reached))
+
+
+def _graph(
+    requires: Mapping[str, tuple[Requirement, ...]], environment: Mapping[str, str]
+) -> dict[str, set[str]]:
+    """Edges between installed distributions, with the extras that are asked for along the way."""
+    extras: dict[str, set[str]] = {name: set() for name in requires}
+    graph: dict[str, set[str]] = {name: set() for name in requires}
+    pending = set(requires)
+    while pending:
+        name = pending.pop()
+        for requirement in active_requirements(requires[name], environment, sorted(extras[name])):
+            child = canonicalize_name(requirement.name)
+            if child not in requires:
+                continue
+            graph[name].add(child)
+            asked = {canonicalize_name(extra) for extra in requirement.extras}
+            if not asked <= extras[child]:
+                extras[child] |= asked
+                pending.add(child)
+    return graph
+
+
+def _components(graph: Mapping[str, set[str]]) -> dict[str, int]:
+    """Number the strongly connected components: equal numbers are on a common cycle."""
+    order: list[str] = []
+    seen: set[str] = set()
+    for start in sorted(graph):
+        stack = [(start, iter(sorted(graph[start])))] if start not in seen else []
+        seen.add(start)
+        while stack:
+            name, children = stack[-1]
+            child = next((one for one in children if one not in seen), None)
+            if child is None:
+                order.append(name)
+                stack.pop()
+            else:
+                seen.add(child)
+                stack.append((child, iter(sorted(graph[child]))))
+    backwards: dict[str, list[str]] = {name: [] for name in graph}
+    for parent, required in graph.items():
+        for one in required:
+            backwards[one].append(parent)
+    component: dict[str, int] = {}
+    for number, start in enumerate(reversed(order)):
+        todo = [] if start in component else [start]
+        while todo:
+            name = todo.pop()
+            component[name] = number
+            todo.extend(parent for parent in backwards[name] if parent not in component)
+    return component

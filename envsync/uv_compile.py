@@ -1,0 +1,245 @@
+"""Asks uv which files pins are, and reads its answers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
+
+from envsync.errors import ResolveError, ToolError, UnsupportedError
+from envsync.indexes import without_credentials
+from envsync.uv import run_uv
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from envsync.indexes import IndexSettings
+    from envsync.target import Target
+
+__all__ = ["Found", "Question", "culprits", "scope_of", "uv_platform"]
+
+# The platforms that uv can be asked to resolve for: it knows some glibc versions only.
+_GLIBC = (17, 28, *range(31, 41))
+_MACHINES = ("x86_64", "aarch64")
+# Lines of uv's answer that we do not use, and that take half of the time to read.
+_UNUSED = re.compile(r"^sdist = \{.*\}$\n?|(?<=, )upload-time = [0-9T:.Z+-]+, ", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What uv found for one package.
+
+    Attributes
+    ----------
+    name, version : str
+        The package.
+    filename : str
+        The wheel's, or "" if there is only a source distribution.
+    sha256 : str
+        The wheel's.
+    size : int or None
+        Bytes, where the index said so.
+    url : str or None
+        Where it is, without credentials.
+    file : Path or None
+        Instead: the file on this machine.
+    """
+
+    name: str
+    version: str
+    filename: str = ""
+    sha256: str = ""
+    size: int | None = None
+    url: str | None = None
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What uv is asked: requirements, and what they are to be resolved for.
+
+    Attributes
+    ----------
+    settings : IndexSettings
+        Where packages come from.
+    python : str
+        An interpreter of this machine, for uv to look at.
+    version : str
+        The Python version to resolve for.
+    platform : str
+        uv's name for the platform to resolve for; "" for this machine.
+    """
+
+    settings: IndexSettings
+    python: str
+    version: str
+    platform: str = ""
+
+    def pins(self, requirements: Iterable[str]) -> dict[str, Found]:
+        """Look up exactly these, without what they require."""
+        return _read_answer(
+            run_uv([*self._args("pylock.toml"), "--no-deps", "-"], **self._input(requirements))
+        )
+
+    def closure(self, requirements: Iterable[str], constraints: Path) -> dict[str, Found]:
+        """Resolve these and what they require, wheels only."""
+        args = [*self._args("pylock.toml"), "--only-binary", ":all:", "--constraints", str(constraints), "-"]
+        return _read_answer(run_uv(args, **self._input(requirements)))
+
+    def indexes(self, found: Iterable[Found]) -> dict[str, str]:
+        """Return the index that each package was found in.
+
+        uv says so only in its other format. So it is not asked where there is only one that it can be.
+        """
+        remote = {one.name: one for one in found if one.url is not None}
+        searched = [index.url for index in self.settings.searched() if not index.local]
+        pages = [link for link in self.settings.find_links if not link.local]
+        if not remote or (len(searched) == 1 and not pages):
+            return dict.fromkeys(remote, searched[0]) if searched else {}
+        args = [*self._args("requirements.txt"), "--no-deps", "--no-annotate", "--emit-index-annotation", "-"]
+        pins = [f"{one.name}=={one.version}" for one in remote.values()]
+        known = {url.rstrip("/"): url for url in searched}
+        indexes: dict[str, str] = {}
+        name = ""
+        for line in run_uv(args, **self._input(pins)).splitlines():
+            if line.startswith("    # from "):
+                url = without_credentials(line.removeprefix("    # from ").strip(), query=False)
+                if url.rstrip("/") in known:
+                    indexes[name] = known[url.rstrip("/")]
+            elif "==" in line:
+                name = canonicalize_name(line.partition("==")[0])
+        return indexes
+
+    def wheels(self, name: str, version: str) -> list[str]:
+        """Return the file names of all wheels of a release that run on this Python or a newer one."""
+        args = [*self._args("pylock.toml", platform=False), "--universal", "--no-deps", "-"]
+        try:
+            text = run_uv(args, **self._input([f"{name}=={version}"]))
+        except ToolError:
+            return []
+        return sorted(
+            _filename(wheel)
+            for package in tomllib.loads(text).get("packages", [])
+            for wheel in package.get("wheels", [])
+        )
+
+    def newest(self, name: str) -> str:
+        """Return the newest version of a package that has a wheel, or ""."""
+        args = [*self._args("pylock.toml"), "--no-deps", "--only-binary", ":all:", "-"]
+        try:
+            found = _read_answer(run_uv(args, **self._input([name])))
+        except ToolError:
+            return ""
+        return found[name].version if name in found else ""
+
+    def _args(self, form: str, *, platform: bool = True) -> list[str]:
+        args = ["pip", "compile", "--quiet", "--no-header", "--format", form, "--python", self.python]
+        args += ["--python-version", self.version]
+        if self.platform and platform:
+            args += ["--python-platform", self.platform]
+        return args
+
+    def _input(self, requirements: Iterable[str]) -> dict[str, Any]:
+        text = "".join(f"{line}\n" for line in sorted(requirements))
+        return {"env": self.settings.uv_environment(), "input": text}
+
+
+def _filename(entry: Mapping[str, Any]) -> str:
+    named = entry.get("name")
+    return str(named) if named else unquote((entry.get("url") or entry["path"]).rsplit("/", 1)[-1])
+
+
+def _read_answer(text: str) -> dict[str, Found]:
+    """Read uv's lock. It is not checked against PEP 751 here: ours is, which is made of it."""
+    packages = tomllib.loads(_UNUSED.sub("", text)).get("packages", [])
+    found = {}
+    for package in packages:
+        name = str(package["name"])
+        if name in found:
+            raise ResolveError(f"uv gave more than one {name}, so that nothing says which is meant")
+        entry = next(iter(package.get("wheels", ())), package.get("archive"))
+        if entry is None:
+            found[name] = Found(name=name, version=str(package.get("version", "")))
+            continue
+        url = entry.get("url", "")
+        parts = urlsplit(url)
+        local = "path" in entry or parts.scheme == "file"
+        sha256 = entry.get("hashes", {}).get("sha256", "")
+        if not sha256:
+            raise ResolveError(
+                f"the index gives no sha256 for {name} {package.get('version', '')}",
+                hint="Every wheel in a lock has one: ask for it where the index is run.",
+            )
+        found[name] = Found(
+            name=name,
+            version=str(package.get("version", "")),
+            filename=_filename(entry),
+            sha256=sha256,
+            size=entry.get("size"),
+            url=None if local else without_credentials(url, query=False),
+            file=Path(entry.get("path") or unquote(parts.path)) if local else None,
+        )
+    return found
+
+
+def uv_platform(target: Target) -> str:
+    """Return the newest of uv's platforms that a target runs.
+
+    Raises
+    ------
+    UnsupportedError
+        uv knows none.
+    """
+    if target.libc is None or target.libc[0] != "glibc":
+        return target.uv_platform
+    major, minor = (int(part) for part in (*target.libc[1].split("."), "0")[:2])
+    known = [one for one in _GLIBC if one <= minor] if major == 2 and target.machine in _MACHINES else []
+    if not known:
+        raise UnsupportedError(
+            f"nothing can be resolved for {target.describe()}",
+            hint=f"Known are glibc 2.{_GLIBC[0]} and newer on {' and '.join(_MACHINES)}, and musl.",
+        )
+    return f"{target.machine}-manylinux_2_{known[-1]}"
+
+
+def culprits(error: ToolError, names: Iterable[str]) -> list[str]:
+    """Return the packages that cannot be had, of those that were asked for.
+
+    Empty if that is not what uv complains of.
+    """
+    known = set(names)
+    lines = [line for line in error.output.splitlines() if not line.lstrip().startswith(("hint", "warning"))]
+    text = " ".join(" ".join(lines).split())
+    patterns = (
+        r"([A-Za-z0-9][\w.-]*?)(?:\[[^]]*\])?(?:==\S+)? (?:has|have) no (?:usable )?wheels",
+        r"([A-Za-z0-9][\w.-]*) was not found in",
+        r"there (?:is|are) no versions? of ([A-Za-z0-9][\w.-]*?)(?:\[[^]]*\])?(?:==|[<>=!~\s])",
+        r"([A-Za-z0-9][\w.-]*)==\S+ (?:was yanked|has invalid metadata|has an? \w+ wheel)",
+    )
+    found = [canonicalize_name(match) for pattern in patterns for match in re.findall(pattern, text)]
+    return [name for name in dict.fromkeys(found) if name in known]
+
+
+def scope_of(filenames: Sequence[str]) -> str:
+    """Say in a few words what wheels are for."""
+    platforms: set[str] = set()
+    pythons: set[str] = set()
+    for filename in filenames:
+        try:
+            tags = parse_wheel_filename(filename)[3]
+        except InvalidWheelFilename:
+            continue
+        platforms |= {tag.platform for tag in tags}
+        pythons |= {tag.interpreter for tag in tags}
+    return f"for {', '.join(sorted(platforms))} ({', '.join(sorted(pythons))})" if platforms else ""
