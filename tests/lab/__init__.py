@@ -1,1 +1,5 @@
-"""The lab: real SSH hosts in network namespaces."""
+"""Real machines for the tests: own network, processes, files and sshd each, in namespaces.
+
+``install.py`` brings the Debian packages, ``roots.py`` builds the machines' root file systems once, and
+``machines.py`` starts, cuts, shapes and ends the machines. Tests ask for the fixture ``lab`` or ``machine``.
+"""

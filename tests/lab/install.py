@@ -1,0 +1,99 @@
+"""``python -m tests.lab.install``: what the lab needs from the system, as far as we may install it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROGRAMS = {
+    "sshd": "openssh-server",
+    "ssh-keygen": "openssh-client",
+    "ip": "iproute2",
+    "mmdebstrap": "mmdebstrap",
+    "iptables": "iptables",
+    "nsenter": "util-linux",
+    "setpriv": "util-linux",
+}
+"""Program to Debian package."""
+
+ATTEMPTS = 3
+_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def say(text: str) -> None:
+    """Tell whoever ran this."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def find(program: str) -> str | None:
+    """Return where a program is; those of administrators are not on everybody's PATH."""
+    return shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+
+
+def obstacle() -> str:
+    """Return why no lab can stand here; empty if one can, given `missing` is installed."""
+    if platform.system() != "Linux":
+        return f"the lab is made of Linux namespaces, and this is {platform.system()}"
+    if not Path("/etc/debian_version").exists():
+        return "the lab's machines are Debian trees, and this is not Debian (or a descendant)"
+    if os.geteuid() != 0:
+        return "the lab needs root, for network namespaces and overlay file systems"
+    return ""
+
+
+def missing() -> list[str]:
+    """Return the Debian packages that are not here."""
+    return sorted({package for program, package in PROGRAMS.items() if not find(program)})
+
+
+def install(packages: list[str]) -> bool:
+    """Install packages, no daemon started; a mirror that hiccups is asked again."""
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    ours = not _POLICY.exists()
+    if ours:
+        _POLICY.write_text("#!/bin/sh\nexit 101\n")
+        _POLICY.chmod(0o755)
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            done = all(
+                subprocess.run(["apt-get", "-q", *command], env=environment, check=False).returncode == 0
+                for command in (["update"], ["install", "-y", "--no-install-recommends", *packages])
+            )
+            if done:
+                return True
+            say(f"attempt {attempt} of {ATTEMPTS} failed")
+            time.sleep(3 * attempt)
+    finally:
+        if ours:
+            _POLICY.unlink(missing_ok=True)
+    return False
+
+
+def main() -> int:
+    """Install what is missing and build the root trees; say what cannot be had."""
+    why, packages = obstacle(), missing()
+    if why:
+        say(f"No lab here: {why}. Its tests will be skipped.")
+        if packages:
+            say(f"Besides, it would need: {' '.join(packages)}")
+        return 0
+    if packages:
+        say(f"Installing for the lab: {' '.join(packages)}")
+        if not install(packages):
+            say(f"They could not be installed: {' '.join(packages)}")
+            return 1
+    from tests.lab.roots import BUILT_AHEAD, root_tree
+
+    for kind in BUILT_AHEAD:
+        say(f"lab: {kind}: {root_tree(kind)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,83 @@
+"""The machines' root file systems: Debian trees, built once and kept."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.lab.install import ATTEMPTS
+
+BASE = ("openssh-server", "iproute2", "procps")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a tree is made of."""
+
+    suite: str
+    packages: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> list[str]:
+        return [
+            "mmdebstrap",
+            "--quiet",
+            "--mode=root",
+            "--variant=minbase",
+            f"--include={','.join(BASE + self.packages)}",
+            *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale")),
+            '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*',
+            self.suite,
+        ]
+
+
+RECIPES = {
+    "bare": Recipe("bookworm"),
+    "python": Recipe("bookworm", ("python3",)),
+}
+BUILT_AHEAD = ("bare", "python")
+
+
+def cache() -> Path:
+    """Return the folder that keeps the trees."""
+    return Path(os.environ.get("ENVSYNC_LAB_CACHE") or "~/.cache/envsync-lab").expanduser()
+
+
+def root_tree(kind: str) -> Path:
+    """Return the tree of a kind, built if it is not there yet: whole or absent, by one process at a time."""
+    recipe = RECIPES[kind]
+    digest = hashlib.sha256("\n".join(recipe.command).encode()).hexdigest()[:12]
+    tree = cache() / f"{kind}-{digest}"
+    if tree.is_dir():
+        return tree
+    cache().mkdir(parents=True, exist_ok=True)
+    with (cache() / f"{kind}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tree.is_dir():
+            _build(recipe, tree)
+    return tree
+
+
+def _build(recipe: Recipe, tree: Path) -> None:
+    part = tree.with_name(f".{tree.name}.part")
+    for attempt in range(1, ATTEMPTS + 1):
+        shutil.rmtree(part, ignore_errors=True)
+        done = subprocess.run(
+            [*recipe.command, str(part)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            part.rename(tree)
+            return
+        time.sleep(3 * attempt)
+    shutil.rmtree(part, ignore_errors=True)
+    raise RuntimeError(f"mmdebstrap could not make {tree.name}, {ATTEMPTS} times:\n{done.stderr[-2000:]}")
