@@ -1,0 +1,201 @@
+"""Progress, shown three ways: live lines in a terminal, plain lines elsewhere, JSON lines for scripts."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from envsync.hooks import Hooks
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import TextIO
+
+    from rich.console import Console, RenderableType
+    from rich.spinner import Spinner
+    from typing_extensions import Self
+
+__all__ = ["JsonLines", "Live", "Plain"]
+
+_REFRESH = 10  # times a second
+
+
+def amount(done: int, total: int, unit: str) -> str:
+    """Return ``"3 of 10 packages"`` or ``"1.2 of 84.0 MB"``."""
+    if unit == "B":
+        return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
+    return f"{done} of {total} {unit}"
+
+
+class JsonLines(Hooks):
+    """One JSON object a line."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self._stream.write(json.dumps({"event": event, **fields}) + "\n")
+        self._stream.flush()
+
+    def step(self, where: str, what: str) -> None:
+        self._write("step", where=where, what=what)
+
+    def progress(self, where: str, done: int, total: int, unit: str) -> None:
+        self._write("progress", where=where, done=done, total=total, unit=unit)
+
+    def done(self, where: str, what: str, seconds: float) -> None:
+        self._write("done", where=where, what=what, seconds=round(seconds, 3))
+
+    def failed(self, where: str, why: str) -> None:
+        self._write("failed", where=where, why=why)
+
+    def note(self, where: str, text: str) -> None:
+        self._write("note", where=where, text=text)
+
+    def warning(self, where: str, text: str) -> None:
+        self._write("warning", where=where, text=text)
+
+
+class Plain(Hooks):
+    """One line for each thing that begins or ends, and for long ones every few seconds.
+
+    Parameters
+    ----------
+    stream : text stream
+        Usually stderr.
+    every : float
+        Seconds between two lines of progress.
+    """
+
+    def __init__(self, stream: TextIO, *, every: float = 5.0) -> None:
+        self._stream = stream
+        self._every = every
+        self._spoke: dict[str, float] = {}
+
+    def _write(self, where: str, text: str) -> None:
+        self._spoke[where] = time.monotonic()
+        self._stream.write(f"{where}: {text}\n")
+        self._stream.flush()
+
+    def step(self, where: str, what: str) -> None:
+        self._write(where, what)
+
+    def progress(self, where: str, done: int, total: int, unit: str) -> None:
+        if time.monotonic() - self._spoke.get(where, 0.0) >= self._every:
+            self._write(where, amount(done, total, unit))
+
+    def done(self, where: str, what: str, seconds: float) -> None:
+        self._write(where, f"{what}: done in {seconds:.1f} s")
+
+    def failed(self, where: str, why: str) -> None:
+        self._write(where, f"FAILED: {why}")
+
+    def note(self, where: str, text: str) -> None:
+        self._write(where, text)
+
+    def warning(self, where: str, text: str) -> None:
+        self._write(where, f"warning: {text}")
+
+
+class _Line:
+    """What is known of one host."""
+
+    def __init__(self) -> None:
+        self.state = "running"
+        self.what = ""
+        self.amount = ""
+        self.fraction: float | None = None
+        self.since = time.monotonic()
+        self.seconds: float | None = None
+        self.spinner: Spinner | None = None
+
+
+class Live(Hooks):
+    """One line per host, redrawn in place; notes and warnings scroll above them.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where to draw; stderr if not given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._console = console or Console(stderr=True)
+        self._lines: dict[str, _Line] = {}
+        self._live = RichLive(
+            get_renderable=self._render, console=self._console, refresh_per_second=_REFRESH, transient=False
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def _render(self) -> RenderableType:
+        from rich.progress_bar import ProgressBar
+        from rich.spinner import Spinner
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 1))
+        table.add_column(width=1)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column(width=20)
+        table.add_column(justify="right", no_wrap=True)
+        now = time.monotonic()
+        for where, line in list(self._lines.items()):
+            mark: RenderableType
+            if line.state == "done":
+                mark = Text("✓", style="green")
+            elif line.state == "failed":
+                mark = Text("✗", style="red")
+            else:
+                mark = line.spinner = line.spinner or Spinner("dots", style="cyan")
+            text = line.what + (f"  {line.amount}" if line.amount and line.state == "running" else "")
+            bar: RenderableType = ""
+            if line.state == "running" and line.fraction is not None:
+                bar = ProgressBar(total=1.0, completed=line.fraction, width=20)
+            seconds = now - line.since if line.seconds is None else line.seconds
+            style = "red" if line.state == "failed" else ""
+            table.add_row(mark, Text(where), Text(text, style=style), bar, f"{seconds:.1f} s")
+        return table
+
+    def _line(self, where: str) -> _Line:
+        return self._lines.setdefault(where, _Line())
+
+    def step(self, where: str, what: str) -> None:
+        line = self._lines[where] = _Line()
+        line.what = what
+
+    def progress(self, where: str, done: int, total: int, unit: str) -> None:
+        line = self._line(where)
+        line.amount = amount(done, total, unit)
+        line.fraction = done / total if total else None
+
+    def done(self, where: str, what: str, seconds: float) -> None:
+        line = self._line(where)
+        line.state, line.what, line.seconds = "done", what, seconds
+
+    def failed(self, where: str, why: str) -> None:
+        line = self._line(where)
+        line.state, line.what = "failed", why.splitlines()[0] if why else "failed"
+        line.seconds = time.monotonic() - line.since
+
+    def note(self, where: str, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(f"  {where}: {text}", style="dim"))
+
+    def warning(self, where: str, text: str) -> None:
+        from rich.text import Text
+
+        self._console.print(Text(f"! {where}: {text}", style="yellow"))

@@ -1,0 +1,169 @@
+"""How a command speaks: the options that all of them take, messages of errors, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import traceback
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from envsync import errors
+from envsync.hooks import Hooks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    _F = TypeVar("_F", bound=Callable[..., Any])
+
+__all__ = [
+    "Output",
+    "current",
+    "exit_code",
+    "output_options",
+    "say_error",
+    "terminated_as_interrupted",
+    "watch",
+]
+
+_LOOKING = frozenset({"diff", "check"})  # commands whose exit code 1 answers a question
+_CODES: tuple[tuple[type[errors.EnvsyncError], int], ...] = (
+    (errors.MismatchError, 1),
+    (errors.HostError, 4),
+    (errors.AgentError, 4),
+    (errors.ClusterError, 5),
+)
+
+
+@dataclass
+class Output:
+    """What the user asked of our output.
+
+    Attributes
+    ----------
+    quiet : bool
+        Nothing but results and errors.
+    json : bool
+        Results as one JSON document on stdout; progress and errors as JSON lines on stderr.
+    verbose : bool
+        Log lines of the libraries beneath, and tracebacks.
+    """
+
+    quiet: bool = False
+    json: bool = False
+    verbose: bool = False
+
+
+def current() -> Output:
+    """Return the output settings of the command that runs."""
+    output = click.get_current_context().ensure_object(Output)
+    assert isinstance(output, Output)
+    return output
+
+
+def _remember(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        assert parameter.name is not None
+        setattr(ctx.ensure_object(Output), parameter.name, True)
+
+
+def output_options(function: _F) -> _F:
+    """Add ``--quiet``, ``--json`` and ``--verbose``; they may stand before or after the command's name."""
+    options = [
+        ("-q", "--quiet", "Say nothing but results and errors."),
+        ("--json", "--json", "Results as JSON on stdout; progress and errors as JSON lines on stderr."),
+        ("-v", "--verbose", "Also log lines and tracebacks."),
+    ]
+    for short, long, text in reversed(options):
+        names = dict.fromkeys([short, long])
+        option = click.option(*names, is_flag=True, expose_value=False, callback=_remember, help=text)
+        function = option(function)
+    return function
+
+
+def exit_code(error: errors.EnvsyncError, command: str = "") -> int:
+    """Return the exit code for an error that a command ended with."""
+    if command in _LOOKING:
+        return 2
+    return next((code for kind, code in _CODES if isinstance(error, kind)), 3)
+
+
+def say_error(error: errors.EnvsyncError, output: Output) -> None:
+    """Write an error to stderr: what, where, what next."""
+    differences = [one.to_dict() for one in getattr(error, "differences", ())]
+    if output.json:
+        document: dict[str, Any] = {
+            "event": "error",
+            "kind": type(error).__name__,
+            "message": error.message,
+            "where": error.where,
+            "hint": error.hint,
+        }
+        if differences:
+            document["differences"] = differences
+        click.echo(json.dumps(document), err=True)
+        return
+    if output.verbose:
+        traceback.print_exception(error)
+    else:
+        # click drops the colour where stderr is no terminal
+        colour = None if "NO_COLOR" not in os.environ else False
+        click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True, color=colour)
+
+
+@contextmanager
+def watch() -> Iterator[Hooks]:
+    """Show progress while the block runs, as the user asked; yields the hooks to report to."""
+    output = current()
+    if output.verbose:
+        import logging
+
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    if output.quiet:
+        yield Hooks()
+        return
+    from envsync.cli.display import JsonLines, Live, Plain
+
+    if output.json:
+        yield JsonLines(sys.stderr)
+    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        with Live() as live:
+            yield live
+    else:
+        yield Plain(sys.stderr)
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the block as an error would, so that what it started is ended."""
+
+    def unwind(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, unwind) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def result(document: dict[str, Any], text: Callable[[], str]) -> None:
+    """Write a command's result to stdout: JSON if the user asked for it, else text."""
+    click.echo(json.dumps(document, indent=2) if current().json else text())
+
+
+def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a click command that takes the output options too."""
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        return click.command(name, **settings)(output_options(functools.wraps(function)(function)))
+
+    return decorate

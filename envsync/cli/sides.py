@@ -1,0 +1,98 @@
+"""What can be compared, and the Report of it: a lock, an environment here, or a host's."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from envsync.errors import CaptureError
+
+__all__ = ["is_cluster", "look"]
+
+_CLUSTER_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "ucxx")
+_NO_PYTHON = 127
+
+
+def is_cluster(text: str) -> bool:
+    """Tell whether the user named the scheduler of a cluster."""
+    return "://" in text and text.partition("://")[0] in _CLUSTER_SCHEMES
+
+
+def look(text: str) -> dict[str, Any]:
+    """Return the Report of what the user named.
+
+    Parameters
+    ----------
+    text : str
+        ``.``, a lock's file, an interpreter or prefix, or ``ssh://[user@]host[:port][/path/to/python]``.
+
+    Raises
+    ------
+    EnvsyncError
+        It cannot be looked at, or there is no such thing.
+    """
+    if text.startswith("ssh://"):
+        from envsync.plugins import scan
+
+        assert scan.__file__ is not None
+        return asyncio.run(_scan_there(text, Path(scan.__file__).read_bytes()))
+    if "://" in text:
+        raise CaptureError(f"{text!r} is nothing that can be looked at", hint=_WHAT)
+    return _report_here(text)
+
+
+_WHAT = (
+    "Name a lock (pylock.<name>.toml), . for this environment, a Python or its prefix, "
+    "ssh://host[/path/to/python], or a scheduler (tcp://host:8786)."
+)
+
+
+def _report_here(text: str) -> dict[str, Any]:
+    from envsync.snapshot import capture
+
+    if text == ".":
+        return dict(capture().report())
+    path = Path(text)
+    if path.suffix == ".toml":
+        from envsync.lock import Lock
+
+        return Lock.read(path).report()
+    if not path.exists():
+        raise CaptureError("there is no such file or folder", where=text, hint=_WHAT)
+    return dict(capture(text).report())
+
+
+async def _scan_there(text: str, scanner: bytes) -> dict[str, Any]:
+    """Send the scanner to a host's Python over its standard input; nothing is left there."""
+    from envsync.runner.hosts import parse_host
+
+    parts = urlsplit(text)
+    path = parts.path.rstrip("/")
+    async with parse_host(parts._replace(path="", query="", fragment="").geturl()) as host:
+        done = await host.run(_find_python(path), input=scanner, check=False, timeout=60)
+        if done.returncode == _NO_PYTHON:
+            raise CaptureError(
+                f"there is no {path}" if path else "there is no python3 on its PATH",
+                where=host.name,
+                hint="Name one: ssh://host/path/to/python, or the prefix of an environment.",
+            )
+        if done.returncode != 0:
+            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+            raise CaptureError(
+                f"its Python could not be looked at: {' '.join(last) or f'status {done.returncode}'}",
+                where=host.name,
+                hint="Python 3.8 and newer can be looked at; name another: ssh://host/path/to/python.",
+            )
+    report: dict[str, Any] = json.loads(done.stdout)
+    report["who"] = text
+    return report
+
+
+def _find_python(path: str) -> str:
+    """Return shell text that runs standard input in a host's Python."""
+    find = f'p={shlex.quote(path)}; if [ -d "$p" ]; then p=$p/bin/python; fi' if path else "p=python3"
+    return f'{find}; command -v "$p" >/dev/null 2>&1 || exit {_NO_PYTHON}; exec "$p" -I -'

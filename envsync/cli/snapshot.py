@@ -1,0 +1,244 @@
+"""``envsync snapshot``: what is installed here, and the lock of it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from envsync.cli.output import command as make_command
+from envsync.cli.output import current, result, terminated_as_interrupted, watch
+from envsync.errors import ResolveError
+
+if TYPE_CHECKING:
+    from envsync.hooks import Hooks
+    from envsync.indexes import IndexSettings
+    from envsync.lock import Lock
+    from envsync.snapshot import Snapshot
+    from envsync.store import Store
+    from envsync.target import Target
+    from envsync.trees import Manifest
+
+__all__ = ["command"]
+
+_DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)")
+_SHOWN = 10  # lines of a list, unless --verbose
+
+
+@make_command("snapshot")
+@click.option("--python", metavar="PATH", help="Look at this interpreter or prefix, not at the running one.")
+@click.option(
+    "--for",
+    "target",
+    metavar="TARGET",
+    help="Lock for another machine: ssh://[user@]host (it is probed), or such as x86_64-manylinux_2_28.",
+)
+@click.option("--no-lock", is_flag=True, help="Only look; write nothing.")
+@click.option("--verify", is_flag=True, help="Hash every installed file, and find those edited in place.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    default="pylock.envsync.toml",
+    show_default=True,
+    help="The lock: pylock.toml or pylock.<name>.toml.",
+)
+@click.option(
+    "--allow-substitutes",
+    is_flag=True,
+    help="Where a pin has no wheel for the target, lock another version, and write that into the lock.",
+)
+def command(
+    python: str | None, target: str | None, no_lock: bool, verify: bool, output: str, allow_substitutes: bool
+) -> None:
+    """Look at this environment and lock it, exactly, for the machines that will run it."""
+    from envsync.snapshot import capture
+
+    if no_lock:
+        if target is not None or allow_substitutes:
+            raise click.UsageError("--for and --allow-substitutes say how to lock; --no-lock says not to")
+        snapshot = capture(python, verify_files=verify)
+        result(snapshot.to_dict(), lambda: "\n".join(describe_snapshot(snapshot)))
+        return
+    from envsync.lock import lock_path
+
+    file = lock_path(output)
+    with watch() as hooks, terminated_as_interrupted():
+        snapshot = capture(python, verify_files=verify)
+        lock, manifests = make_lock(
+            snapshot, target, file=file, allow_substitutes=allow_substitutes, hooks=hooks
+        )
+    result(
+        {
+            "lock": str(file),
+            "digest": lock.digest,
+            "target": lock.target.to_dict(),
+            "packages": len(lock.pylock.packages),
+            "local_wheels": [one.filename for one in lock.artifacts() if one.path is not None],
+            "trees": [
+                {"name": one.name, "files": len(one.files), "left_out": [list(each) for each in one.left_out]}
+                for one in manifests
+            ],
+            "excluded": [
+                {"name": one.name, "version": one.version, "reason": one.reason} for one in lock.excluded
+            ],
+            "substitutions": [
+                {"name": one.name, "installed": one.installed, "locked": one.locked, "reason": one.reason}
+                for one in lock.substitutions
+            ],
+            "findings": [
+                {"severity": one.severity, "subject": one.subject, "text": one.text}
+                for one in snapshot.findings
+            ],
+        },
+        lambda: "\n".join(describe_lock(snapshot, lock, manifests, file)),
+    )
+
+
+def make_lock(
+    snapshot: Snapshot, target: str | None, *, file: Path, allow_substitutes: bool, hooks: Hooks
+) -> tuple[Lock, list[Manifest]]:
+    """Resolve, and write the lock's file; return the lock and what goes with it file by file."""
+    from envsync.indexes import read_settings
+    from envsync.resolve import resolve
+    from envsync.store import default_store
+    from envsync.trees import pack
+
+    store = default_store()
+    settings = read_settings(prefix=snapshot.interpreter.prefix)
+    chosen = snapshot.target if target is None else find_target(target, snapshot, store, settings, hooks)
+    manifests = [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
+    lock = resolve(
+        snapshot,
+        chosen,
+        store=store,
+        settings=settings,
+        manifests=manifests,
+        allow_substitutes=allow_substitutes,
+        hooks=hooks,
+    )
+    lock.write(file, store)
+    return lock, manifests
+
+
+def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSettings, hooks: Hooks) -> Target:
+    """Return what to lock for: a host, which is probed, or a machine and its libc.
+
+    The Python is always the snapshot's: a cluster's processes must have the client's.
+
+    Raises
+    ------
+    HostError
+        The host cannot be used.
+    ResolveError
+        The text describes no target.
+    """
+    import asyncio
+
+    from envsync.target import Target
+
+    python = snapshot.interpreter.version
+    if text.startswith("ssh://") or text == "local":
+        return Target.from_probe(asyncio.run(_probe(text, snapshot, store, settings, hooks)), python=python)
+    match = _DESCRIBED.fullmatch(text)
+    if match is None:
+        raise ResolveError(
+            f"{text!r} is no target",
+            hint="Name a host (ssh://host), or a machine and its libc, such as x86_64-manylinux_2_28.",
+        )
+    machine, family, major, minor = match.groups()
+    libc = ("glibc" if family == "manylinux" else "musl", f"{major}.{minor}")
+    return Target(
+        python=python, implementation=snapshot.interpreter.implementation, machine=machine, libc=libc
+    )
+
+
+async def _probe(
+    text: str, snapshot: Snapshot, store: Store, settings: IndexSettings, hooks: Hooks
+) -> dict[str, Any]:
+    from envsync.runner.hosts import parse_host
+    from envsync.runner.session import Session
+    from envsync.supply import Supply
+
+    supply = Supply(store, settings, snapshot, hooks=hooks)
+    async with (
+        parse_host(text) as host,
+        await Session.open(host, supply=supply, hooks=hooks) as session,
+    ):
+        return dict(session.facts)
+
+
+def plural(number: int, noun: str, plural: str = "") -> str:
+    """Return ``"1 package"`` or ``"2 packages"``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _listed(lines: list[str]) -> list[str]:
+    """Shorten a list for reading, and say so."""
+    if current().verbose or len(lines) <= _SHOWN + 1:
+        return lines
+    return [*lines[:_SHOWN], f"    ... and {len(lines) - _SHOWN} more (-v shows all)"]
+
+
+def describe_snapshot(snapshot: Snapshot) -> list[str]:
+    """Return the summary of a snapshot, line by line."""
+    winners = [one for one in snapshot.distributions if not one.shadowed_by]
+    direct = [one for one in winners if one.direct_url is not None and not one.editable]
+    editable = [one for one in winners if one.editable]
+    lines = [
+        f"Python       {snapshot.interpreter.version} ({snapshot.interpreter.implementation}), "
+        f"{snapshot.interpreter.prefix}",
+        f"machine      {snapshot.target.describe()}",
+        f"packages     {len(winners)}"
+        + (f", of which from a URL, an archive or git: {len(direct)}" if direct else "")
+        + (f", editable: {len(editable)}" if editable else ""),
+    ]
+    if snapshot.conda:
+        lines.append(f"conda        {plural(len(snapshot.conda), 'package')}")
+    if snapshot.accelerators:
+        lines.append(f"accelerators {len(snapshot.accelerators)}")
+    trees = [f"    {tree.name}  {tree.root}" for tree in snapshot.source_trees]
+    if trees:
+        lines += [f"local code   {plural(len(trees), 'source tree')}", *_listed(trees)]
+    return lines + describe_findings(snapshot)
+
+
+def describe_findings(snapshot: Snapshot) -> list[str]:
+    """Return what a person should know of an environment, line by line."""
+    findings = [f"    {one.severity}: {one.subject}: {one.text}" for one in snapshot.findings]
+    return [f"findings     {len(findings)}", *_listed(findings)] if findings else []
+
+
+def describe_lock(snapshot: Snapshot, lock: Lock, manifests: list[Manifest], file: Path) -> list[str]:
+    """Return the summary of a lock, line by line."""
+    artifacts = lock.artifacts()
+    local = [one for one in artifacts if one.path is not None]
+    lines = [
+        f"Python       {lock.target.python} ({lock.target.implementation}), "
+        f"from {snapshot.interpreter.prefix}",
+        f"locked for   {lock.target.describe()}",
+        f"packages     {len(artifacts) - len(local)} from indexes, {len(local)} as local wheels",
+        *_listed([f"    {one.filename}" for one in local]),
+    ]
+    if manifests:
+        lines.append(f"local code   {plural(len(manifests), 'source tree')}")
+    for manifest in manifests:
+        left_out = manifest.left_out
+        lines.append(
+            f"    {manifest.name}: {plural(len(manifest.files), 'file')}"
+            + (f", {len(left_out)} left out:" if left_out else ", nothing left out")
+        )
+        lines += _listed([f"        {path}: {reason}" for path, reason in left_out])
+    if lock.excluded:
+        lines.append(f"left out     {len(lock.excluded)}")
+        lines += _listed([f"    {one.name} {one.version}: {one.reason}" for one in lock.excluded])
+    if lock.substitutions:
+        lines.append(f"substituted  {len(lock.substitutions)}")
+        lines += [
+            f"    {one.name}: {one.installed} here, {one.locked} locked. {one.reason}".rstrip(". ")
+            for one in lock.substitutions
+        ]
+    lines += describe_findings(snapshot)
+    return [*lines, f"written      {file}  (environment {lock.digest[:12]})"]
