@@ -218,11 +218,9 @@ def _runs(archive: InterpreterArchive, target: Target) -> bool:
     if archive.libc is None or target.libc is None:
         return True
     kind, version = archive.libc
-    return kind == target.libc[0] and _numbers(version) <= _numbers(target.libc[1])
+    from envsync.target import version_numbers
 
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return kind == target.libc[0] and version_numbers(version) <= version_numbers(target.libc[1])
 
 
 def _said(libc: tuple[str, str] | None) -> str:

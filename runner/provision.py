@@ -1,0 +1,335 @@
+"""The whole way for many hosts: capture, resolve, collect, realise, place, verify.
+
+`prepare` is what `push`, `run` and `SyncedCluster` all call. Whatever can be known before a byte of the
+environment is sent is known before: whether every host is reached, what each can run, which wheels it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from envsync.plugins.compare import ERROR, FATAL, compare
+
+from envsync.artifacts import TreeRef
+from envsync.errors import EnvsyncError, MismatchError, StoreError
+from envsync.hooks import Hooks
+from envsync.lock import Lock
+from envsync.runner.hosts.local import Local
+from envsync.runner.locking import demand_fit, lock_for, target_of
+from envsync.runner.many import Meter, each, first_of
+from envsync.runner.session import Environment, Session
+from envsync.store import default_store
+from envsync.supply import Supply
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from envsync.plugins.compare import Difference
+    from envsync.snapshot import Snapshot
+
+    from envsync.indexes import IndexSettings
+    from envsync.runner.hosts.base import Host
+    from envsync.store import Store
+    from envsync.target import Target
+    from envsync.trees import Manifest
+
+__all__ = ["LIMIT", "Mismatch", "Prepared", "prepare"]
+
+LIMIT = 64
+Mismatch = Literal["repair", "raise", "warn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A host on which the environment is, verified.
+
+    Attributes
+    ----------
+    session : Session
+        Its agent; whoever has this closes it.
+    lock : Lock
+        The environment's, for this host's target.
+    environment : Environment
+        The lock, realised there.
+    trees : tuple of (Manifest, str)
+        The source trees and their folders there, in the order in which they are imported from.
+    differences : tuple of Difference
+        Between lock and host; those that were not worth an error.
+    seconds : float
+        From the first word to the last check.
+    sent : int
+        Bytes that went over the client's link.
+    """
+
+    session: Session = field(repr=False)
+    lock: Lock = field(repr=False)
+    environment: Environment
+    trees: tuple[tuple[Manifest, str], ...] = ()
+    differences: tuple[Difference, ...] = ()
+    seconds: float = 0.0
+    sent: int = 0
+
+
+async def prepare(
+    hosts: Sequence[Host],
+    *,
+    snapshot: Snapshot | None = None,
+    lock: Lock | None = None,
+    store: Store | None = None,
+    settings: IndexSettings | None = None,
+    cache: str | None = None,
+    allow_substitutes: bool = False,
+    on_mismatch: Mismatch = "raise",
+    grace: float = 10.0,
+    hooks: Hooks | None = None,
+    limit: int = LIMIT,
+) -> list[Prepared]:
+    """Make the environment exist on hosts, and verify it there.
+
+    Parameters
+    ----------
+    hosts : sequence of Host
+        They stay open, also when this fails.
+    snapshot : Snapshot, optional
+        What to reproduce; the running environment if not given.
+    lock : Lock, optional
+        What to realise; made from the snapshot, for each host's target, if not given.
+    store : Store, optional
+        Where blobs are; the cache if not given.
+    settings : IndexSettings, optional
+        Where packages come from; this machine's if not given.
+    cache : str, optional
+        The cache folder on the hosts.
+    allow_substitutes : bool
+        Whether another version may stand in for one that has no wheel for a host.
+    on_mismatch : {"repair", "raise", "warn"}
+        What to do about an environment that is not what was locked. ``"repair"`` is as ``"raise"`` here: an
+        environment that does not pass was just made, or made anew.
+    grace : float
+        Seconds without a sign of life from here after which the agents end everything.
+    hooks : Hooks, optional
+        Told about progress.
+    limit : int
+        How many hosts are worked on at the same time.
+
+    Returns
+    -------
+    list of Prepared
+        In the order of `hosts`. Their sessions are open.
+
+    Raises
+    ------
+    MismatchError
+        What is on a host is not what was locked.
+    EnvsyncError
+        The first failure of any host; those of others are its notes. All sessions are closed.
+    """
+    work = _Work(
+        snapshot=snapshot,
+        lock=lock,
+        store=store or default_store(),
+        settings=settings if settings is not None else await asyncio.to_thread(_read_settings),
+        allow_substitutes=allow_substitutes,
+        hooks=hooks or Hooks(),
+        limit=max(1, limit),
+    )
+    if work.snapshot is None:
+        work.snapshot = await asyncio.to_thread(_capture)
+    work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
+    sessions = await work.open(hosts, cache=cache, grace=grace)
+    try:
+        prepared = await work.provide(sessions)
+        _judge(prepared, on_mismatch, work.hooks)
+    except BaseException:
+        await _close(sessions)
+        raise
+    return prepared
+
+
+@dataclass(slots=True)
+class _Work:
+    """One run of the pipeline."""
+
+    snapshot: Snapshot | None
+    lock: Lock | None
+    store: Store
+    settings: IndexSettings
+    allow_substitutes: bool
+    hooks: Hooks
+    limit: int
+    supply: Supply | None = None
+    meters: dict[int, Meter] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def open(self, hosts: Sequence[Host], *, cache: str | None, grace: float) -> list[Session]:
+        """Open a session on every host; on none if one fails, after all were tried."""
+        supply = self.supply
+        assert supply is not None
+        sessions: list[Session] = []
+
+        async def one(host: Host) -> Session:
+            meter = Meter(self.hooks)
+            session = await Session.open(host, cache=cache, grace=grace, supply=supply, hooks=meter)
+            sessions.append(session)
+            self.meters[id(session)] = meter
+            return session
+
+        try:
+            opened = await each(hosts, one, self.limit, patient=True)
+            failed = [result for result in opened if isinstance(result, BaseException)]
+            if failed:
+                raise first_of(failed)
+        except BaseException:
+            await _close(sessions)
+            raise
+        return [result for result in opened if isinstance(result, Session)]
+
+    async def provide(self, sessions: Sequence[Session]) -> list[Prepared]:
+        """Lock for each host, then make all environments."""
+        manifests = await asyncio.to_thread(self._pack_trees)
+        locks = await self._locks(sessions, manifests)
+        await self._interpreters(sessions, locks)
+        pairs = list(zip(sessions, locks, strict=True))
+        done = await each(pairs, lambda pair: self._one(*pair, manifests), self.limit)
+        return [result for result in done if isinstance(result, Prepared)]
+
+    def _pack_trees(self) -> list[Manifest]:
+        """Put the local code as it is now into the store."""
+        from envsync.trees import pack
+
+        assert self.snapshot is not None
+        wanted = None if self.lock is None else {tree.name: tree for tree in self.lock.trees}
+        soabi = self.snapshot.interpreter.soabi
+        packed = [
+            pack(tree, self.store, soabi=soabi)
+            for tree in self.snapshot.source_trees
+            if wanted is None or tree.name in wanted
+        ]
+        lacking = set(wanted or ()) - {manifest.name for manifest in packed}
+        if lacking:
+            raise StoreError(
+                f"the lock's source trees are not here: {', '.join(sorted(lacking))}",
+                hint="Run envsync where they are importable, or lock again: envsync snapshot",
+            )
+        for manifest in packed:
+            if wanted is not None and wanted[manifest.name].digest != manifest.digest:
+                self.hooks.warning(
+                    "here",
+                    f"source tree {manifest.name} was edited since the lock was made; it goes as it is now",
+                )
+        return packed
+
+    async def _locks(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Lock]:
+        """Return each host's lock, one for each distinct target."""
+        assert self.snapshot is not None
+        refs = tuple(_reference(manifest) for manifest in manifests)
+        if self.lock is not None:
+            demand_fit(sessions, self.lock.target)
+            return [replace(self.lock, trees=refs)] * len(sessions)
+        targets = [target_of(session, self.snapshot) for session in sessions]
+        locks: dict[Target, Lock] = {}
+        for target in dict.fromkeys(targets):
+            made = await asyncio.to_thread(
+                lock_for,
+                self.snapshot,
+                target,
+                store=self.store,
+                settings=self.settings,
+                allow_substitutes=self.allow_substitutes,
+                hooks=self.hooks,
+            )
+            locks[target] = replace(made, trees=refs)
+        return [locks[target] for target in targets]
+
+    async def _interpreters(self, sessions: Sequence[Session], locks: Sequence[Lock]) -> None:
+        """Have ready what hosts without a fitting interpreter will need, before any environment is begun."""
+        assert self.supply is not None
+        for session, lock in zip(sessions, locks, strict=True):
+            if not any(_same_minor(python, lock.target) for python in session.facts.get("pythons", ())):
+                try:
+                    await self.supply.interpreter(lock.target)
+                except EnvsyncError as error:
+                    error.where = error.where or session.host.name
+                    raise
+
+    async def _one(self, session: Session, lock: Lock, manifests: Sequence[Manifest]) -> Prepared:
+        meter = self.meters[id(session)]
+
+        async def fetch(digests: Collection[str]) -> None:
+            from envsync.collect import collect
+
+            async with self.collecting:  # whoever comes second finds them in the store
+                await collect(lock, self.store, self.settings, only=digests, hooks=self.hooks)
+
+        here = isinstance(session.host, Local)
+        environment = await session.realise(
+            lock,
+            hooks=meter,
+            fetch=fetch,
+            environment=self.settings.uv_environment() if here else None,
+        )
+        folders = await session.place_trees(manifests)
+        differences = compare(lock.report(), environment.report, where=session.host.name)
+        return Prepared(
+            session=session,
+            lock=lock,
+            environment=environment,
+            trees=tuple(zip(manifests, folders, strict=True)),
+            differences=tuple(differences),
+            seconds=time.monotonic() - self.began,
+            sent=meter.sent,
+        )
+
+
+def _same_minor(python: dict[str, Any], target: Target) -> bool:
+    return (
+        python.get("implementation", "cpython") == target.implementation
+        and str(python.get("version", "")).split(".")[:2] == target.python.split(".")[:2]
+    )
+
+
+def _reference(manifest: Manifest) -> TreeRef:
+    return TreeRef(
+        name=manifest.name,
+        digest=manifest.digest,
+        position=manifest.position,
+        kind=manifest.kind,
+        distribution=manifest.distribution,
+    )
+
+
+async def _close(sessions: Sequence[Session]) -> None:
+    """Close all, also where one does not want to."""
+    await asyncio.gather(*(session.close() for session in sessions), return_exceptions=True)
+
+
+def _judge(prepared: Sequence[Prepared], on_mismatch: Mismatch, hooks: Hooks) -> None:
+    """Raise or tell what differs from the locks."""
+    found = [(one.session.host.name, difference) for one in prepared for difference in one.differences]
+    grave = [(name, difference) for name, difference in found if difference.severity in (FATAL, ERROR)]
+    if grave and on_mismatch != "warn":
+        raise MismatchError(
+            f"the environment is not what was locked: {len(grave)} differences, the first: {grave[0][1]}",
+            where=", ".join(dict.fromkeys(name for name, _ in grave)),
+            hint="Remove its folder there (envs/ in the cache) and try again; on_mismatch='warn' goes on.",
+            differences=[difference for _, difference in found],
+        )
+    for name, difference in found:
+        tell = hooks.warning if (name, difference) in grave else hooks.note
+        tell(name, str(difference))
+
+
+def _capture() -> Snapshot:
+    from envsync.snapshot import capture
+
+    return capture()
+
+
+def _read_settings() -> IndexSettings:
+    from envsync.indexes import read_settings
+
+    return read_settings()
