@@ -1,0 +1,254 @@
+"""One comparison of two environments, used wherever two are compared.
+
+`left` is what is wanted (the client, a lock), `right` what is there (a host, a scheduler, a worker). Either
+is a Report: what `scan.scan` gives, plus what a process knows of itself (`imported`, `trees`). A key that a
+side does not have is not compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Iterable, Iterator, Mapping, Tuple
+
+__all__ = ["CORE", "ERROR", "FATAL", "NOTE", "WARNING", "Difference", "compare", "worst"]
+
+FATAL, ERROR, WARNING, NOTE = "fatal", "error", "warning", "note"
+_RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
+
+# Two processes with different versions of these may not even understand each other.
+CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
+
+_RESYNC = "envsync push it again, or make a new cluster"
+_RELOCK = "lock for that machine: envsync snapshot --for"
+_UNSHIPPED = "the code is not there: cluster.sync(), or start anew"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One disagreement between two environments.
+
+    Parameters
+    ----------
+    severity : {"fatal", "error", "warning", "note"}
+        How bad: processes cannot work together; code that tasks can reach differs; differs, but does not
+        matter there; good to know.
+    kind : str
+        ``python``, ``platform``, ``version``, ``content``, ``missing``, ``extra``, ``imported``,
+        ``shadowed``, ``source`` or ``driver``.
+    subject : str
+        The distribution, source tree or part of the machine.
+    left, right : str
+        What is wanted, and what is there; empty for nothing.
+    where, process : str
+        The host, and the process on it.
+    advice : str
+        The next step.
+    """
+
+    severity: str
+    kind: str
+    subject: str
+    left: str
+    right: str
+    where: str = ""
+    process: str = ""
+    advice: str = ""
+
+    def to_dict(self) -> dict[str, str]:
+        """Give plain JSON types."""
+        return dict(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Difference:
+        """Read what `to_dict` gave; keys of a newer envsync are passed over."""
+        return cls(**{key: str(data[key]) for key in cls.__dataclass_fields__ if key in data})
+
+
+def worst(differences: Iterable[Difference]) -> str:
+    """Return the worst severity among differences, "" if there are none."""
+    return min((one.severity for one in differences), key=lambda severity: _RANK[severity], default="")
+
+
+def compare(
+    left: Mapping[str, Any], right: Mapping[str, Any], *, where: str = "", process: str = ""
+) -> list[Difference]:
+    """Return how `right` differs from `left`, the worst first.
+
+    Parameters
+    ----------
+    left : Report
+        What is wanted.
+    right : Report
+        What is there.
+    where, process : str
+        The host and the process that `right` was seen in.
+    """
+    rows = [
+        *_interpreters(left, right),
+        *_platforms(left, right),
+        *_distributions(left, right),
+        *_imports(left, right),
+        *_trees(left, right),
+    ]
+    made = [
+        Difference(severity, kind, subject, old, new, where, process, advice)
+        for severity, kind, subject, old, new, advice in rows
+    ]
+    return sorted(made, key=lambda one: (_RANK[one.severity], one.subject, one.kind))
+
+
+_Row = Tuple[str, str, str, str, str, str]
+
+
+def _interpreters(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    old, new = left.get("interpreter"), right.get("interpreter")
+    if not old or not new:
+        return
+    if old.get("implementation") != new.get("implementation"):
+        advice = "use the same kind of Python on both sides"
+        kinds = str(old.get("implementation")), str(new.get("implementation"))
+        yield (FATAL, "python", "python", kinds[0], kinds[1], advice)
+        return
+    wanted, there = str(old["version"]), str(new["version"])
+    if wanted.split(".")[:2] != there.split(".")[:2]:
+        advice = "start it with Python " + ".".join(wanted.split(".")[:2])
+        yield (FATAL, "python", "python", wanted, there, advice)
+    elif wanted != there:
+        yield (NOTE, "python", "python", wanted, there, "")
+
+
+def _platforms(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    old, new = left.get("platform") or {}, right.get("platform") or {}
+    for key in ("system", "machine"):
+        if old.get(key) and new.get(key) and old[key] != new[key]:
+            yield (NOTE, "platform", key, str(old[key]), str(new[key]), "")
+    wanted, there = old.get("libc"), new.get("libc")
+    if wanted and there and old.get("machine") == new.get("machine"):
+        said = (" ".join(wanted), " ".join(there))
+        if wanted[0] != there[0]:
+            yield (ERROR, "platform", "libc", said[0], said[1], _RELOCK)
+        elif _numbers(there[1]) < _numbers(wanted[1]):
+            # What was locked for a newer C library may not load there; a client's own may be newer.
+            severity = ERROR if left.get("who") == "lock" else NOTE
+            yield (severity, "platform", "libc", said[0], said[1], _RELOCK)
+    drivers = left.get("accelerators"), right.get("accelerators")
+    if drivers[0] and drivers[1] is not None and drivers[0] != drivers[1]:
+        yield (WARNING, "driver", "driver", ", ".join(drivers[0]), ", ".join(drivers[1]), "")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in str(version).split("."))
+
+
+def _winners(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {one["name"]: one for one in report.get("distributions", ()) if not one.get("shadowed_by")}
+
+
+def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    if left.get("distributions") is None or right.get("distributions") is None:
+        return
+    # A tree that carries an editable project stands for it, where that side knows trees.
+    old, new = _winners(left), _winners(right)
+    foreign = _foreign(left, right)
+    for name in sorted(old.keys() | new.keys()):
+        wanted, there = old.get(name), new.get(name)
+        core = name in CORE
+        if there is None and wanted is not None:
+            if wanted.get("editable") and "trees" not in right:
+                local = wanted["version"] + " (local code)"
+                yield (WARNING, "missing", name, local, "", "ship its source tree")
+            elif wanted.get("editable"):
+                continue
+            elif foreign:
+                yield (NOTE, "missing", name, wanted["version"], "", "")
+            else:
+                yield (FATAL if core else ERROR, "missing", name, wanted["version"], "", _RESYNC)
+        elif wanted is None and there is not None:
+            yield (NOTE, "extra", name, "", there["version"], "")
+        elif wanted is not None and there is not None:
+            if not _same_version(wanted["version"], there["version"]):
+                severity = FATAL if core else ERROR
+                yield (severity, "version", name, wanted["version"], there["version"], _RESYNC)
+            elif _other_content(wanted, there) and not foreign:
+                yield (
+                    ERROR,
+                    "content",
+                    name,
+                    "{} ({})".format(wanted["version"], wanted["record"][:8]),
+                    "{} ({})".format(there["version"], there["record"][:8]),
+                    "same version, other files: one of the two was built or edited by hand",
+                )
+
+
+def _foreign(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Tell whether the two run on different kinds of machine, where wheels differ by right."""
+    old, new = left.get("platform") or {}, right.get("platform") or {}
+    return any(old.get(key) and new.get(key) and old[key] != new[key] for key in ("system", "machine"))
+
+
+def _other_content(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    if wanted.get("editable") or there.get("editable"):
+        return False
+    return bool(wanted.get("record") and there.get("record") and wanted["record"] != there["record"])
+
+
+def _same_version(one: str, other: str) -> bool:
+    return one == other or _spelled(one) == _spelled(other)
+
+
+def _spelled(version: str) -> str:
+    """Return a version as PEP 440 would have it, as far as installers' spellings differ."""
+    text = version.strip().lower().lstrip("v").replace("_", ".").replace("-", ".")
+    public, plus, local = text.partition("+")
+    while public.endswith(".0"):
+        public = public[:-2]
+    return public + plus + local
+
+
+def _imports(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    imported = right.get("imported")
+    if imported is None:
+        return
+    there = _winners(right)
+    mine = left.get("imported") or {}
+    for name in sorted(imported):
+        held = imported[name]
+        if name in there:
+            site = there[name]["location"].replace("\\", "/").rpartition("/")[0]
+            path = held["path"].replace("\\", "/")
+            if site and not path.startswith(site + "/") and not _beside(site, path):
+                advice = "a module of the same name comes first on the path there: rename or remove it"
+                yield (ERROR, "shadowed", name, there[name]["location"], held["path"], advice)
+                continue
+        said, wanted = held.get("version"), (mine.get(name) or {}).get("version")
+        if said is None:
+            continue
+        if wanted is not None:
+            if not _same_version(wanted, said):
+                yield (FATAL if name in CORE else ERROR, "imported", name, wanted, said, "restart it")
+        elif name in CORE and name in there and not _same_version(there[name]["version"], said):
+            advice = "another one was imported than is installed: restart it"
+            yield (FATAL, "imported", name, there[name]["version"], said, advice)
+
+
+def _beside(site: str, path: str) -> bool:
+    """Tell whether a path is in a site folder that stands for the same one (lib and lib64, a link)."""
+    return site.replace("/lib64/", "/lib/") == path.rpartition("/")[0].replace("/lib64/", "/lib/")
+
+
+def _trees(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    old: Mapping[str, str] | None = left.get("trees")
+    new: Mapping[str, str] | None = right.get("trees")
+    if old is None or new is None:
+        return
+    for name in sorted(old.keys() | new.keys()):
+        wanted, there = old.get(name, ""), new.get(name, "")
+        if wanted == there:
+            continue
+        if wanted and there:
+            advice = "the code there is stale: cluster.sync(), or start anew"
+            yield (ERROR, "source", name, wanted[:12], there[:12], advice)
+        elif wanted:
+            yield (ERROR, "source", name, wanted[:12], "", _UNSHIPPED)
+        else:
+            yield (NOTE, "source", name, "", there[:12], "")
