@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class IgnoreRules:
         above: list[Path] = []
         for each in (folder, *folder.parents):
             above.append(each)
-            if (each / ".git").exists():
+            if os.path.lexists(each / ".git"):  # never raises
                 break
         else:
             return cls().entered(folder)
@@ -86,7 +87,7 @@ class IgnoreRules:
     def entered(self, folder: Path) -> IgnoreRules:
         """Return the rules that hold in a folder right below, with what it adds; a checkout starts anew."""
         levels = self.levels
-        if (folder / ".git").exists():
+        if os.path.lexists(folder / ".git"):
             levels = _level(folder, _exclude_file(folder / ".git"))
         return IgnoreRules(levels + _level(folder, folder / ".gitignore"))
 

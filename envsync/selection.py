@@ -227,7 +227,7 @@ class Selection:
         for name in above if not folder else (*above, last):
             passed /= name
             why = refused_folder(name, set(), str(passed), top=False) or (
-                "a virtual environment" if (passed / "pyvenv.cfg").exists() else ""
+                "a virtual environment" if os.path.lexists(passed / "pyvenv.cfg") else ""
             )
             if why:
                 return f"a link into {name}: {why}"

@@ -164,7 +164,7 @@ def _walk(folder: Path) -> Iterator[str]:
         for name in list(folders):
             path = str(Path(at, name))
             refused = name not in _KEPT_HIDDEN and refused_folder(name, beside, path, top=False)
-            if refused or Path(path, "pyvenv.cfg").exists() or here.ignores(path, folder=True):
+            if refused or os.path.lexists(Path(path, "pyvenv.cfg")) or here.ignores(path, folder=True):
                 folders.remove(name)
             else:
                 rules[path] = here.entered(Path(path))

@@ -158,7 +158,7 @@ def pack(
             # Put under what it is now: it may have been edited since it was hashed.
             kept = store.put(Path(found.source)) if digest in missing else digest
         except StoreError:
-            if Path(found.source).exists():
+            if os.path.lexists(found.source):
                 raise
             left_out[path] = "vanished while it was packed"
             continue
