@@ -190,11 +190,9 @@ def _look_in(
         names = os.listdir(folder)
     except OSError:
         return
-    infos = []
     for name in names:
-        if name.endswith((".dist-info", ".egg-info", ".egg-link")) or name.endswith(".egg"):
-            infos.append(name)
-    for name in infos:
+        if not name.endswith((".dist-info", ".egg-info", ".egg")):
+            continue
         location = os.path.join(folder, name)
         if name.startswith("~"):
             leftovers.append(location)
@@ -324,8 +322,6 @@ def _shape(name: str, record: str, beside: list[str]) -> str:
 
 def _egg(folder: str, location: str, name: str) -> dict[str, Any] | None:
     editable, trouble = "", ""
-    if name.endswith(".egg-link"):
-        return None  # its project's folder is on the path by easy-install.pth, and is found there
     if name.endswith(".egg"):
         inner = location + "/EGG-INFO/PKG-INFO"
         trouble = "it is a legacy egg, which no lock can name"
@@ -441,8 +437,8 @@ def _top_level(location: str) -> list[str]:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    here = os.path.dirname(os.path.abspath(__file__))
-    if sys.path and os.path.abspath(sys.path[0]) == here:
+    here = os.path.dirname(os.path.realpath(__file__))
+    if sys.path and os.path.realpath(sys.path[0]) == here:
         del sys.path[0]
     sys.stdout.write(json.dumps(scan(records="--no-records" not in arguments)) + "\n")
     return 0
