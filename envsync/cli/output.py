@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import signal
@@ -163,7 +162,5 @@ def result(document: dict[str, Any], text: Callable[[], str]) -> None:
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a click command that takes the output options too."""
 
-    def decorate(function: Callable[..., Any]) -> click.Command:
-        return click.command(name, **settings)(output_options(functools.wraps(function)(function)))
-
-    return decorate
+    make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **settings)
+    return lambda function: make(output_options(function))

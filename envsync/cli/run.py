@@ -32,14 +32,18 @@ _NOT_EXECUTABLE = 126
     "--on", "backend", type=click.Choice(["local", "ssh"]), default="local", show_default=True, help="Where."
 )
 @click.option("--hosts", metavar="A,B,C", help="With --on ssh: [user@]host[:port], or ssh:// URLs.")
-@click.option("-n", "--n-workers", type=click.IntRange(min=1), help="Workers; with --on ssh, on each host.")
+@click.option(
+    "-n", "--n-workers", type=click.IntRange(min=1), help="Workers in all; by default as many as fit."
+)
 @click.option("--threads-per-worker", type=click.IntRange(min=1), help="Threads of each worker.")
 @click.option("--memory-limit", metavar="SIZE", help="Of each worker, such as 4GB.")
 @click.option("--lock", "lock_file", metavar="FILE", help="Run this lock, not the environment as it is now.")
 @click.option(
     "--on-mismatch",
-    type=click.Choice(["repair", "raise", "warn"]),
-    help="What to do where a process's environment differs.",
+    type=click.Choice(["raise", "warn"]),
+    default="raise",
+    show_default=True,
+    help="What to do about a process whose environment is not the wanted one.",
 )
 @click.argument("arguments", metavar="-- COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
@@ -49,7 +53,7 @@ def command(
     threads_per_worker: int | None,
     memory_limit: str | None,
     lock_file: str | None,
-    on_mismatch: str | None,
+    on_mismatch: str,
     arguments: tuple[str, ...],
 ) -> None:
     """Start a cluster in this environment, run COMMAND here with it, and end the cluster.
@@ -102,7 +106,7 @@ def client_environment(address: str, security: Security | None) -> Iterator[dict
     with tempfile.TemporaryDirectory(prefix="envsync-run-") as folder:
         if security is not None and security.require_encryption:
             added["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] = "True"
-            tls = security.get_tls_config_for_role("client")
+            tls = security.get_tls_config_for_role("client")  # type: ignore[no-untyped-call]
             for name, key, variable in (
                 ("ca.pem", "ca_file", "CA_FILE"),
                 ("cert.pem", "cert", "CLIENT__CERT"),

@@ -1,0 +1,154 @@
+"""Progress: live in a terminal, lines elsewhere, JSON for scripts. Differences and errors, for people."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import click
+import pytest
+from rich.console import Console
+
+from envsync import errors
+from envsync.cli.display import JsonLines, Live, Plain
+from envsync.cli.output import Output, exit_code, say_error
+from envsync.cli.table import table
+from envsync.hooks import Hooks
+from envsync.plugins.compare import Difference
+
+
+def report(hooks: Hooks) -> None:
+    """What two hosts may have to tell."""
+    hooks.step("node1", "connecting")
+    hooks.done("node1", "connected", 0.26)
+    hooks.step("node1", "installing 34 packages")
+    hooks.progress("node1", 42_000_000, 84_000_000, "B")
+    hooks.step("node2", "connecting")
+    hooks.warning("node2", "its clock is an hour late")
+    hooks.note("here", "toolz 1.0 is left out: a legacy egg")
+    hooks.done("node1", "installed 34 packages", 1.23)
+    hooks.failed("node2", "no route to host\nand more")
+
+
+def test_plain_lines() -> None:
+    stream = io.StringIO()
+    report(Plain(stream))
+    assert stream.getvalue().splitlines() == [
+        "node1: connecting",
+        "node1: connected: done in 0.3 s",
+        "node1: installing 34 packages",
+        "node2: connecting",
+        "node2: warning: its clock is an hour late",
+        "here: toolz 1.0 is left out: a legacy egg",
+        "node1: installed 34 packages: done in 1.2 s",
+        "node2: FAILED: no route to host",
+        "and more",
+    ]
+
+
+def test_plain_lines_tell_progress_now_and_then_only() -> None:
+    stream = io.StringIO()
+    hooks = Plain(stream, every=3600)
+    hooks.step("node1", "sending")
+    for done in range(1000):
+        hooks.progress("node1", done, 1000, "files")
+    assert stream.getvalue() == "node1: sending\n"
+    often = Plain(stream, every=0)
+    often.progress("node1", 7, 10, "files")
+    assert stream.getvalue().endswith("node1: 7 of 10 files\n")
+
+
+def test_json_lines() -> None:
+    stream = io.StringIO()
+    report(JsonLines(stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert events[0] == {"event": "step", "where": "node1", "what": "connecting"}
+    assert {"event": "done", "where": "node1", "what": "installed 34 packages", "seconds": 1.23} in events
+    assert events[-1] == {"event": "failed", "where": "node2", "why": "no route to host\nand more"}
+
+
+def test_live_has_one_line_for_each_host() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with Live(console) as live:
+        live.step("node1", "connecting")
+        live.progress("node1", 1, 4, "packages")
+        report(live)
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    last = click.unstyle(shown).rstrip().splitlines()[-2:]
+    assert last[0].split("  ")[0].startswith("✓ node1 installed 34 packages")
+    assert last[0].rstrip().endswith("1.2 s")
+    assert last[1].startswith("✗ node2 no route to host")
+    assert "! node2: its clock is an hour late" in click.unstyle(shown)
+
+
+def test_live_keeps_colours_out_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    with Live(console) as live:
+        report(live)
+    assert isinstance(console.file, io.StringIO)
+    assert "\x1b[31m" not in console.file.getvalue()
+    assert "\x1b[32m" not in console.file.getvalue()
+
+
+def difference(severity: str = "error", **rest: str) -> Difference:
+    fields = {"kind": "version", "subject": "pandas", "left": "2.2.1", "right": "2.1.0", **rest}
+    return Difference(severity=severity, **fields)
+
+
+def test_the_table_has_both_sides_the_places_and_the_advice() -> None:
+    differences = [
+        difference(where="node1", process="worker 1", advice="Install pandas 2.2.1 there."),
+        difference(where="node1", process="worker 2", advice="Install pandas 2.2.1 there."),
+        difference(where="node2", process="worker 3", advice="Install pandas 2.2.1 there."),
+        difference("fatal", kind="python", subject="python", left="3.11.7", right="3.10.2"),
+        difference("note", kind="extra", subject="toolz", left="", right="1.0"),
+    ]
+    lines = click.unstyle(table(differences, "here", "cluster")).splitlines()
+    assert lines[0].split() == ["here", "cluster"]
+    assert lines[1].split() == ["fatal", "python", "3.11.7", "3.10.2"]
+    assert lines[2].split() == ["error", "pandas", "2.2.1", "2.1.0"]
+    assert lines[3].strip() == "on node1 worker 1 and 2 more"
+    assert lines[4].strip() == "Install pandas 2.2.1 there."
+    assert lines[5].split() == ["note", "toolz", "extra", "-", "1.0"]
+    assert lines[-1] == "3 differences: 1 fatal, 1 error, 1 note"
+
+
+def test_no_difference_is_said_too() -> None:
+    assert table([], "here", "node1") == "no difference between here and node1"
+
+
+ERRORS = [
+    (errors.CaptureError, 3),
+    (errors.LockVersionError, 3),
+    (errors.NoWheelError, 3),
+    (errors.BuildError, 3),
+    (errors.CorruptBlobError, 3),
+    (errors.ToolError, 3),
+    (errors.HostKeyError, 4),
+    (errors.CommandError, 4),
+    (errors.RealiseError, 4),
+    (errors.ProcessDied, 5),
+    (errors.StartTimeout, 5),
+    (errors.MismatchError, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "code"), ERRORS)
+def test_exit_codes(kind: type[errors.EnvsyncError], code: int) -> None:
+    error = kind("no", where="node1", hint="try again")
+    assert exit_code(error) == code
+    # these answer a question with 0 or 1: whatever kept them from looking is 2
+    assert exit_code(error, "check") == exit_code(error, "diff") == 2
+
+
+def test_errors_say_what_where_and_what_next(capsys: pytest.CaptureFixture[str]) -> None:
+    error = errors.MismatchError("they differ", where="node1", hint="Start anew.", differences=[difference()])
+    say_error(error, Output())
+    assert capsys.readouterr().err == "error: node1: they differ\n  Start anew.\n"
+    say_error(error, Output(json=True))
+    said = json.loads(capsys.readouterr().err)
+    assert said["kind"] == "MismatchError"
+    assert (said["message"], said["where"], said["hint"]) == ("they differ", "node1", "Start anew.")
+    assert said["differences"][0]["subject"] == "pandas"
