@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from envsync.download import Downloader
-from envsync.errors import StoreError, ToolError, UnsupportedError
+from envsync.errors import CorruptBlobError, StoreError, ToolError, UnsupportedError
 from envsync.hooks import Hooks
 from envsync.scratch import scratch
-from envsync.store import recall, remember
+from envsync.store import digest_of, recall, remember
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["collect", "uv_binary"]
 
 RELOCK = "Make the lock again, here and now: envsync snapshot"
-UV_MACHINES = ("x86_64", "aarch64", "armv7l", "ppc64le", "s390x", "riscv64", "i686")
+UV_MACHINES = ("x86_64", "aarch64")  # of which uv has static builds that it can also be asked for
 
 
 async def collect(
@@ -130,9 +130,11 @@ async def uv_binary(
     began = time.monotonic()
     artifact = await asyncio.to_thread(_uv_wheel, pin, target.machine, settings)
     with scratch("download") as folder:
-        async with Downloader(settings, hooks=hooks) as downloader:
-            wheel = await downloader.fetch(artifact, folder)
-        digest: str = await asyncio.to_thread(_extract_uv, wheel, artifact, store)
+        wheel = _on_disk(artifact, None)
+        if wheel is None:
+            async with Downloader(settings, hooks=hooks) as downloader:
+                wheel = await downloader.fetch(artifact, folder)
+        digest: str = await asyncio.to_thread(_extract_uv, wheel, folder, artifact, store)
     remember("uv", key, digest)
     hooks.done("here", f"got uv {pin} for {target.machine}", time.monotonic() - began)
     return digest
@@ -149,7 +151,9 @@ def _uv_wheel(pin: str, machine: str, settings: IndexSettings) -> Artifact:
     text = run_uv(
         [
             *("pip", "compile", "--no-deps", "--no-header", "--format", "pylock.toml", "--quiet"),
-            *("--python-platform", f"{machine}-unknown-linux-musl", "--only-binary", ":all:", "-"),
+            *("--python-platform", f"{machine}-unknown-linux-musl", "--only-binary", ":all:"),
+            *(["--no-index"] if settings.no_index else []),  # it has no variable for that
+            "-",
         ],
         env=settings.uv_environment(),
         input=f"uv=={pin}\n",
@@ -172,13 +176,19 @@ def _uv_wheel(pin: str, machine: str, settings: IndexSettings) -> Artifact:
     )
 
 
-def _extract_uv(wheel: Path, artifact: Artifact, store: Store) -> str:
+def _extract_uv(wheel: Path, folder: Path, artifact: Artifact, store: Store) -> str:
     """Take the executable out of uv's wheel and keep it."""
     from envsync.elf import read_elf
 
+    if (found := digest_of(wheel)) != artifact.sha256:
+        raise CorruptBlobError(
+            f"uv {artifact.version}: its wheel has the sha256 {found}, not {artifact.sha256}",
+            where=str(wheel),
+            hint="Put the file back that the index lists.",
+        )
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".data/scripts/uv")]
-        executable = Path(archive.extract(name, wheel.parent))
+        executable = Path(archive.extract(name, folder))
     facts = read_elf(executable)
     if facts is None or not facts.static:
         raise ToolError(
@@ -209,8 +219,6 @@ def _on_disk(artifact: Artifact, folder: Path | None) -> Path | None:
 
 def _take(artifact: Artifact, path: Path, store: Store) -> None:
     """Keep a wheel that lies on this machine."""
-    from envsync.errors import CorruptBlobError
-
     if not path.is_file():
         raise StoreError(
             f"{artifact.name} {artifact.version}: there is no such file",
