@@ -42,7 +42,8 @@ async def realise(
         if "prefix" in answer:
             break
         await _give(session, lock, answer, request, hooks, fetch)
-        request["online"] = False
+        if answer["lacking"]:
+            request["online"] = False  # it was tried, or there is none: from now on all comes from here
     else:
         raise RealiseError(
             "the host still lacks what was sent to it",

@@ -51,7 +51,7 @@ def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
         if frame.get("end"):
             return status
         try:
-            answer = {"stored": _keep(cache, checked_digest(frame["digest"]), int(frame["size"]), source)}
+            answer = {"stored": _keep(cache, frame["digest"], int(frame["size"]), source)}
         except Problem as problem:
             answer, status = {"error": problem.to_dict(), "digest": frame["digest"]}, 1
         except EOFError:
@@ -63,9 +63,9 @@ def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
 def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
     left, problem = size, None
     sha = hashlib.sha256()
-    target = cache.blob(digest)
     with taken_back(fresh(cache.blobs, ".unfinished-")) as part:
         try:
+            target = cache.blob(checked_digest(digest))
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
                 while left:
@@ -73,6 +73,8 @@ def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
                     left -= len(data)
                     sha.update(data)
                     file.write(data)
+        except Problem as error:
+            problem = error
         except OSError as error:
             problem = disk_problem(error, "what was sent could not be kept")
         while left:  # the next frame starts behind this one, whatever happened to it

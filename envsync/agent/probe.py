@@ -6,7 +6,6 @@ Every function takes the root of the file system it reads, so that it can be tri
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import platform
@@ -14,15 +13,15 @@ import pwd
 import shutil
 import socket
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Iterator
 
+from ..plugins.scan import libc
 from .gpus import gpus
 from .layout import Cache
 
-__all__ = ["cores", "interfaces", "libc", "memory", "numa", "probe"]
+__all__ = ["cores", "interfaces", "memory", "numa", "probe"]
 
 _ADDRESS = 0x8915  # SIOCGIFADDR
 _FLAGS = 0x8913  # SIOCGIFFLAGS
@@ -43,7 +42,7 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON types: ``hostname user uid home system machine kernel libc python pythons cores cores_total
+        JSON types: ``hostname user uid pid home system machine kernel libc python pythons cores cores_total
         affinity memory memory_total numa gpus cuda_visible_devices nics addresses disk``. Sizes are bytes;
         ``cores`` (a float where a limit is a fraction) and ``memory`` are what processes here may use, limits
         of cgroups included.
@@ -55,6 +54,7 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
         "hostname": socket.gethostname(),
         "user": _user(),
         "uid": os.getuid(),
+        "pid": os.getpid(),
         "home": os.environ.get("HOME", ""),
         "system": sys.platform,
         "machine": platform.machine(),
@@ -141,23 +141,6 @@ def interfaces() -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def libc() -> list[str] | None:
-    """Return the C library, such as ``["glibc", "2.36"]`` or ``["musl", "1.2.4"]``; None if it is neither."""
-    with contextlib.suppress(ValueError, OSError, AttributeError):
-        name, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
-        return [name, version]
-    for loader in sorted(Path("/lib").glob("ld-musl-*.so.1")):
-        done = subprocess.run([str(loader)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
-        for line in done.stderr.decode(errors="replace").splitlines():
-            if line.startswith("Version "):
-                return ["musl", line.split()[1]]
-    with contextlib.suppress(OSError, AttributeError):
-        version_of = ctypes.CDLL(None).gnu_get_libc_version
-        version_of.restype = ctypes.c_char_p
-        return ["glibc", version_of().decode()]
-    return None
 
 
 def _cgroups(root: Path, controller: str) -> Iterator[Path]:

@@ -23,6 +23,7 @@ __all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "spawn"]
 MARKER = b"@envsync "
 _TAIL = 30  # lines
 _LONGEST = 64 * 1024  # bytes of one line
+_WIDEST = 2000  # characters of a line of the tail
 _TAKEN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "UV_", "__PYVENV_LAUNCHER__")
 
 
@@ -166,16 +167,19 @@ class Child:
     def _read(self) -> None:
         assert self._popen.stdout is not None
         source = self._popen.stdout.fileno()
-        rest = b""
+        rest, cut = b"", False
         while True:
             try:
                 data = os.read(source, _LONGEST)
             except OSError:
                 break
             *lines, rest = (rest + data).split(b"\n")
+            if cut and lines:
+                lines = lines[not lines[0] :]  # a line that was cut ends where it was cut
+                cut = False
             if rest and (not data or len(rest) > _LONGEST):
                 lines.append(rest)
-                rest = b""
+                rest, cut = b"", True
             self._take(lines)
             if not data:
                 break
@@ -190,7 +194,7 @@ class Child:
                     self._log.write(line + b"\n")
             else:
                 self._emit({"event": "said", "key": self.key, "data": said})
-        self._tail.extend(plain)
+        self._tail.extend(line[:_WIDEST] for line in plain)
         if plain:
             self._emit({"event": "log", "key": self.key, "lines": plain})
 

@@ -1,0 +1,389 @@
+"""Environments on a host: whole or absent, checked when they are there, made from whatever is at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from envsync.artifacts import Artifact
+from envsync.errors import CorruptBlobError, RealiseError, StoreError, UnfitHostError
+from envsync.hooks import Hooks
+from envsync.indexes import IndexSettings
+from envsync.lock import Lock
+from envsync.runner.hosts.base import Host
+from envsync.runner.hosts.local import Local
+from envsync.runner.session import Environment, Session
+from envsync.store import FolderStore
+from envsync.supply import Supply
+from envsync.target import Target
+from envsync.uv import find_uv
+from tests.elsewhere import Elsewhere
+from tests.index_server import IndexServer, write_wheel
+
+
+class Told(Hooks):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.notes: list[str] = []
+
+    def step(self, where: str, what: str) -> None:
+        self.steps.append(what)
+
+    def note(self, where: str, text: str) -> None:
+        self.notes.append(text)
+
+
+class Makes:
+    """A client: wheels, a store and sessions to a host that has a cache of its own."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self.folder = folder
+        self.wheels = folder / "wheels"
+        self.store = FolderStore(folder / "store")
+        self.cache = folder / "cache"
+        self.hooks = Told()
+        self.stack = stack
+        self.supply = Supply(self.store, IndexSettings(), hooks=self.hooks)
+
+    def artifact(self, name: str, *, version: str = "1.0", url: str = "", keep: bool = True) -> Artifact:
+        wheel = write_wheel(self.wheels, name, version, body=f"VALUE = {name!r}\n")
+        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if keep:
+            self.store.put(wheel)
+        return Artifact(
+            name=name,
+            version=version,
+            filename=wheel.name,
+            sha256=digest,
+            url=f"{url}/files/{wheel.name}" if url else None,
+            path=None if url else f"envsync-wheels/{wheel.name}",
+        )
+
+    def lock(self, *artifacts: Artifact, python: str = "") -> Lock:
+        here = Target.current()
+        target = Target(python=python or here.python, machine=here.machine, libc=here.libc)
+        return Lock.of(artifacts, target)
+
+    async def session(self, host: Host | None = None) -> Session:
+        # A host that is not this machine is given uv as a blob; the installed one does here.
+        opened = await Session.open(
+            host or Elsewhere({"UV_CACHE_DIR": None}),
+            cache=str(self.cache),
+            supply=self.supply,
+            hooks=self.hooks,
+        )
+        return await self.stack.enter_async_context(opened)
+
+
+@pytest.fixture
+async def makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Makes]:
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+
+    async def installed(self: Supply, target: Target, *, here: bool = False) -> str:
+        return self.store.put(Path(find_uv()))
+
+    # The index is not asked for a static uv by these tests: the installed one runs here just as well.
+    monkeypatch.setattr(Supply, "uv", installed)
+    async with AsyncExitStack() as stack:
+        yield Makes(tmp_path, stack)
+
+
+def says(environment: Environment, code: str, **variables: str) -> str:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    return subprocess.run(
+        [environment.python, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**clean, **variables},
+    ).stdout.strip()
+
+
+def litter(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "envs").iterdir() if path.name.startswith("."))
+
+
+async def test_made_once_then_found_and_checked(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"), makes.artifact("beta"))
+    session = await makes.session()
+    made = await session.realise(lock)
+    assert made.created
+    assert made.prefix == str(makes.cache / "envs" / lock.digest)
+    assert says(made, "import alpha, beta; print(alpha.VALUE, beta.VALUE)") == "alpha beta"
+    assert {d["name"]: d["version"] for d in made.report["distributions"]} == {"alpha": "1.0", "beta": "1.0"}
+    assert all(d["location"].startswith(made.prefix + "/") for d in made.report["distributions"])
+    assert made.report["interpreter"]["executable"] == made.python
+    found = await (await makes.session()).realise(lock)
+    assert not found.created
+    assert found.report == made.report
+    assert await session.report(found) == made.report
+    assert litter(makes.cache) == []
+
+
+async def test_what_the_agent_reports_is_what_a_scan_in_it_sees(makes: Makes) -> None:
+    made = await (await makes.session()).realise(makes.lock(makes.artifact("alpha")))
+    scan = Path(__file__).parent.parent / "plugins" / "scan.py"
+    done = subprocess.run([made.python, "-I", scan], capture_output=True, check=True)
+    seen = json.loads(done.stdout)
+    for key in ("distributions", "interpreter", "platform"):
+        assert made.report[key] == seen[key]
+
+
+async def test_an_empty_lock_is_an_empty_environment(makes: Makes) -> None:
+    made = await (await makes.session()).realise(makes.lock())
+    assert made.report["distributions"] == []
+    assert says(made, "print(6 * 7)") == "42"
+
+
+async def test_source_trees_are_imported_behind_and_before_the_packages(makes: Makes) -> None:
+    made = await (await makes.session()).realise(makes.lock(makes.artifact("alpha")))
+    tree = makes.folder / "tree"
+    (tree / "alpha").mkdir(parents=True)
+    (tree / "alpha" / "__init__.py").write_text("VALUE = 'tree'")
+    (tree / "local.py").write_text("VALUE = 'local'")
+    code = "import alpha, local, sys; print(alpha.VALUE, local.VALUE)"
+    assert says(made, code, ENVSYNC_TREES=f"{tree}") == "alpha local"
+    assert says(made, code, PYTHONPATH=f"{tree}") == "tree local"
+
+
+async def test_two_sessions_make_it_once(makes: Makes) -> None:
+    lock = makes.lock(*(makes.artifact(f"package-{i}") for i in range(5)))
+    sessions = [await makes.session() for _ in range(4)]
+    made = await asyncio.gather(*(session.realise(lock) for session in sessions))
+    assert sum(environment.created for environment in made) == 1
+    assert litter(makes.cache) == []
+
+
+async def test_one_that_was_changed_is_made_anew(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"))
+    session = await makes.session()
+    made = await session.realise(lock)
+    (record,) = Path(made.prefix).glob("lib/python*/site-packages/alpha-1.0.dist-info/RECORD")
+    record.write_text(record.read_text().replace("alpha/__init__.py,sha256=", "alpha/__init__.py,sha256=x"))
+    again = await session.realise(lock)
+    assert again.created
+    assert "made anew" in " ".join(makes.hooks.notes)
+    assert again.report == made.report
+    assert litter(makes.cache) == []
+
+
+async def test_a_crash_leaves_nothing_that_counts(makes: Makes) -> None:
+    """The agent is killed while uv runs; the next try finds no environment and makes a whole one."""
+    lock = makes.lock(makes.artifact("alpha"))
+    slow = makes.folder / "uv-slow"
+    slow.write_text(f'#!/bin/sh\n[ $1 = pip ] && sleep 300\nexec {find_uv()} "$@"\n')
+    digest = makes.store.put(slow)
+    session = await makes.session()
+    await session.send([digest])
+    artifacts = [
+        {"name": a.name, "version": a.version, "filename": a.filename, "sha256": a.sha256}
+        for a in lock.artifacts()
+    ]
+    await session.send([a["sha256"] for a in artifacts])
+    pending = asyncio.ensure_future(
+        session.request(
+            "realise",
+            digest=lock.digest,
+            python=lock.target.python,
+            artifacts=artifacts,
+            uv={"digest": digest},
+        )
+    )
+    while not list((makes.cache / "envs").glob(".building-*/bin/python")):
+        await asyncio.sleep(0.05)
+        assert not pending.done()
+    os.kill(session.facts["pid"], 9)
+    with pytest.raises(Exception, match="agent ended"):
+        await pending
+    assert not (makes.cache / "envs" / lock.digest).exists()
+    assert len(litter(makes.cache)) == 2  # the lock and the half
+    made = await asyncio.wait_for((await makes.session()).realise(lock), 15)
+    assert made.created
+    assert litter(makes.cache) == []
+
+
+async def test_waiting_for_another_is_said(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"))
+    session = await makes.session()
+    folder = makes.cache / "envs" / f".lock-{lock.digest}"
+    folder.mkdir(parents=True)
+    (folder / "owner").write_text('{"host": "node7", "pid": "42", "token": "x"}')
+    pending = asyncio.ensure_future(session.realise(lock))
+    while not [step for step in makes.hooks.steps if "waiting for process 42 on node7" in step]:
+        await asyncio.sleep(0.05)
+        assert not pending.done()
+    for path in (folder / "owner", folder):
+        path.unlink() if path.is_file() else path.rmdir()
+    assert (await pending).created
+
+
+async def test_wheels_come_from_the_index_where_the_host_reaches_it(makes: Makes) -> None:
+    with IndexServer(makes.wheels) as index:
+        artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
+        made = await (await makes.session()).realise(makes.lock(artifact))
+        assert any(path.startswith("/files/alpha") for path, _ in index.requests)
+    assert made.created
+    assert not makes.store.has([artifact.sha256])
+    assert says(made, "import alpha; print(alpha.VALUE)") == "alpha"
+
+
+async def test_wheels_come_from_the_client_where_it_does_not(makes: Makes) -> None:
+    artifact = makes.artifact("alpha", url="http://127.0.0.1:9", keep=False)
+    asked: list[set[str]] = []
+
+    async def fetch(digests: object) -> None:
+        asked.append(set(digests))  # type: ignore[call-overload]
+        makes.store.put(makes.wheels / artifact.filename)
+
+    made = await (await makes.session()).realise(makes.lock(artifact), fetch=fetch)
+    assert made.created
+    assert asked == [{artifact.sha256}]
+
+
+async def test_an_index_that_answers_and_fails_is_no_dead_end(makes: Makes) -> None:
+    with IndexServer(makes.folder / "nothing") as index:
+        artifact = makes.artifact("alpha", url=f"http://{index.host}")
+        made = await (await makes.session()).realise(makes.lock(artifact))
+        assert index.requests
+    assert made.created
+
+
+async def test_a_wheel_that_nobody_has(makes: Makes) -> None:
+    artifact = makes.artifact("alpha", keep=False)
+    with pytest.raises(StoreError):
+        await (await makes.session()).realise(makes.lock(artifact))
+    assert not (makes.cache / "envs").exists() or litter(makes.cache) == []
+
+
+async def test_a_store_with_other_bytes(makes: Makes) -> None:
+    artifact = makes.artifact("alpha")
+    blob = makes.store.path(artifact.sha256)
+    assert blob is not None
+    blob.write_bytes(b"damaged")
+    with pytest.raises(CorruptBlobError, match=artifact.sha256):
+        await (await makes.session()).realise(makes.lock(artifact))
+
+
+async def test_a_blob_that_was_damaged_on_the_host_is_named_and_fetched_anew(makes: Makes) -> None:
+    artifact, lock = makes.artifact("alpha"), makes.lock(makes.artifact("alpha"))
+    session = await makes.session()
+    await session.send([artifact.sha256])
+    blob = makes.cache / "blobs" / artifact.sha256[:2] / artifact.sha256
+    other = write_wheel(makes.folder / "other", "alpha", "1.0", body="VALUE = 'evil'\n")
+    blob.write_bytes(other.read_bytes())
+    with pytest.raises(RealiseError, match="wheel of alpha is not the one that was locked"):
+        await session.realise(lock)
+    assert litter(makes.cache) == []
+    made = await session.realise(lock)
+    assert says(made, "import alpha; print(alpha.VALUE)") == "alpha"
+
+
+async def test_a_wheel_for_another_machine_is_named(makes: Makes) -> None:
+    wheel = write_wheel(makes.wheels, "alien", "1.0", tag="cp311-cp311-win_amd64")
+    artifact = Artifact(
+        name="alien",
+        version="1.0",
+        filename=wheel.name,
+        sha256=makes.store.put(wheel),
+        path=f"envsync-wheels/{wheel.name}",
+    )
+    with pytest.raises(RealiseError, match="alien") as caught:
+        await (await makes.session()).realise(makes.lock(artifact))
+    assert "elsewhere" in str(caught.value)
+    assert "envsync snapshot --for" in str(caught.value)
+    assert litter(makes.cache) == []
+
+
+async def test_the_same_minor_version_stands_in_and_is_noted(makes: Makes) -> None:
+    here = Target.current()
+    if not [p for p in (await makes.session()).facts["pythons"] if p["version"].startswith("3.11.")]:
+        pytest.skip("needs a Python 3.11 on this machine")
+    lock = makes.lock(makes.artifact("alpha"), python="3.11.0")
+    made = await (await makes.session()).realise(lock)
+    assert made.report["interpreter"]["version"].startswith("3.11.")
+    assert [note for note in makes.hooks.notes if "stands in for 3.11.0" in note]
+    assert here.machine == made.report["platform"]["machine"]
+
+
+async def test_here_uvs_own_cache_is_enough(makes: Makes) -> None:
+    """On the client's machine a warm uv cache does without the store and without the index."""
+    with IndexServer(makes.wheels) as index:
+        artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
+        first = await (await makes.session(Local())).realise(makes.lock(artifact))
+        assert first.created
+        asked = len(index.requests)
+    subprocess.run(["rm", "-rf", first.prefix], check=True)
+    second = await (await makes.session(Local())).realise(makes.lock(artifact))
+    assert second.created
+    assert len(index.requests) == asked
+    assert not makes.store.has([artifact.sha256])
+
+
+async def test_secrets_for_uv_stay_on_this_machine(makes: Makes) -> None:
+    with IndexServer(makes.wheels, username="someone", password="canary-in-a-cage") as index:
+        artifact = makes.artifact("alpha", url=f"http://{index.host}")
+        lock = makes.lock(artifact)
+        settings = {"UV_INDEX_SOME_PASSWORD": "canary-in-a-cage"}
+        host = Elsewhere({})
+        session = await makes.session(host)
+        await session.realise(lock, environment=settings)
+    for path in makes.cache.rglob("*"):
+        if path.is_file():
+            assert b"canary-in-a-cage" not in path.read_bytes(), path
+    assert not [command for command in host.commands if "canary" in command]
+
+
+async def test_a_full_disk_is_said_and_leaves_nothing(makes: Makes, tiny_disk: Callable[[int], Path]) -> None:
+    makes.cache = tiny_disk(120)
+    big = write_wheel(makes.wheels, "big", "1.0", body="X = '''" + "x" * 90_000_000 + "'''\n")
+    artifact = Artifact(
+        name="big",
+        version="1.0",
+        filename=big.name,
+        sha256=makes.store.put(big),
+        path=f"envsync-wheels/{big.name}",
+    )
+    session = await makes.session()
+    with pytest.raises(UnfitHostError, match="full") as caught:
+        await session.realise(makes.lock(artifact))
+    assert "ENVSYNC_CACHE" in str(caught.value)
+    assert not (makes.cache / "envs").exists() or litter(makes.cache) == []
+
+
+async def test_no_programs_may_run_in_the_cache(makes: Makes, tiny_disk: Callable[..., Path]) -> None:
+    makes.cache = tiny_disk(200, "noexec")
+    with pytest.raises(UnfitHostError, match="noexec") as caught:
+        await (await makes.session()).realise(makes.lock(makes.artifact("alpha")))
+    assert "ENVSYNC_CACHE" in str(caught.value)
+
+
+@pytest.fixture
+async def tiny_disk(tmp_path: Path) -> AsyncIterator[Callable[..., Path]]:
+    """Mount small disks, where that is allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a disk")
+    mounted: list[Path] = []
+
+    def mount(megabytes: int, *options: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        chosen = ",".join([f"size={megabytes}m", *options])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", chosen, "tiny", folder], check=False)
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
