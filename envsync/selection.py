@@ -139,6 +139,8 @@ class Selection:
         except OSError as error:
             self.left_out[path or source] = f"cannot be read: {error.strerror}"
             return
+        self.left_out.pop(path, None)
+        self.left_out.pop(f"{path}/", None)
         if stat.S_ISDIR(status.st_mode):
             here = os.path.realpath(source)
             rules = IgnoreRules.of(Path(source))

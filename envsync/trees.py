@@ -9,7 +9,7 @@ import sysconfig
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from envsync.errors import StoreError
 from envsync.selection import Found, Limits, Selection
@@ -45,8 +45,8 @@ class Manifest:
     """
 
     name: str
-    position: Literal["front", "back"]
-    kind: Literal["editable", "path", "cwd"]
+    position: str
+    kind: str
     distribution: str | None = None
     files: tuple[tuple[str, str, int], ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -81,8 +81,8 @@ class Manifest:
             files = tuple((str(path), str(sha256), int(mode)) for path, sha256, mode in data["files"])
             manifest = cls(
                 name=str(data["name"]),
-                position=data["position"],
-                kind=data["kind"],
+                position=str(data["position"]),
+                kind=str(data["kind"]),
                 distribution=data.get("distribution"),
                 files=files,
                 left_out=tuple((str(path), str(why)) for path, why in data.get("left_out", ())),

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import time
 from pathlib import Path
-from typing import Literal
 
 import pytest
-from envsync.snapshot import SourceTree
 
 from envsync.errors import CaptureError, StoreError
 from envsync.exclusions import refused_file
 from envsync.gitignore import IgnoreRules
-from envsync.store import FolderStore
+from envsync.snapshot import SourceTree
+from envsync.store import FolderStore, digest_of
 from envsync.trees import Limits, Manifest, changes, pack
 
 SOABI = "cpython-311-x86_64-linux-gnu"
@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def fill(root: Path, *files: str, **contents: str | bytes) -> None:
-    """Write files: by name alone with their name as contents, or name=contents."""
+    """Write files: those named alone hold their name."""
     for name, content in [*((name, name) for name in files), *contents.items()]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def tree(
     root: Path,
     *members: tuple[str, str],
     name: str = "project",
-    kind: Literal["editable", "path", "cwd"] = "cwd",
+    kind: str = "cwd",
 ) -> SourceTree:
     return SourceTree(
         name=name,
@@ -97,7 +97,7 @@ def test_a_scientists_folder_ships_its_code_and_not_its_gigabytes(root: Path, st
         root,
         **{
             "data/raw/big.parquet": b"x" * 6_000_000,
-            "data/prepare.py": "",
+            "data/prepare.py": b"",
             "results/r.bin": b"x" * 6_000_000,
         },
     )
@@ -222,7 +222,7 @@ def test_gitignore_at_every_level(root: Path, store: FolderStore) -> None:
         ("editable", (("pkg", str(root / "pkg")),), "pkg/"),
         ("path", (("", str(root / "pkg" / "sub")),), ""),  # the rules above a tree hold as well
     ):
-        manifest = pack(tree(root, *members, kind=kind), store)  # type: ignore[arg-type]
+        manifest = pack(tree(root, *members, kind=kind), store)
         left = {path for path, why in manifest.left_out if why == "ignored by .gitignore"}
         if prefix:
             assert {"pkg/__init__.py", "pkg/keep.log", "pkg/sub/y.txt", "pkg/only/.gitkeep"} <= set(
@@ -422,26 +422,21 @@ def test_an_edit_ships_one_file(root: Path, store: FolderStore) -> None:
     assert not changes(after, after)
 
 
-def aged(root: Path) -> None:
-    """Wait until nothing in the tree is so young that it is read again in any case."""
-    import time
-
-    time.sleep(2.2)
-
-
 def test_what_did_not_change_is_not_read_again(
     root: Path, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import envsync.trees
-
     read: list[str] = []
-    real = envsync.trees.digest_of
-    monkeypatch.setattr(envsync.trees, "digest_of", lambda path: read.append(path.name) or real(path))
+
+    def reading(path: Path) -> str:
+        read.append(path.name)
+        return digest_of(path)
+
+    monkeypatch.setattr("envsync.trees.digest_of", reading)
     fill(root, "a.py", "b.py")
     pack(tree(root), store)
     pack(tree(root), store)
     assert read == ["a.py", "b.py"] * 2  # too young to be trusted
-    aged(root)
+    time.sleep(2.2)
     pack(tree(root), store)
     read.clear()
     pack(tree(root), store)
@@ -451,7 +446,7 @@ def test_what_did_not_change_is_not_read_again(
     fill(root, **{"b.py": "edit"})
     os.utime(root / "b.py", ns=(status.st_atime_ns, status.st_mtime_ns))
     digests = {path: digest for path, digest, _ in pack(tree(root), store).files}
-    assert digests["b.py"] == real(root / "b.py")
+    assert digests["b.py"] == digest_of(root / "b.py")
     assert read[0] == "b.py"
 
 
@@ -475,6 +470,7 @@ def test_a_blob_that_was_lost_is_put_again(root: Path, store: FolderStore) -> No
 
 def test_members_are_placed_where_they_say(root: Path, store: FolderStore, tmp_path: Path) -> None:
     fill(root, "src/pkg/__init__.py", "src/single.py", "src/not-a-member.py", "native/fast.py")
+    fill(root, "legacy/old.py", "legacy/old.egg-info/PKG-INFO")
     fill(tmp_path, "site/pkg-1.0.dist-info/METADATA", "site/pkg-1.0.dist-info/entry_points.txt")
     manifest = pack(
         tree(
@@ -484,11 +480,14 @@ def test_members_are_placed_where_they_say(root: Path, store: FolderStore, tmp_p
             ("pkg/native", str(root / "native")),
             ("pkg-1.0.dist-info", str(tmp_path / "site/pkg-1.0.dist-info")),
             ("gone.py", str(root / "gone.py")),
+            ("", str(root / "legacy")),
+            ("old.egg-info", str(root / "legacy/old.egg-info")),
             kind="editable",
         ),
         store,
     )
     assert names(manifest) == [
+        *("old.egg-info/PKG-INFO", "old.py"),
         *("pkg-1.0.dist-info/METADATA", "pkg-1.0.dist-info/entry_points.txt", "pkg/__init__.py"),
         *("pkg/native/fast.py", "single.py"),
     ]

@@ -11,7 +11,7 @@ import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 from packaging.utils import parse_wheel_filename
@@ -21,11 +21,11 @@ from envsync.hooks import Hooks
 from envsync.snapshot import Distribution, Snapshot, capture
 from envsync.store import FolderStore
 from envsync.uv import run_uv
-from envsync.wheelfile import compressed_tags
+from envsync.wheelfile import Entry, compressed_tags, write
 from envsync.wheels import build, record_of, repack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from envsync.artifacts import Artifact
 
@@ -283,15 +283,13 @@ def test_files_edited_in_place_ship_as_they_are(store: FolderStore, tmp_path: Pa
 def test_what_was_packed_is_remembered_until_it_changes(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import envsync.wheels
-
     packed: list[str] = []
-    real = envsync.wheels.write
-    monkeypatch.setattr(
-        envsync.wheels,
-        "write",
-        lambda target, entries, info: packed.append(info) or real(target, entries, info),
-    )
+
+    def writing(target: BinaryIO, entries: Iterable[Entry], info: str) -> dict[str, str]:
+        packed.append(info)
+        return write(target, entries, info)
+
+    monkeypatch.setattr("envsync.wheels.write", writing)
     snapshot, distribution = installed(edited(tmp_path, store), "pkg")
     site = Path(distribution.location).parent
     for path in [*site.rglob("*"), *(site.parents[2] / "bin").iterdir()]:
