@@ -6,7 +6,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.pylock import Package, PackageWheel
@@ -58,34 +58,38 @@ class Artifact:
     index: str | None = None
 
     def package(self) -> Package:
-        """Return the PEP 751 entry, the same bytes for the same wheel."""
-        url = None if self.url is None else without_credentials(self.url, query=False)
-        named = url is not None and _filename_of(url) == self.filename
+        """Return the PEP 751 entry."""
+        url, index = _shown(self.url), _shown(self.index)
         wheel = PackageWheel(
-            name=None if named or self.path is not None else self.filename,
+            name=self._unsaid(url),
             url=url,
             path=self.path,
             size=self.size,
             hashes={"sha256": self.sha256},
         )
-        index = None if self.index is None else without_credentials(self.index, query=False)
         return Package(
             name=canonicalize_name(self.name), version=Version(self.version), index=index, wheels=[wheel]
         )
 
     def table(self) -> dict[str, Any]:
         """Return the same entry as TOML's types, keys in the standard's order."""
-        package = self.package()
-        (wheel,) = package.wheels or ()
-        entry = {
-            key: value
-            for key in ("name", "url", "path", "size", "hashes")
-            if (value := getattr(wheel, key)) is not None
+        url, index = _shown(self.url), _shown(self.index)
+        wheel = {
+            "name": self._unsaid(url),
+            "url": url,
+            "path": self.path,
+            "size": self.size,
+            "hashes": {"sha256": self.sha256},
         }
-        table: dict[str, Any] = {"name": package.name, "version": str(package.version)}
-        if package.index is not None:
-            table["index"] = package.index
-        return table | {"wheels": [entry]}
+        entry = {"name": self.name, "version": self.version, "index": index}
+        entry = {key: value for key, value in entry.items() if value is not None}
+        return entry | {"wheels": [{key: value for key, value in wheel.items() if value is not None}]}
+
+    def _unsaid(self, url: str | None) -> str | None:
+        """The file's name, if neither path nor URL end with it."""
+        if self.path is not None or (url is not None and url.endswith("/" + self.filename)):
+            return None
+        return None if url is not None and _filename_of(url) == self.filename else self.filename
 
     @property
     def check(self) -> str:
@@ -123,9 +127,9 @@ class Artifact:
             filename=wheel.filename,
             sha256=digest,
             size=wheel.size,
-            url=None if wheel.url is None else without_credentials(wheel.url, query=False),
+            url=_shown(wheel.url),
             path=wheel.path,
-            index=None if package.index is None else without_credentials(package.index, query=False),
+            index=_shown(package.index),
         )
 
 
@@ -135,8 +139,8 @@ class TreeRef:
 
     name: str
     digest: str
-    position: Literal["front", "back"] = "back"
-    kind: Literal["editable", "path", "cwd"] = "editable"
+    position: str = "back"  # or "front"
+    kind: str = "editable"  # or "path", "cwd"
     distribution: str | None = None
 
 
@@ -157,6 +161,10 @@ class Substitution:
     installed: str
     locked: str
     reason: str = ""
+
+
+def _shown(url: str | None) -> str | None:
+    return None if url is None else without_credentials(url, query=False)
 
 
 def _filename_of(url: str) -> str:

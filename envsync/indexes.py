@@ -26,6 +26,7 @@ import itertools
 import os
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +47,8 @@ def without_credentials(url: str, *, query: bool = True) -> str:
 
     Queries carry signatures and tokens often enough that nothing which is written down may keep one.
     """
+    if "@" not in url and "#" not in url and (query or "?" not in url):
+        return url
     parts = urlsplit(url)
     return urlunsplit(
         (parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query if query else "", "")
@@ -289,11 +292,12 @@ class IndexSettings:
     def _from_keyring(self, url: str, places: list[Index], username: str | None) -> tuple[str, str] | None:
         if not self.keyring:
             return None
+        services = [*(place.url for place in places), urlsplit(url).netloc.rpartition("@")[2]]
         try:
             keyring, errors = import_module("keyring"), import_module("keyring.errors")
         except ImportError:
-            return None
-        for service in (*(place.url for place in places), urlsplit(url).netloc.rpartition("@")[2]):
+            return _from_keyring_program(services, username)
+        for service in services:
             try:
                 credential = keyring.get_credential(service, username)
             except errors.KeyringError:
@@ -301,6 +305,20 @@ class IndexSettings:
             if credential is not None:
                 return credential.username, credential.password
         return None
+
+
+def _from_keyring_program(services: list[str], username: str | None) -> tuple[str, str] | None:
+    """Ask the ``keyring`` command, which needs to be told the user."""
+    program = shutil.which("keyring")
+    if program is None or username is None:
+        return None
+    for service in services:
+        done = subprocess.run(
+            [program, "get", service, username], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0 and done.stdout.strip():
+            return username, done.stdout.rstrip("\n")
+    return None
 
 
 def _escaped(url: str) -> str:

@@ -248,17 +248,17 @@ def _other_kind(job: _Job) -> list[Artifact]:
     plan, question = job.plan, job.question()
     installed = {**plan.pins, **plan.local, **plan.trees}
     requires = {name: parse_requirements(one.requires) for name, one in installed.items()}
-    top = roots(requires, job.snapshot.target.marker_environment())
-    asked = set(top) & plan.pins.keys()
+    versions = {name: one.version for name, one in installed.items()}
+    top = roots(requires, versions, job.snapshot.target.marker_environment())
+    asked = {name: _asked(name, extras) for name, extras in top.items() if name in plan.pins}
     further: set[str] = set()
     for name in plan.trees:  # uv does not see these: what they require is asked for in their place
-        for requirement in active_requirements(requires[name], job.target.marker_environment()):
+        extras = top.get(name, ())
+        for requirement in active_requirements(requires[name], job.target.marker_environment(), extras):
             child = canonicalize_name(requirement.name)
             requirement.marker = None
             if child in plan.pins:
-                further.add(
-                    f"{child}[{','.join(sorted(requirement.extras))}]" if requirement.extras else child
-                )
+                further.add(_asked(child, requirement.extras))
             elif child not in installed:
                 further.add(str(requirement))
     pins: dict[str, str] = {name: _pin(one) for name, one in plan.pins.items()}
@@ -275,9 +275,13 @@ def _other_kind(job: _Job) -> list[Artifact]:
         while True:
             (folder / "constraints.txt").write_text("".join(f"{pin}\n" for pin in sorted(pins.values())))
             files = {name: _wheel_file(artifact, job.store, folder) for name, artifact in made.items()}
-            lines = {f"{name} @ file://{quote(str(path))}" for name, path in files.items()}
+            lines = {
+                f"{_asked(name, top.get(name, ()))} @ file://{quote(str(path))}"
+                for name, path in files.items()
+            }
+            lines |= {line for name, line in asked.items() if name not in made}
             try:
-                found = question.closure(lines | further | (asked - made.keys()), folder / "constraints.txt")
+                found = question.closure(lines | further, folder / "constraints.txt")
                 break
             except ToolError as error:
                 _relax(job, error, pins, made)
@@ -381,6 +385,10 @@ def _wheel_file(artifact: Artifact, store: Store, folder: Path) -> Path:
             while piece := source.read(1 << 20):
                 copy.write(piece)
     return path
+
+
+def _asked(name: str, extras: Iterable[str]) -> str:
+    return f"{name}[{','.join(sorted(extras))}]" if extras else name
 
 
 def _pin(distribution: Distribution) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -48,25 +50,49 @@ def active_requirements(
     ]
 
 
-def roots(requires: Mapping[str, tuple[Requirement, ...]], environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return a smallest set of distributions from which all others are reached.
+def roots(
+    requires: Mapping[str, tuple[Requirement, ...]],
+    versions: Mapping[str, str],
+    environment: Mapping[str, str],
+) -> dict[str, tuple[str, ...]]:
+    """Return a smallest set of distributions, with their extras, from which all others are reached.
 
-    Those that no other requires, and one of each cycle that nothing outside of it requires.
+    These are those that no other requires, and one of each cycle that nothing outside of it requires.
+    Nothing records which extras were asked for. So an extra counts where some distribution asks for it, and
+    where all that it requires is installed while something of it would have no reason to be there otherwise.
 
     Parameters
     ----------
     requires : mapping of str to tuple of Requirement
         What each installed distribution requires, by normalised name.
+    versions : mapping of str to str
+        Their versions.
     environment : mapping
-        Marker variables of the interpreter that they are installed for. An extra counts where some
-        distribution asks for it.
+        Marker variables of the interpreter that they are installed for.
 
     Returns
     -------
-    tuple of str
-        Sorted.
+    dict of str to tuple of str
+        Names and extras, sorted.
     """
-    graph = _graph(requires, environment)
+    reasons = _reasons(requires, versions, environment)
+    inferred: dict[str, set[str]] = {}
+    while True:
+        graph = _graph(requires, environment, inferred)
+        top = _top(graph)
+        guesses = [
+            next(((parent, extra) for parent, extra in reasons.get(name, ()) if parent != name), None)
+            for name in top
+        ]
+        new = {guess for guess in guesses if guess is not None and guess[1] not in inferred.get(guess[0], ())}
+        if not new:
+            names = sorted({*top, *inferred})
+            return {name: tuple(sorted(inferred.get(name, ()))) for name in names}
+        for parent, extra in new:
+            inferred.setdefault(parent, set()).add(extra)
+
+
+def _top(graph: Mapping[str, set[str]]) -> list[str]:
     component = _components(graph)
     reached = {
         component[child]
@@ -77,14 +103,46 @@ def roots(requires: Mapping[str, tuple[Requirement, ...]], environment: Mapping[
     first: dict[int, str] = {}
     for name in sorted(graph):
         first.setdefault(component[name], name)
-    return tuple(sorted(name for number, name in first.items() if number not in reached))
+    return sorted(name for number, name in first.items() if number not in reached)
+
+
+def _reasons(
+    requires: Mapping[str, tuple[Requirement, ...]],
+    versions: Mapping[str, str],
+    environment: Mapping[str, str],
+) -> dict[str, list[tuple[str, str]]]:
+    """For each distribution, the extras of others that require it and of which nothing is missing."""
+
+    def met(requirement: Requirement) -> bool:
+        name = canonicalize_name(requirement.name)
+        try:
+            return name in versions and requirement.specifier.contains(versions[name], prereleases=True)
+        except InvalidVersion:
+            return False
+
+    found: dict[str, list[tuple[str, str]]] = {}
+    for parent, requirements in sorted(requires.items()):
+        markers = " ".join(str(one.marker) for one in requirements if one.marker is not None)
+        always = {id(one) for one in active_requirements(requirements, environment)}
+        for extra in sorted(set(re.findall(r'extra == "([^"]+)"', markers))):
+            wanted = [
+                one
+                for one in active_requirements(requirements, environment, [extra])
+                if id(one) not in always
+            ]
+            if wanted and all(met(one) for one in wanted):
+                for one in wanted:
+                    found.setdefault(canonicalize_name(one.name), []).append((parent, extra))
+    return found
 
 
 def _graph(
-    requires: Mapping[str, tuple[Requirement, ...]], environment: Mapping[str, str]
+    requires: Mapping[str, tuple[Requirement, ...]],
+    environment: Mapping[str, str],
+    inferred: Mapping[str, set[str]],
 ) -> dict[str, set[str]]:
     """Edges between installed distributions, with the extras that are asked for along the way."""
-    extras: dict[str, set[str]] = {name: set() for name in requires}
+    extras: dict[str, set[str]] = {name: set(inferred.get(name, ())) for name in requires}
     graph: dict[str, set[str]] = {name: set() for name in requires}
     pending = set(requires)
     while pending:
