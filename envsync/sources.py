@@ -194,7 +194,11 @@ def _loose(
         if name in _SITE:
             site_seen = True
             continue
-        if path in own or path in taken or any(path.startswith(f"{folder}/") for folder in own):
+        if (
+            path in own
+            or (path in taken and path != cwd)
+            or any(path.startswith(f"{folder}/") for folder in own)
+        ):
             continue
         if not os.path.isdir(path):  # noqa: PTH112
             if os.path.isfile(path) and not _stdlib_zip(name):  # noqa: PTH113
