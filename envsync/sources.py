@@ -185,9 +185,7 @@ def _loose(
     back: list[_Tree] = []
     own = _own_folders(interpreter)
     here = cwd or (os.getcwd() if "" in sys.path else None)  # noqa: PTH109
-    ordered = list(paths)
-    if cwd is not None and cwd not in ordered:
-        ordered.insert(0, cwd)
+    ordered = list(paths) if cwd is None else [cwd, *(path for path in paths if path != cwd)]
     site_seen = False
     for path in ordered:
         name = os.path.basename(path)  # noqa: PTH119 - hot
