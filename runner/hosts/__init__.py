@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from envsync.runner.hosts.base import Channel, Completed, Host, parse_host
 from envsync.runner.hosts.local import Local
+from envsync.runner.hosts.options import SSHOptions
 
-__all__ = ["Channel", "Completed", "Host", "Local", "parse_host"]
+__all__ = ["Channel", "Completed", "Host", "Local", "SSHOptions", "parse_host"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from envsync.errors import CommandError, HostError, UnfitHostError
 
 if TYPE_CHECKING:
-    from envsync.runner.hosts.ssh import SSHOptions
+    from envsync.runner.hosts.options import SSHOptions
 
 __all__ = [
     "PATIENCE",
@@ -78,7 +78,7 @@ class Channel(ABC):
 
     @abstractmethod
     async def readline(self) -> bytes:
-        """Return the next line of its standard output, however long, with its newline; ``b""`` at the end."""
+        """Return its standard output's next line, however long, with its newline; at the end ``b""``."""
 
     @abstractmethod
     async def read_stderr(self) -> bytes:
@@ -88,7 +88,7 @@ class Channel(ABC):
     async def wait(self) -> int:
         """Wait for its end and return its exit status, negative for a signal.
 
-        What it writes meanwhile stays readable; a command that writes more than the pipe holds needs a reader.
+        What it writes meanwhile stays readable; one that writes more than the pipe holds needs a reader.
 
         Raises
         ------
@@ -314,11 +314,13 @@ class LineReader:
     ----------
     read : callable
         Returns the next bytes, at most so many as asked for, and ``b""`` at the end.
+    ahead : bytes
+        What was read of it before.
     """
 
-    def __init__(self, read: Callable[[int], Awaitable[bytes]]) -> None:
+    def __init__(self, read: Callable[[int], Awaitable[bytes]], ahead: bytes = b"") -> None:
         self._read = read
-        self._buffer = bytearray()
+        self._buffer = bytearray(ahead)
         self._ended = False
 
     async def readline(self) -> bytes:
