@@ -28,7 +28,16 @@ _SECRETS = (
         "client_secret*.json",
         "service[-_]account*.json",
     ),
-    *("secrets.toml", "secrets.y*ml", "secrets.json", "secrets.ini", ".vault_pass*", ".s3cfg", ".boto"),
+    *(
+        "secrets.toml",
+        "secrets.y*ml",
+        "secrets.json",
+        "secrets.ini",
+        ".vault_pass*",
+        ".s3cfg",
+        ".boto",
+        "*.token",
+    ),
 )
 _SECRET = re.compile("|".join(fnmatch.translate(pattern) for pattern in _SECRETS), re.IGNORECASE)
 _NOT_SECRET = re.compile(r"\.env\.(example|sample|template|dist)|.*\.pub|.*\.pyi?", re.IGNORECASE)
@@ -59,6 +68,8 @@ def refused_folder(name: str, beside: set[str], at: str, *, top: bool) -> str:
 
 def refused_file(name: str, at: str) -> str:
     """Return why a file of that name never ships, or nothing."""
+    if name == ".git":  # of a worktree or submodule
+        return "version control"
     if name.endswith((".pyc", ".pyo")):
         return "bytecode"
     if name.endswith(".pyd"):

@@ -57,7 +57,8 @@ def installed_files(
     try:
         if info.suffix != ".dist-info":
             raise FileNotFoundError
-        rows = list(csv.reader((info / "RECORD").read_text(encoding="utf-8").splitlines()))
+        with (info / "RECORD").open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row]
     except (OSError, ValueError, csv.Error) as error:
         raise BuildError(
             f"{label} has no RECORD of its files, so it cannot be packed", where=str(info), hint=again
@@ -159,7 +160,9 @@ def _general(script: bytes, prefixes: tuple[str, ...]) -> bytes:
 def is_edited(file: InstalledFile, hashes: Mapping[str, str]) -> bool:
     """Say whether a file is not what RECORD says. RECORD has a script's hash as it is on disk."""
     algorithm, _, wanted = file.recorded.partition("=")
-    if not wanted or (algorithm == "sha256" and not file.script):
-        return bool(wanted) and hashes[file.name] != file.recorded
+    if not wanted or algorithm not in hashlib.algorithms_available:
+        return False
+    if algorithm == "sha256" and not file.script:
+        return hashes[file.name] != f"sha256={wanted.rstrip('=')}"
     found = hashlib.new(algorithm, file.path.read_bytes()).digest()
-    return base64.urlsafe_b64encode(found).decode().rstrip("=") != wanted
+    return base64.urlsafe_b64encode(found).decode().rstrip("=") != wanted.rstrip("=")

@@ -76,20 +76,17 @@ def look(folder: Path) -> Project:
     Without git (or outside a checkout): all but what .gitignore names, build output, caches, environments
     and extension modules that were built in place.
     """
-    tracked = _git(folder, "ls-files", "-z", "--cached")
-    if tracked is None:
-        known: set[str] = set()
-        names = set(_walk(folder))
-    else:
-        known = set(_expanded(folder, tracked))
-        others = _git(folder, "ls-files", "-z", "--others", "--exclude-standard") or ""
-        names = known | set(_expanded(folder, others))
+    known, names = _listed(folder)
+    checkout = bool(names & {"pyproject.toml", "setup.py"})
+    if not checkout:
+        # No checkout, or one around the project that ignores it as a whole.
+        known, names = set(), set(_walk(folder))
     names = {name for name in names if (folder / name).is_file()}
     secrets = {
         name for name in names - known if "secret" in refused_file(Path(name).name, str(folder / name))
     }
     repository = None
-    if tracked is not None and _asks_git(folder):
+    if checkout and _asks_git(folder):
         top = _git(folder, "rev-parse", "--show-toplevel")
         repository = Path(top.rstrip("\n")) if top else None
     return Project(
@@ -170,19 +167,27 @@ def _walk(folder: Path) -> Iterator[str]:
                 rules[path] = here.entered(Path(path))
         for name in files:
             path = str(Path(at, name))
-            bytecode = name.endswith((".pyc", ".pyo")) or _EXTENSION.fullmatch(name)
-            if not bytecode and not here.ignores(path, folder=False):
+            made = name == ".git" or name.endswith((".pyc", ".pyo")) or _EXTENSION.fullmatch(name)
+            if not made and not here.ignores(path, folder=False):
                 yield Path(path).relative_to(folder).as_posix()
 
 
-def _expanded(folder: Path, listed: str) -> Iterator[str]:
-    """Return the names that git listed, with those in submodules."""
-    for name in filter(None, listed.split("\0")):
+def _listed(folder: Path) -> tuple[set[str], set[str]]:
+    """Return what git tracks below a folder, and that with what it does not ignore; submodules' files too."""
+    tracked = _git(folder, "ls-files", "-z", "--cached")
+    others = _git(folder, "ls-files", "-z", "--others", "--exclude-standard")
+    known = set(filter(None, (tracked or "").split("\0")))
+    names = known | set(filter(None, (others or "").split("\0")))
+    for name in sorted(names):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
-            yield from (f"{name.rstrip('/')}/{inner}" for inner in look(path).files)
-        else:
-            yield name
+            known.discard(name)
+            names.discard(name)
+            if os.path.lexists(path / ".git"):
+                inner = _listed(path)
+                known |= {f"{name.rstrip('/')}/{each}" for each in inner[0]}
+                names |= {f"{name.rstrip('/')}/{each}" for each in inner[1]}
+    return known, names
 
 
 def _asks_git(folder: Path) -> bool:

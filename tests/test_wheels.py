@@ -19,6 +19,7 @@ from packaging.utils import parse_wheel_filename
 from envsync.errors import BuildError
 from envsync.hooks import Hooks
 from envsync.snapshot import Distribution, Snapshot, capture
+from envsync.staging import look
 from envsync.store import FolderStore
 from envsync.uv import run_uv
 from envsync.wheelfile import Entry, compressed_tags, write
@@ -492,6 +493,50 @@ def test_of_a_checkout_git_says_what_is_source(store: FolderStore, tmp_path: Pat
         *("pkg/tracked though ignored.txt", "pkg/new.txt", "pkg/link.txt")
     }
     assert (folder / ".git/index").read_bytes() == index
+
+
+@needs_git
+def test_submodules_are_source_and_a_checkout_that_ignores_it_all_is_none(
+    store: FolderStore, tmp_path: Path
+) -> None:
+    inner, folder = tmp_path / "inner", tmp_path / "outer" / "project"
+    inner.mkdir()
+    (inner / "part.py").write_text("")
+    project(
+        folder,
+        '[project]\nname = "outer"\nversion = "1"\n[tool.setuptools]\npackages = ["part"]\n',
+        **{"build/x.py": "", ".venv/pyvenv.cfg": ""},
+    )
+    for each in (inner, folder):
+        git(each, "init", "-q")
+    git(inner, "add", ".")
+    git(inner, "commit", "-qm", "first")
+    git(folder, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(inner), "part")
+    wheel = fetched(build(folder, store), store, tmp_path / "w")
+    assert "part/part.py" in zipfile.ZipFile(wheel).namelist()
+    shutil.rmtree(folder / ".git")
+    (folder / ".gitmodules").unlink()
+    git(folder.parent, "init", "-q")
+    (folder.parent / ".gitignore").write_text("*\n")
+    assert look(folder).files == ("part/part.py", "pyproject.toml")
+
+
+@pytest.mark.parametrize("by", ["uv", "pip"])
+def test_scripts_of_an_environment_with_a_long_path(
+    sample: Path, store: FolderStore, tmp_path: Path, by: str
+) -> None:
+    """Where a path is too long for a shebang, uv writes a shell script around the script."""
+    snapshot, distribution = installed(sample, "rich-project")
+    artifact = repack(distribution, snapshot, store)
+    wheel = fetched(artifact, store, tmp_path / "wheels")
+    python = environment(tmp_path / ("long" * 40), *([wheel] if by == "uv" else []))
+    if by == "pip":
+        arguments = ["-m", "pip", "--quiet", "--python", str(python), "install", "--no-deps", "--no-index"]
+        subprocess.run([sys.executable, *arguments, wheel], check=True, capture_output=True)
+    script = (python.parent / "by-hand.py").read_bytes()
+    assert script.startswith(b"#!/bin/sh\n") or by == "pip"
+    there, copy = installed(python, "rich-project")
+    assert repack(copy, there, store).sha256 == artifact.sha256
 
 
 @needs_git
