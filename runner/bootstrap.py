@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
+import re
 import secrets
 import shlex
 import sys
@@ -36,8 +37,15 @@ _NEWEST = 20  # minor versions of Python 3 that are looked for
 # Written for dash and busybox. What it says begins with @envsync; login scripts may say more.
 _SCRIPT = """\
 say() { printf '@envsync %s\\n' "$*"; }
+libc() {
+  getconf GNU_LIBC_VERSION 2>/dev/null && return
+  ldd --version 2>&1 && return
+  for file in /lib/ld-musl-*.so.1 /lib*/libc.so.6 /lib/*/libc.so.6 /usr/lib*/libc.so.6; do
+    if [ -x "$file" ]; then "$file" 2>&1; return; fi
+  done
+}
 flat() { printf '%s' "$*" | tr '\\n' ' '; }
-cache=CACHE
+cache=@CACHE@
 [ -n "$cache" ] || cache=${ENVSYNC_CACHE:-}
 case $cache in
 '')
@@ -58,35 +66,33 @@ if ! why=$(
   exit 0
 fi
 rm -f "$try"
-agent=$cache/bin/agent-DIGEST.pyz
+agent=$cache/bin/agent-@DIGEST@.pyz
 which='import sys; print("%d.%d.%d" % sys.version_info[:3])'
 good='import sys, importlib.util as u
 wants = "json", "ctypes", "fcntl", "tarfile", "zlib"
 sys.exit(sys.version_info < (3, 8) or not all(map(u.find_spec, wants)))'
 python=
 unfit=
-for name in HINTS NAMES "$cache"/pythons/*/bin/python3 /usr/local/bin/python3 /opt/*/bin/python3; do
+for name in @HINTS@ @NAMES@ "$cache"/pythons/*/bin/python3 /usr/local/bin/python3 /opt/*/bin/python3; do
   case $name in
   */*) [ -x "$name" ] || continue; path=$name ;;
   *) path=$(command -v "$name" 2>/dev/null) || continue ;;
   esac
   if "$path" -I -S -c "$good" </dev/null >/dev/null 2>&1; then python=$path; break; fi
-  unfit="$unfit $path"
+  version=$("$path" -c "$which" </dev/null 2>/dev/null) && unfit="$unfit@envsync unfit $version $path
+"
 done
 if [ -n "$python" ] && [ -f "$agent" ]; then
-  exec "$python" -I -S "$agent" serve "$cache" GRACE HINTS
+  exec "$python" -I -S "$agent" serve "$cache" @GRACE@ @HINTS@
 fi
 say cache "$cache"
 say system "$(uname -s)"
 say machine "$(uname -m)"
-say libc "$(flat "$( (getconf GNU_LIBC_VERSION || ldd --version) 2>&1)")"
+say libc "$(flat "$(libc </dev/null)")"
 say free "$(df -Pk "$cache" 2>/dev/null | tail -n 1)"
 [ -z "$python" ] || say python "$python"
 [ ! -f "$agent" ] || say agent "$agent"
-for path in $unfit; do
-  version=$("$path" -c "$which" </dev/null 2>/dev/null) || continue
-  say unfit "$version $path"
-done
+printf '%s' "$unfit"
 for tool in tar gzip; do if command -v $tool >/dev/null 2>&1; then say tool $tool; fi; done
 printf '#!/bin/sh\\nexit 0\\n' > "$try" && chmod 700 "$try"
 "$try" 2>/dev/null || say noexec
@@ -95,15 +101,15 @@ say end
 """
 
 _UNPACK = """\
-final=FINAL
-part=PART
+final=@FINAL@
+part=@PART@
 [ ! -d "$final" ] || exit 0
 trap 'rm -rf "$part"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
 LC_ALL=C; export LC_ALL
 umask 077
 mkdir -p "$part" && cd "$part" || exit 71
-TAR || exit 71
+@TAR@ || exit 71
 cd /
 "$part/bin/python3" -I -S -c 'import os, sys
 try:
@@ -136,10 +142,7 @@ def script(digest: str, *, cache: str | None, grace: float, hints: Sequence[str]
         "HINTS": shlex.join(hints),
         "NAMES": " ".join(names),
     }
-    text = _SCRIPT
-    for key, value in values.items():
-        text = text.replace(key, value)
-    return text
+    return _filled(_SCRIPT, values)
 
 
 @dataclass(slots=True)
@@ -340,10 +343,12 @@ def _unpack_script(cache: str, archive: InterpreterArchive, *, gzip: bool) -> st
         "PART": shlex.quote(f"{folder}/.unpacking-{secrets.token_hex(6)}"),
         "TAR": "gzip -dc | tar xof -" if gzip else "tar xof -",
     }
-    text = _UNPACK
-    for key, value in values.items():
-        text = text.replace(key, value)
-    return text
+    return _filled(_UNPACK, values)
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    """Put values, which are shell words already, into the places of a text."""
+    return re.sub(r"@([A-Z]+)@", lambda place: values[place.group(1)], text)
 
 
 async def _archive(
@@ -366,14 +371,9 @@ def _target(findings: Findings, supply: Supply) -> Target:
 
 
 def _libc(text: str) -> tuple[str, str] | None:
-    """Return the C library, from getconf's or ldd's words."""
-    words = text.replace(")", " ").replace(",", " ").split()
-    if "musl" in words:
-        version = words[words.index("Version") + 1] if "Version" in words else ""
-        return ("musl", version)
-    if words[:1] == ["glibc"] and len(words) > 1:
-        return ("glibc", words[1])
-    numbers = [word for word in words if word[:1].isdigit() and "." in word]
-    if words[:1] == ["ldd"] and numbers:
-        return ("glibc", numbers[-1] if len(numbers) == 1 else numbers[0])
-    return None
+    """Return the C library, from the words of getconf, ldd, the library or its loader."""
+    if "musl" in text:
+        found = re.search(r"Version (\d+(?:\.\d+)+)", text)
+        return ("musl", found.group(1) if found else "")
+    found = re.search(r"(?:glibc|GLIBC|GNU libc\)|release version) (\d+\.\d+)", text)
+    return ("glibc", found.group(1)) if found else None

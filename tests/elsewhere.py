@@ -64,11 +64,14 @@ class Elsewhere(Host):
         await self._local.close()
 
 
-def tools(folder: Path, *, without: tuple[str, ...] = ()) -> Path:
-    """Make a folder of links to the plain programs of a small system, for a PATH that has nothing else."""
+def tools(folder: Path, *, without: tuple[str, ...] = (), busybox: str = "") -> Path:
+    """Make a folder of links to the plain programs of a small system, for a PATH that has nothing else.
+
+    With `busybox` they are all that one program.
+    """
     folder.mkdir(parents=True)
     for name in TOOLS:
-        found = shutil.which(name)
+        found = busybox or shutil.which(name)
         if found is not None and name not in without:
             (folder / name).symlink_to(found)
     return folder
