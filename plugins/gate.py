@@ -1,0 +1,417 @@
+"""Keep tasks off workers until they are known to have what is wanted.
+
+`Gate` sits in the scheduler. It turns away workers that could not even understand the question (another
+Python, another comm or pickle), holds back every other one until it has told what it sees, and removes those
+that differ. `Verify` travels to each worker by value, whoever started it, and does the telling.
+
+A worker that is held has registered, but the scheduler does not know it as running: it is given no task, so
+that none can be lost or blamed on it when it is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence, cast
+
+import cloudpickle
+from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
+from distributed.protocol.pickle import loads
+
+from .compare import CORE, ERROR, FATAL, compare
+from .scan import imported_distributions, scan
+
+if TYPE_CHECKING:
+    from distributed import Scheduler, Worker
+
+__all__ = ["Carried", "Gate", "Verify", "by_value", "check", "check_aside", "look", "refuses", "swap"]
+
+logger = logging.getLogger("distributed.envsync")
+
+TOPIC = "envsync"
+PLUGIN = "envsync-verify"
+REMEMBERED = 100  # refused workers that are kept for the table
+
+
+def look(who: str = "", wanted_trees: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return the Report of the running process.
+
+    Parameters
+    ----------
+    who : str
+        What to call this process, such as ``"worker tcp://10.0.0.2:41000"``.
+    wanted_trees : mapping of str to str, optional
+        The digest of each source tree that should be here; a tree is here when the folder of that digest is
+        on the path.
+    """
+    report: dict[str, Any] = dict(scan())
+    report["who"] = who
+    report["host"] = socket.gethostname()
+    report["imported"] = imported_distributions(report)
+    if wanted_trees is not None:
+        folders = [*sys.path, *os.environ.get("ENVSYNC_TREES", "").split(os.pathsep)]
+        report["trees"] = {
+            name: digest
+            for name, digest in wanted_trees.items()
+            if any(digest in folder for folder in folders)
+        }
+    return report
+
+
+def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> list[dict[str, Any]]:
+    """Compare what is wanted with the running process; the differences as JSON types, worst first.
+
+    Parameters
+    ----------
+    wanted : Report
+        The left side of the comparison. Its ``variants``, if any, are those of hosts that were locked for
+        apart, by ``$ENVSYNC_HOST``.
+    where : str
+        The host's name as the user knows it; this machine's own if empty.
+    process : str
+        What to call this process in the differences.
+    """
+    wanted = (wanted.get("variants") or {}).get(os.environ.get("ENVSYNC_HOST"), wanted)
+    report = look(process, wanted.get("trees"))
+    found = compare(cast(Any, wanted), cast(Any, report), where=where or report["host"], process=process)
+    return [difference.to_dict() for difference in found]
+
+
+def swap(old: Sequence[str], front: Sequence[str], back: Sequence[str]) -> int:
+    """Put new folders of source trees in the place of old ones, here and for the children of this process.
+
+    Modules that came from the old folders are forgotten, so that the next import reads the new ones.
+
+    Parameters
+    ----------
+    old : sequence of str
+        Folders that are on the path and go.
+    front, back : sequence of str
+        Folders that come before and after the installed packages.
+
+    Returns
+    -------
+    int
+        How many modules were forgotten.
+    """
+    gone = set(old)
+    places = [index for index, folder in enumerate(sys.path) if folder in gone]
+    first = places[0] if places else min(1, len(sys.path))
+    kept = [folder for folder in sys.path if folder not in gone]
+    sys.path[:] = [*kept[:first], *front, *kept[first:], *back]
+    for name, folders in (("PYTHONPATH", front), ("ENVSYNC_TREES", back)):
+        others = [one for one in os.environ.get(name, "").split(os.pathsep) if one and one not in gone]
+        os.environ[name] = os.pathsep.join([*folders, *others])
+    prefixes = tuple(folder.rstrip(os.sep) + os.sep for folder in gone)
+    stale = [
+        name
+        for name, module in list(sys.modules.items())
+        if prefixes and str(getattr(module, "__file__", None) or "").startswith(prefixes)
+    ]
+    for name in stale:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    return len(stale)
+
+
+async def check_aside(wanted: Mapping[str, Any], where: str = "", process: str = "") -> list[dict[str, Any]]:
+    """`check`, without stopping the event loop meanwhile."""
+    return await asyncio.get_running_loop().run_in_executor(
+        None, lambda: check(wanted, where=where or os.environ.get("ENVSYNC_HOST", ""), process=process)
+    )
+
+
+def refuses(differences: list[dict[str, Any]]) -> bool:
+    """Tell whether a process with these differences must not run tasks."""
+    return any(difference["severity"] in (FATAL, ERROR) for difference in differences)
+
+
+def by_value(thing: Any) -> bytes:
+    """Pickle something so that it loads where neither this module nor its neighbours can be imported."""
+    modules = [sys.modules[name] for name in (__name__, compare.__module__, scan.__module__)]
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        return cast(bytes, cloudpickle.dumps(thing, protocol=4))
+    finally:
+        for module in modules:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+class Carried:
+    """Pickles as the function it carries, which needs none of these modules where it is unpickled."""
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (loads, (by_value(self._function),))
+
+
+class Verify(WorkerPlugin):  # type: ignore[misc]
+    """Tell the scheduler's Gate how a worker's environment differs from the wanted one.
+
+    Runs when the worker has registered and before it reads its first task.
+
+    Parameters
+    ----------
+    wanted : Report
+        What each worker should have.
+    """
+
+    name = PLUGIN
+
+    def __init__(self, wanted: Mapping[str, Any]) -> None:
+        self.wanted = wanted
+
+    async def setup(self, worker: Worker) -> None:
+        """Look, compare, tell."""
+        address = worker.contact_address or worker.address
+        process = f"worker {address if worker.name is None else worker.name}"
+        try:
+            differences = await check_aside(self.wanted, process=process)
+            trouble = ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, the gate must hear of it
+            differences = []
+            trouble = f"{type(error).__name__}: {error}"
+        answer = await worker.scheduler.envsync_report(
+            address=address, differences=differences, trouble=trouble
+        )
+        if not answer.get("admitted", True):
+            logger.error("This worker was refused: %s", answer.get("message", ""))
+
+
+class Gate(SchedulerPlugin):  # type: ignore[misc]
+    """Admit workers that have what is wanted, and no others.
+
+    Parameters
+    ----------
+    wanted : Report
+        What each process of the cluster should have.
+    on_mismatch : {"raise", "warn"}
+        Whether a worker with fatal or error differences is removed, or only remembered. A worker with another
+        Python minor version is refused either way: it cannot load what is sent to it.
+    report_timeout : float
+        Seconds that a worker has for its report, from its registration.
+    """
+
+    name = "envsync-gate"
+
+    def __init__(
+        self, wanted: Mapping[str, Any], *, on_mismatch: str = "raise", report_timeout: float = 60.0
+    ) -> None:
+        self.wanted = wanted
+        self.on_mismatch = on_mismatch
+        self.report_timeout = report_timeout
+        self.scheduler: Any = None
+        self.own: list[dict[str, Any]] = []
+        self.workers: dict[str, dict[str, Any]] = {}
+        self.refused: list[dict[str, Any]] = []
+        self._held: dict[str, str] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def install(self, scheduler: Scheduler) -> None:
+        """Put the gate in front of a scheduler that has not started to listen."""
+        self.scheduler = scheduler
+        self._register = scheduler.handlers["register-worker"]
+        self._status = scheduler.stream_handlers["worker-status-change"]
+        scheduler.handlers["register-worker"] = self.register_worker
+        scheduler.handlers["envsync_report"] = self.report
+        scheduler.handlers["envsync_state"] = self.state
+        scheduler.handlers["envsync_verdict"] = self.verdict
+        scheduler.handlers["envsync_expect"] = self.expect
+        scheduler.stream_handlers["worker-status-change"] = self.worker_status_change
+        scheduler.worker_plugins[PLUGIN] = by_value(Verify(self.wanted))
+        scheduler.add_plugin(self, name=self.name)
+
+    # What the scheduler is asked through its comms
+
+    async def register_worker(self, comm: Any, **message: Any) -> Any:
+        """Refuse at the door, or register and hold."""
+        address = self.scheduler.coerce_address(message["address"], message.get("resolve_address", True))
+        label = message.get("name", address)
+        found = self._versions(message.get("versions") or {}, label)
+        python = any(difference["kind"] == "python" for difference in found)
+        if found and (python or self.on_mismatch == "raise"):
+            text = self._remember_refused(address, label, found, "")
+            await comm.write({"status": "error", "message": text, "time": time.time()})
+            return None
+        self.workers[address] = {
+            "name": label,
+            "state": "waiting",
+            "differences": found,
+            "trouble": "",
+        }
+        if message.get("status") == "running":
+            message["status"] = "init"
+            self._held[address] = message.get("stimulus_id", "")
+        loop = asyncio.get_running_loop()
+        self._timers[address] = loop.call_later(self.report_timeout, self._silent, address)
+        return await self._register(comm, **message)
+
+    async def report(
+        self, address: str, differences: list[dict[str, Any]], trouble: str = ""
+    ) -> dict[str, Any]:
+        """Take a worker's report, and let it in or send it away."""
+        address = self.scheduler.coerce_address(address)
+        entry = self.workers.get(address)
+        if entry is None:
+            return {"admitted": False, "message": "not a worker of this scheduler"}
+        known = {(one["kind"], one["subject"]) for one in differences}
+        differences = [
+            *differences,  # a tuple: comms know no lists
+            *(one for one in entry["differences"] if (one["kind"], one["subject"]) not in known),
+        ]
+        entry.update(differences=differences, trouble=trouble)
+        if self.on_mismatch == "raise" and (trouble or refuses(differences)):
+            return {"admitted": False, "message": self._refuse(address)}
+        self._admit(address)
+        return {"admitted": True}
+
+    async def state(self) -> dict[str, Any]:
+        """Return what is known of every process, as JSON types."""
+        return {
+            "on_mismatch": self.on_mismatch,
+            "scheduler": self.own,
+            "workers": {address: dict(entry) for address, entry in self.workers.items()},
+            "refused": list(self.refused),
+        }
+
+    async def verdict(self, address: str) -> dict[str, Any]:
+        """Return what is known of one worker, which may have been refused."""
+        address = self.scheduler.coerce_address(address)
+        past = [entry for entry in self.refused if entry["address"] == address]
+        return dict(self.workers.get(address) or (past or [{"state": "unknown"}])[-1])
+
+    async def expect(self, wanted: dict[str, Any]) -> None:
+        """Want something else from now on."""
+        self.wanted = wanted
+        self.scheduler.worker_plugins[PLUGIN] = by_value(Verify(self.wanted))
+
+    def worker_status_change(self, status: str, worker: str, stimulus_id: str, **kwargs: Any) -> None:
+        """Keep from the scheduler that a held worker is running."""
+        entry = self.workers.get(worker)
+        if status == "running" and entry is not None and entry["state"] in ("waiting", "refused"):
+            self._held[worker] = stimulus_id
+            return
+        self._held.pop(worker, None)
+        self._status(status=status, worker=worker, stimulus_id=stimulus_id, **kwargs)
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:  # noqa: ARG002
+        """Forget a worker that has gone."""
+        self.workers.pop(worker, None)
+        self._held.pop(worker, None)
+        timer = self._timers.pop(worker, None)
+        if timer is not None:
+            timer.cancel()
+
+    # Verdicts
+
+    def _admit(self, address: str) -> None:
+        entry = self.workers[address]
+        entry["state"] = "different" if refuses(entry["differences"]) or entry["trouble"] else "equal"
+        timer = self._timers.pop(address, None)
+        if timer is not None:
+            timer.cancel()
+        if entry["state"] == "different":
+            logger.warning("%s", self._sentence(entry["name"], entry["differences"], entry["trouble"]))
+            self.scheduler.log_event(TOPIC, {"action": "admitted-different", "worker": address, **entry})
+        held = self._held.pop(address, None)
+        if held is not None:
+            self._status(status="running", worker=address, stimulus_id=f"envsync-admit-{time.time()}")
+
+    def _refuse(self, address: str) -> str:
+        entry = self.workers[address]
+        entry["state"] = "refused"
+        text = self._remember_refused(address, entry["name"], entry["differences"], entry["trouble"])
+        task = asyncio.ensure_future(self._remove(address))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return text
+
+    async def _remove(self, address: str) -> None:
+        await self.scheduler.remove_worker(
+            address=address, stimulus_id=f"envsync-refused-{time.time()}", close=True
+        )
+
+    def _silent(self, address: str) -> None:
+        entry = self.workers.get(address)
+        if entry is None or entry["state"] != "waiting":
+            return
+        entry["trouble"] = f"it did not report its environment within {self.report_timeout:g} s"
+        if self.on_mismatch == "raise":
+            self._refuse(address)
+        else:
+            self._admit(address)
+
+    def _versions(self, versions: Mapping[str, Any], label: Any) -> list[dict[str, Any]]:
+        """Compare what a worker registers with: enough to know whether it can be talked to at all."""
+        theirs = dict(versions.get("packages") or {})
+        ours = dict(self._own_versions()["packages"])
+        where = str((versions.get("host") or {}).get("node", ""))
+        found = []
+        for name in ["python", *sorted(CORE)]:
+            left, right = ours.get(name), theirs.get(name)
+            if name == "python":
+                left, right = (".".join(str(value or "").split(".")[:3]) for value in (left, right))
+                differs = left.split(".")[:2] != right.split(".")[:2]
+            else:
+                differs = left != right
+            if differs:
+                found.append(
+                    {
+                        "severity": FATAL,
+                        "kind": "python" if name == "python" else "version",
+                        "subject": name,
+                        "left": str(left or ""),
+                        "right": str(right or ""),
+                        "where": where,
+                        "process": f"worker {label}",
+                        "advice": "start this worker in the cluster's environment",
+                    }
+                )
+        return found
+
+    def _own_versions(self) -> dict[str, Any]:
+        from distributed.versions import get_versions
+
+        return cast(Dict[str, Any], get_versions())
+
+    def _remember_refused(
+        self, address: str, label: Any, differences: list[dict[str, Any]], trouble: str
+    ) -> str:
+        text = "envsync refused " + self._sentence(label, differences, trouble)
+        logger.error("%s", text)
+        entry = {
+            "address": address,
+            "name": label,
+            "state": "refused",
+            "differences": differences,
+            "trouble": trouble,
+            "time": time.time(),
+        }
+        self.refused.append(entry)
+        del self.refused[:-REMEMBERED]
+        self.scheduler.log_event(TOPIC, {"action": "refused", **entry})
+        return text
+
+    @staticmethod
+    def _sentence(label: Any, differences: list[dict[str, Any]], trouble: str) -> str:
+        bad = [one for one in differences if one["severity"] in (FATAL, ERROR)]
+        parts = [
+            "{} is {} there and {} is wanted".format(
+                one["subject"], one["right"] or "missing", one["left"] or "none"
+            )
+            for one in bad[:5]
+        ]
+        if len(bad) > 5:
+            parts.append(f"and {len(bad) - 5} more")
+        if trouble:
+            parts.append(trouble)
+        return "worker {}: {}".format(label, "; ".join(parts))

@@ -1,0 +1,209 @@
+"""One scheduler or worker process of a cluster, as its configuration file says.
+
+``process scheduler|worker CONFIG.json`` starts distributed's Scheduler, or its Nanny, in the interpreter that
+runs this. It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
+``@envsync {"error": ...}`` when it cannot, and closes gracefully when its standard input ends or on SIGTERM.
+
+The configuration holds::
+
+    options      keyword arguments of Scheduler, Nanny or Worker
+    nanny        false: a bare Worker instead of a Nanny
+    dask         Dask's configuration, laid over the one found here
+    tls          {"ca", "cert", "key"}: file names, relative to the configuration's folder
+    env          environment variables for this process and its children
+    cpus         the cores that this process and its children may use
+    wanted       the Report that every process is compared with
+    on_mismatch  "raise", "warn" or "ignore"
+    report_timeout  seconds that a worker has to report its environment
+    retire       true: a worker hands its data on before it closes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any, Dict, Mapping, Sequence
+
+__all__ = ["main"]
+
+PORT_TAKEN = 3
+MISMATCH = 4
+
+Config = Dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one process until it is told to end; return its exit status."""
+    if len(argv) != 2 or argv[0] not in ("scheduler", "worker"):
+        print("usage: process scheduler|worker CONFIG.json", file=sys.stderr)  # noqa: T201
+        return 2
+    role, path = argv
+    config: Config = json.loads(Path(path).read_text(encoding="utf-8"))
+    os.environ.update(config.get("env") or {})
+    if config.get("cpus") and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(config["cpus"]) & os.sched_getaffinity(0) or os.sched_getaffinity(0))
+
+    import dask.config
+
+    dask.config.update(dask.config.config, config.get("dask") or {}, priority="new")
+    try:
+        return asyncio.run(_run(role, config, str(Path(path).resolve().parent)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, whoever started us must hear of it
+        traceback.print_exc()
+        taken = _port_taken(error)
+        if taken:
+            _say({"error": {"kind": "port", "message": taken}})
+            return PORT_TAKEN
+        _say({"error": {"kind": "start", "message": _reason(error)}})
+        return 1
+
+
+async def _run(role: str, config: Config, folder: str) -> int:
+    ending = asyncio.Event()
+    _watch(ending)
+    starting = asyncio.ensure_future((_scheduler if role == "scheduler" else _worker)(config, folder))
+    told = asyncio.ensure_future(ending.wait())
+    await asyncio.wait({starting, told}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        # told to end before it came up; there is nothing yet that a graceful end would save
+        return 0
+    server, hello, status = starting.result()
+    _say(hello)
+    if server is None:
+        return int(status)
+    closed = asyncio.ensure_future(server.finished())
+    await asyncio.wait({closed, told}, return_when=asyncio.FIRST_COMPLETED)
+    if not closed.done():
+        if role == "worker" and config.get("retire"):
+            await _retire(server)
+        await server.close(reason="envsync-told-to-end")
+    return 0
+
+
+async def _scheduler(config: Config, folder: str) -> Any:
+    from distributed.scheduler import Scheduler
+
+    options = dict(config.get("options") or {})
+    security = _security(config, folder)
+    wanted: Mapping[str, Any] | None = config.get("wanted")
+    policy = config.get("on_mismatch", "raise")
+    gate: Any = None
+    own: list[dict[str, Any]] = []
+    if wanted is not None and policy != "ignore":
+        from .gate import Gate, check, refuses
+
+        own = check(wanted, where=os.environ.get("ENVSYNC_HOST", ""), process="scheduler")
+        if policy == "raise" and refuses(own):
+            message = "the scheduler's environment is not the wanted one"
+            error = {"kind": "mismatch", "message": message, "differences": own}
+            return None, {"error": error}, MISMATCH
+        gate = Gate(wanted, on_mismatch=policy, report_timeout=float(config.get("report_timeout", 60)))
+        gate.own = own
+    scheduler = Scheduler(security=security, **options)
+    if gate is not None:
+        gate.install(scheduler)
+    await scheduler
+    dashboard = scheduler.services.get("dashboard")
+    hello = {
+        "address": scheduler.address,
+        "dashboard": None if dashboard is None else dashboard.port,
+        "differences": own,
+        "pid": os.getpid(),
+    }
+    return scheduler, hello, 0
+
+
+async def _worker(config: Config, folder: str) -> Any:
+    options = dict(config.get("options") or {})
+    scheduler = options.pop("scheduler")
+    security = _security(config, folder)
+    server: Any
+    if config.get("nanny", True):
+        from distributed.nanny import Nanny
+
+        server = Nanny(scheduler, security=security, **options)
+    else:
+        from distributed.worker import Worker
+
+        for name in ("env", "preload_nanny", "preload_nanny_argv", "worker_port"):
+            options.pop(name, None)
+        server = Worker(scheduler, security=security, **options)
+    await server
+    address = getattr(server, "worker_address", None) or server.address
+    hello = {"address": address, "pid": os.getpid(), "differences": []}
+    if config.get("wanted") is not None and config.get("on_mismatch", "raise") != "ignore":
+        verdict = await server.scheduler.envsync_verdict(address=address)
+        hello["differences"] = verdict.get("differences", [])
+        if verdict["state"] == "refused":
+            message = verdict.get("trouble") or "the worker's environment is not the wanted one"
+            await server.close()
+            error = {"kind": "mismatch", "message": message, "differences": hello["differences"]}
+            return None, {"error": error}, MISMATCH
+    return server, hello, 0
+
+
+async def _retire(server: Any) -> None:
+    address = getattr(server, "worker_address", None) or server.address
+    try:
+        await asyncio.wait_for(server.scheduler.retire_workers(workers=[address], remove=True), 30)
+    except Exception:  # noqa: BLE001 - it ends whether or not its data could be saved
+        traceback.print_exc()
+
+
+def _security(config: Config, folder: str) -> Any:
+    from distributed.security import Security
+
+    tls = config.get("tls")
+    if not tls:
+        return Security(require_encryption=False)
+    cert, key = (os.path.join(folder, tls[part]) for part in ("cert", "key"))
+    fields: dict[str, Any] = {"tls_ca_file": os.path.join(folder, tls["ca"])}
+    for role in ("scheduler", "worker", "client"):
+        # a task's own client (worker_client, get_client) speaks with its worker's certificate
+        fields[f"tls_{role}_cert"] = cert
+        fields[f"tls_{role}_key"] = key
+    return Security(require_encryption=True, **fields)
+
+
+def _watch(ending: asyncio.Event) -> None:
+    """Set the event when standard input ends, or on a signal."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+
+    def read() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        with contextlib.suppress(RuntimeError):  # the loop has ended already
+            loop.call_soon_threadsafe(ending.set)
+
+    threading.Thread(target=read, name="envsync-stdin", daemon=True).start()
+
+
+def _say(data: Mapping[str, Any]) -> None:
+    sys.stdout.write("@envsync " + json.dumps(data, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _port_taken(error: BaseException | None) -> str:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}"
