@@ -16,10 +16,9 @@ from envsync.target import Target
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envsync.snapshot import Snapshot
-
     from envsync.indexes import IndexSettings
     from envsync.runner.session import Session
+    from envsync.snapshot import Snapshot
     from envsync.store import Store
 
 __all__ = ["demand_fit", "lock_for", "target_of"]

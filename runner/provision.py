@@ -11,12 +11,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.plugins.compare import ERROR, FATAL, compare
-
 from envsync.artifacts import TreeRef
 from envsync.errors import EnvsyncError, MismatchError, StoreError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
+from envsync.plugins.compare import ERROR, FATAL, compare
 from envsync.runner.hosts.local import Local
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
@@ -27,11 +26,10 @@ from envsync.supply import Supply
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from envsync.plugins.compare import Difference
-    from envsync.snapshot import Snapshot
-
     from envsync.indexes import IndexSettings
+    from envsync.plugins.compare import Difference
     from envsync.runner.hosts.base import Host
+    from envsync.snapshot import Snapshot
     from envsync.store import Store
     from envsync.target import Target
     from envsync.trees import Manifest
@@ -139,9 +137,15 @@ async def prepare(
     if work.snapshot is None:
         work.snapshot = await asyncio.to_thread(_capture)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
-    sessions = await work.open(hosts, cache=cache, grace=grace)
+    packing = asyncio.ensure_future(asyncio.to_thread(work.pack_trees))  # while the hosts are connected to
     try:
-        prepared = await work.provide(sessions)
+        sessions = await work.open(hosts, cache=cache, grace=grace)
+    except BaseException:
+        packing.cancel()
+        await asyncio.gather(packing, return_exceptions=True)
+        raise
+    try:
+        prepared = await work.provide(sessions, await packing)
         _judge(prepared, on_mismatch, work.hooks)
     except BaseException:
         await _close(sessions)
@@ -188,16 +192,15 @@ class _Work:
             raise
         return [result for result in opened if isinstance(result, Session)]
 
-    async def provide(self, sessions: Sequence[Session]) -> list[Prepared]:
+    async def provide(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Prepared]:
         """Lock for each host, then make all environments."""
-        manifests = await asyncio.to_thread(self._pack_trees)
         locks = await self._locks(sessions, manifests)
         await self._interpreters(sessions, locks)
         pairs = list(zip(sessions, locks, strict=True))
         done = await each(pairs, lambda pair: self._one(*pair, manifests), self.limit)
         return [result for result in done if isinstance(result, Prepared)]
 
-    def _pack_trees(self) -> list[Manifest]:
+    def pack_trees(self) -> list[Manifest]:
         """Put the local code as it is now into the store."""
         from envsync.trees import pack
 
