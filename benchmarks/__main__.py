@@ -1,0 +1,62 @@
+"""``python -m benchmarks [PART...] [--write]``: ratios from one run. Never fails for being slow."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.clusters import start
+from benchmarks.looking import lock, look
+from benchmarks.realising import realise
+from benchmarks.timing import ROUNDS, Table
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- table -->", "<!-- /table -->"
+PARTS = {
+    "look": lambda: [look()],
+    "lock": lambda: [lock()],
+    "realise": realise,
+    "start": lambda: [start()],
+}
+
+
+def machine() -> str:
+    """Return what this was measured on."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    versions = ", ".join(f"{name} {version(name)}" for name in ("uv", "pip", "distributed", "asyncssh"))
+    return (
+        f"{os.cpu_count()} cores ({platform.machine()}), {memory:.0f} GiB of memory, {platform.system()} "
+        f"{platform.release().split('-')[0]}, Python {platform.python_version()}, {versions}. "
+        f"Medians of {ROUNDS}, in turns, after one warm-up."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {README.name} too")
+    options = parser.parse_args()
+    unknown = set(options.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    # wheels in folders of this machine's would be another job than that of most
+    os.environ["PIP_CONFIG_FILE"] = os.devnull
+    os.environ.pop("PIP_FIND_LINKS", None)
+    text = [machine()]
+    for name in options.parts or PARTS:
+        tables: list[Table] = PARTS[name]()
+        for table in tables:
+            text.append(table.markdown())
+            print(f"\n{text[-1]}", flush=True)
+    print(f"\n{text[0]}")
+    if options.write:
+        before, _, rest = README.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        README.write_text(f"{before}{BEGIN}\n" + "\n\n".join(text) + f"\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()

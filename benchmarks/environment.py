@@ -1,0 +1,62 @@
+"""The environment that the benchmarks look at: about 350 pinned packages, and envsync itself."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PINS = Path(__file__).with_name("environment.txt")
+
+
+def folder() -> Path:
+    """Return where the benchmarks keep what takes long to make."""
+    path = Path(os.environ.get("ENVSYNC_BENCH_CACHE") or ROOT / ".cache" / "bench")
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def uv() -> Path:
+    """Return the uv that comes with envsync."""
+    return Path(sys.executable).parent / "uv"
+
+
+@functools.cache
+def settings() -> dict[str, str]:
+    """Return the index settings that envsync reads, as uv's variables: all tools get the same."""
+    from envsync.indexes import read_settings
+
+    return read_settings().uv_environment()
+
+
+def run(*arguments: str | os.PathLike[str], **environment: str) -> None:
+    """Run a command that must not fail."""
+    subprocess.run(arguments, check=True, env={**os.environ, **settings(), **environment})
+
+
+@functools.cache
+def prefix() -> Path:
+    """Return the environment, made if it is not there or holds something else."""
+    here = folder()
+    shutil.rmtree(here / "dist", ignore_errors=True)
+    run(uv(), "build", "--quiet", "--wheel", "--out-dir", here / "dist", ROOT)
+    (wheel,) = (here / "dist").glob("*.whl")
+    made = here / "environment"
+    mark = made / "made-of"
+    content = hashlib.sha256(PINS.read_bytes() + wheel.read_bytes() + sys.version.encode()).hexdigest()
+    if not mark.exists() or mark.read_text() != content:
+        run(uv(), "venv", "--quiet", "--clear", "--python", sys.executable, made)
+        options = ["--quiet", "--python", str(made / "bin" / "python"), "--compile-bytecode"]
+        run(uv(), "pip", "install", *options, "--requirements", PINS, "pip", wheel)
+        mark.write_text(content)
+    return made
+
+
+def distributions() -> int:
+    """Return how many there are in it."""
+    return len(list((prefix() / "lib").glob("python*/site-packages/*.dist-info")))
