@@ -28,7 +28,7 @@ from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution, 
 from envsync.plan import Plan, make_plan, project_folder
 from envsync.roots import active_requirements, parse_requirements, roots
 from envsync.scratch import scratch
-from envsync.uv_compile import Found, Question, culprits, scope_of, uv_platform
+from envsync.uv_compile import Found, Question, culprits, refused, scope_of, uv_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -316,6 +316,10 @@ def _relax(job: _Job, error: ToolError, pins: dict[str, str], made: dict[str, Ar
         try:
             made[name] = job.local_wheel(distribution)
             pins.pop(name, None)
+            job.hooks.note(
+                "here",
+                f"{name} {distribution.version}: no index has a wheel of it; its installed files are used",
+            )
         except NoWheelError:
             if name in job.plan.local:
                 raise
@@ -332,6 +336,12 @@ def _culprits(job: _Job, error: ToolError, names: Iterable[str]) -> list[str]:
     """Return the packages that cannot be had; any other failure is raised."""
     if error.returncode != 1:
         raise error
+    if refused(error):
+        raise ResolveError(
+            f"an index does not let us in: {error.hint}",
+            hint="Give the right credentials: in its URL, in UV_INDEX_<NAME>_USERNAME and _PASSWORD, in netrc"
+            " or in the keyring.",
+        ) from error
     found = culprits(error, names)
     if not found:
         raise ResolveError(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from envsync.indexes import IndexSettings
     from envsync.target import Target
 
-__all__ = ["Found", "Question", "culprits", "scope_of", "uv_platform"]
+__all__ = ["Found", "Question", "culprits", "refused", "scope_of", "uv_platform"]
 
 # The platforms that uv can be asked to resolve for: it knows some glibc versions only.
 _GLIBC = (17, 28, *range(31, 41))
@@ -229,6 +229,11 @@ def culprits(error: ToolError, names: Iterable[str]) -> list[str]:
     )
     found = [canonicalize_name(match) for pattern in patterns for match in re.findall(pattern, text)]
     return [name for name in dict.fromkeys(found) if name in known]
+
+
+def refused(error: ToolError) -> bool:
+    """Whether uv found less than there may be, because an index wants other credentials."""
+    return "(401 Unauthorized)" in error.hint or "(403 Forbidden)" in error.hint
 
 
 def scope_of(filenames: Sequence[str]) -> str:
