@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,10 +18,10 @@ from typing import Any
 import pytest
 
 from envsync.collect import uv_binary
-from envsync.errors import EnvsyncError, MismatchError, StoreError, UnfitHostError
+from envsync.errors import EnvsyncError, HostError, MismatchError, StoreError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.indexes import Index, IndexSettings, read_settings
-from envsync.runner.hosts import Host, Local
+from envsync.runner.hosts import Host, Local, SSHOptions, parse_host
 from envsync.runner.locking import lock_for
 from envsync.runner.provision import Prepared, prepare
 from envsync.snapshot import Snapshot, SourceTree, capture
@@ -29,6 +30,7 @@ from envsync.target import Target
 from envsync.uv import find_uv
 from tests.elsewhere import Elsewhere
 from tests.index_server import IndexServer, write_wheel
+from tests.lab.machines import Lab, Machine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines")
 
@@ -349,3 +351,72 @@ def test_a_lock_is_made_once_and_says_again_what_it_left_out(
 def _older(text: str) -> str:
     major, minor, _ = text.split(".")
     return f"{major}.{int(minor) - 1}.0"
+
+
+def reach(lab: Lab, machine: Machine) -> Host:
+    return parse_host(machine.name, SSHOptions(config=(lab.config,)))
+
+
+async def on(host: Host, *words: str) -> str:
+    return (await host.run(shlex.join(words))).stdout.decode().strip()
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+async def test_dask_and_numpy_on_hosts_with_another_python_or_none_and_no_internet(
+    lab: Lab, machine: Callable[..., Machine], client: Client
+) -> None:
+    client.settings = read_settings()
+    uv = find_uv()
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, client.prefix], check=True)
+    command = [uv, "pip", "install", "-q", "--python", str(client.prefix / "bin" / "python")]
+    subprocess.run([*command, "dask", "distributed", "numpy"], check=True)
+    client.trees = [tree(client)]
+    machines = [machine("bare"), machine("bare"), machine("python")]
+    hosts = [reach(lab, each) for each in machines]
+    for host in hosts:
+        client.stack.push_async_callback(host.close)
+    first = await client.prepare(*hosts)
+    proof = (
+        "import bz2, ctypes, distributed, lzma, module, numpy, platform, sqlite3, ssl;"
+        "print(numpy.arange(4).sum(), distributed.__version__, module.ANSWER, platform.python_version())"
+    )
+    ours = client.snapshot()
+    wanted = ours.distribution("distributed")
+    assert wanted is not None
+    for one in first:
+        variables = f"PYTHONPATH={one.trees[0][1]}"
+        said = await on(one.session.host, "env", variables, one.environment.python, "-c", proof)
+        assert said.split()[:3] == ["6", wanted.version, "1"]
+        if "bare" in one.session.host.name:
+            assert said.split()[3] == ours.interpreter.version
+        assert one.environment.created
+        assert [each for each in one.differences if each.severity in ("fatal", "error")] == []
+    before = [each.stats()["received"] for each in machines]
+    second = await client.prepare(*(reach(lab, each) for each in machines))
+    for one in second:
+        client.stack.push_async_callback(one.session.host.close)
+        assert not one.environment.created
+        assert one.sent == 0
+    received = [each.stats()["received"] - earlier for each, earlier in zip(machines, before, strict=True)]
+    assert max(received) < 100_000  # bytes: keys, questions and answers
+
+
+@pytest.mark.lab
+async def test_one_host_that_is_gone_ends_the_start_on_all(
+    lab: Lab, machine: Callable[..., Machine], client: Client
+) -> None:
+    client.install("alpha")
+    there, gone = machine("python"), machine("python")
+    gone.kill()
+    options = SSHOptions(config=(lab.config,), connect_timeout=3.0, attempts=1)
+    hosts = [parse_host(each.name, options) for each in (there, gone)]
+    for host in hosts:
+        client.stack.push_async_callback(host.close)
+    with pytest.raises(HostError) as error:
+        await client.prepare(*hosts)
+    assert error.value.where == gone.name
+    deadline = asyncio.get_running_loop().time() + 10
+    while there.processes("agent") and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.05)
+    assert there.processes("agent") == []
