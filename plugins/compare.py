@@ -164,6 +164,8 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             else:
                 yield (FATAL if core else ERROR, "missing", name, wanted["version"], "", _RESYNC)
         elif wanted is None and there is not None:
+            if name in (left.get("trees") or ()):
+                continue  # the metadata that a project's source tree carries
             yield (NOTE, "extra", name, "", there["version"], "")
         elif wanted is not None and there is not None:
             if not _same_version(wanted["version"], there["version"]):
