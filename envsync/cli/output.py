@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import sys
-import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -109,6 +109,8 @@ def say_error(error: errors.EnvsyncError, output: Output) -> None:
         click.echo(json.dumps(document), err=True)
         return
     if output.verbose:
+        import traceback
+
         traceback.print_exception(error)
     else:
         # click drops the colour where stderr is no terminal
@@ -140,18 +142,27 @@ def watch() -> Iterator[Hooks]:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the block as an error would, so that what it started is ended."""
+    """Let SIGTERM and SIGHUP unwind the block as Ctrl-C does, so that what it started is ended."""
+    received: list[int] = []
 
-    def unwind(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        handler = signal.getsignal(signal.SIGINT)  # asyncio puts its own there while it runs
+        if not callable(handler):
+            raise KeyboardInterrupt
+        handler(signal.SIGINT, frame)
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, unwind) for number in numbers}
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
+    except KeyboardInterrupt:
+        if received:
+            raise SystemExit(128 + received[0]) from None
+        raise
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)
 
 
 def result(document: dict[str, Any], text: Callable[[], str]) -> None:
@@ -161,6 +172,5 @@ def result(document: dict[str, Any], text: Callable[[], str]) -> None:
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
     """Make a click command that takes the output options too."""
-
     make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **settings)
     return lambda function: make(output_options(function))

@@ -219,7 +219,8 @@ def describe_lock(snapshot: Snapshot, lock: Lock, manifests: list[Manifest], fil
         f"Python       {lock.target.python} ({lock.target.implementation}), "
         f"from {snapshot.interpreter.prefix}",
         f"locked for   {lock.target.describe()}",
-        f"packages     {len(artifacts) - len(local)} from indexes, {len(local)} as local wheels",
+        f"packages     {len(artifacts) - len(local)} from indexes, "
+        f"{len(local)} as {'a local wheel' if len(local) == 1 else 'local wheels'}",
         *_listed([f"    {one.filename}" for one in local]),
     ]
     if manifests:

@@ -1,0 +1,247 @@
+"""The command, run as a user runs it: what it says, what it writes, and how it ends."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def make_wheel(folder: Path, name: str, version: str) -> Path:
+    """A wheel with one module that says its version."""
+    info = f"{name}-{version}.dist-info"
+    files = {
+        f"{name}.py": f"__version__ = {version!r}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    lines = [f"{path},sha256={_hash(text)},{len(text)}\n" for path, text in files.items()]
+    files[f"{info}/RECORD"] = "".join([*lines, f"{info}/RECORD,,\n"])
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, text in files.items():
+            archive.writestr(path, text)
+    return wheel
+
+
+def _hash(text: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
+
+
+def make_environment(prefix: Path, *wheels: Path) -> Path:
+    uv = BIN / "uv"
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, prefix], check=True)
+    install = [uv, "pip", "install", "--quiet", "--offline", "--no-index", "--python", prefix]
+    subprocess.run([*install, *wheels], check=True)
+    return prefix
+
+
+@pytest.fixture(scope="module")
+def prefixes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two environments: alpha and beta; another beta."""
+    folder = tmp_path_factory.mktemp("prefixes")
+    alpha, beta, newer = (
+        make_wheel(folder, *each) for each in (("alpha", "1.0"), ("beta", "1.0"), ("beta", "2.0"))
+    )
+    return {
+        "old": make_environment(folder / "old", alpha, beta),
+        "new": make_environment(folder / "new", alpha, newer),
+    }
+
+
+@pytest.fixture
+def envsync(tmp_path: Path) -> Run:
+    """Run the installed command in an empty folder, with a cache of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+
+    def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [BIN / "envsync", *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, "ENVSYNC_CACHE": str(tmp_path / "cache"), **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def test_versions_agree(envsync: Run) -> None:
+    import envsync as package
+
+    assert envsync("--version").stdout == f"envsync, version {package.__version__}\n"
+    dask = subprocess.run([BIN / "dask", "envsync", "--version"], capture_output=True, text=True)
+    assert dask.stdout == f"envsync, version {package.__version__}\n"
+
+
+def test_dask_envsync_fails_as_envsync_does(envsync: Run) -> None:
+    ours = envsync("diff", "/nonexistent", ".")
+    theirs = subprocess.run(
+        [BIN / "dask", "envsync", "diff", "/nonexistent", "."], capture_output=True, text=True
+    )
+    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr)
+    assert ours.returncode == 2
+    assert ours.stderr.startswith("error: /nonexistent: there is no such file or folder\n  Name a lock")
+
+
+def test_looking_writes_nothing(envsync: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
+    done = envsync("snapshot", "--no-lock", "--python", prefixes["old"])
+    assert done.returncode == 0, done.stderr
+    assert str(prefixes["old"]) in done.stdout
+    assert "packages     2" in done.stdout
+    assert done.stderr == ""
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_looking_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
+    from envsync.snapshot import Snapshot
+
+    done = envsync("--json", "snapshot", "--no-lock", "--python", prefixes["old"])
+    snapshot = Snapshot.from_dict(json.loads(done.stdout))
+    assert [(one.name, one.version) for one in snapshot.distributions] == [("alpha", "1.0"), ("beta", "1.0")]
+
+
+HEAVY = ("dask", "distributed", "rich", "asyncssh", "httpx", "asyncio", "ssl", "http", "cryptography", "uv")
+
+
+def test_looking_imports_little() -> None:
+    code = (
+        "import sys; from envsync.cli import cli\n"
+        "cli(['snapshot', '--no-lock'], standalone_mode=False)\n"
+        f"print(sorted(set(sys.modules) & set({HEAVY!r})), len(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found, count = out.splitlines()[-1].rsplit(" ", 1)
+    assert found == "[]"
+    assert int(count) < 220
+
+
+def test_a_lock_and_its_summary(envsync: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
+    from envsync.lock import Lock
+
+    done = envsync("snapshot", "--python", prefixes["old"])
+    assert done.returncode == 0, done.stderr
+    for words in ("0 from indexes, 2 as local wheels", "alpha-1.0-py3-none-any.whl", "pylock.envsync.toml"):
+        assert words in done.stdout
+    assert "here: locking 2 packages" in done.stderr
+    file = tmp_path / "here" / "pylock.envsync.toml"
+    assert [artifact.name for artifact in Lock.read(file).artifacts()] == ["alpha", "beta"]
+    before = file.read_bytes()
+    again = envsync("snapshot", "--quiet", "--python", prefixes["old"])
+    assert file.read_bytes() == before
+    assert again.stderr == ""
+
+
+def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
+    done = envsync("snapshot", "--json", "--python", prefixes["new"], "-o", "pylock.new.toml")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["lock"] == "pylock.new.toml"
+    assert result["packages"] == 2
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert {event["event"] for event in events} >= {"step", "done"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["snapshot", "-o", "lock.toml"], 3, "PEP 751 allows pylock.toml and pylock.<name>.toml"),
+        (["snapshot", "--python", "/nonexistent/python"], 3, "/nonexistent/python"),
+        (["snapshot", "--for", "my-laptop"], 3, "'my-laptop' is no target"),
+        (["snapshot", "--no-lock", "--for", "ssh://node1"], 2, "--no-lock says not to"),
+        (["diff", "."], 2, "Missing argument 'B'"),
+        (["diff", "pylock.none.toml", "."], 2, "there is no such lock"),
+        (["diff", "gopher://node1", "."], 2, "is nothing that can be looked at"),
+        (["diff", "tcp://127.0.0.1:1", "tcp://127.0.0.1:2"], 2, "two clusters cannot be compared"),
+        (["check", "127.0.0.1:8786"], 2, "is not a scheduler's address"),
+        (["check", "tcp://127.0.0.1:1"], 2, "the scheduler was not reached"),
+        (["push", "ssh://127.0.0.1:1"], 4, "127.0.0.1:1"),
+        (["push", "--lock", "pylock.none.toml", "ssh://127.0.0.1:1"], 3, "there is no such lock"),
+        (["run", "--on", "ssh", "--", "true"], 2, "--on ssh needs --hosts"),
+        (["run", "--hosts", "a", "--", "true"], 2, "--hosts needs --on ssh"),
+        (["run"], 2, "Missing argument"),
+        (["fly"], 2, "No such command 'fly'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    envsync: Run, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    done = envsync(*arguments, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s")
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_verbose_errors_have_their_traceback(envsync: Run) -> None:
+    done = envsync("-v", "diff", "pylock.none.toml", ".")
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert "envsync.errors.LockError: pylock.none.toml: there is no such lock" in done.stderr
+
+
+def test_diff_of_an_environment_and_its_lock(envsync: Run, prefixes: dict[str, Path]) -> None:
+    assert envsync("snapshot", "--python", prefixes["old"]).returncode == 0
+    same = envsync("diff", "pylock.envsync.toml", prefixes["old"])
+    assert (same.returncode, same.stderr) == (0, "")
+    assert same.stdout == f"no difference between pylock.envsync.toml and {prefixes['old']}\n"
+    other = envsync("diff", "pylock.envsync.toml", prefixes["new"])
+    assert other.returncode == 1
+    assert ["error", "beta", "1.0", "2.0"] in [line.split() for line in other.stdout.splitlines()]
+
+
+def test_diff_of_two_environments_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
+    done = envsync("diff", "--json", prefixes["new"], prefixes["old"] / "bin" / "python")
+    assert done.returncode == 1
+    (found,) = json.loads(done.stdout)["differences"]
+    assert (found["severity"], found["subject"]) == ("error", "beta")
+    assert (found["left"], found["right"]) == ("2.0", "1.0")
+
+
+def test_a_reader_that_goes_away_is_no_error(prefixes: dict[str, Path], tmp_path: Path) -> None:
+    command = [BIN / "envsync", "snapshot", "--no-lock", "--json"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    os.close(writer)
+    assert process.communicate(timeout=30)[1] == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_soon(tmp_path: Path, number: int, code: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and says nothing
+        process = subprocess.Popen(
+            [BIN / "envsync", "push", f"ssh://127.0.0.1:{server.getsockname()[1]}"],
+            env={**os.environ, "ENVSYNC_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            server.settimeout(30)
+            with server.accept()[0]:
+                process.send_signal(number)
+                said = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+    assert process.returncode == code, said
+    assert "Traceback" not in said
