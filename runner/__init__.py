@@ -1,1 +1,39 @@
-"""Where an environment runs: hosts, backends, clusters."""
+"""Where an environment runs: hosts, backends, clusters.
+
+The names below load on first use: hosts can be had without Dask, and Dask without asyncssh.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from envsync.runner.backends import SSH, Backend, Local
+    from envsync.runner.cluster import SyncedCluster
+    from envsync.runner.verify import Verification, verify
+
+_HOMES = {
+    "SSH": "envsync.runner.backends",
+    "Backend": "envsync.runner.backends",
+    "Local": "envsync.runner.backends",
+    "SyncedCluster": "envsync.runner.cluster",
+    "Verification": "envsync.runner.verify",
+    "verify": "envsync.runner.verify",
+}
+
+__all__ = ["SSH", "Backend", "Local", "SyncedCluster", "Verification", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        home = _HOMES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value  # or the submodule `verify`, once loaded, would stand in for the function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

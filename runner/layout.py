@@ -1,6 +1,7 @@
 """From what a host has and what the user asked for, to its workers. Nothing here looks at a host.
 
-The facts are those of the agent's probe: ``cores``, ``memory``, ``numa`` and ``gpus``.
+The facts are those of the agent's probe: ``cores``, ``affinity``, ``memory``, ``numa``, ``gpus`` and
+``cuda_visible_devices``.
 """
 
 from __future__ import annotations
@@ -78,12 +79,12 @@ def layout(
     facts : mapping
         What the probe found.
     n_workers : int, optional
-        How many; by default one per GPU (or MIG instance), and without GPUs as many as LocalCluster would start.
+        How many; by default one per GPU (or MIG instance), without GPUs as many as LocalCluster would start.
     threads_per_worker : int, optional
         By default 1 where there are GPUs, else the cores shared evenly.
     memory_limit : str, float, int or None
-        Per worker: ``"auto"`` shares the host's memory evenly, a float up to 1 is that fraction of it, an int or a
-        string an amount, None or 0 no limit.
+        Per worker: ``"auto"`` shares the host's memory evenly, a float up to 1 is that fraction of it, an int
+        or a string an amount, None or 0 no limit.
     resources : mapping, optional
         Added to each worker's own.
 
@@ -110,7 +111,7 @@ def layout(
     if threads_per_worker is None:
         threads_per_worker = 1 if gpus else max(1, math.ceil(cores / n_workers))
     limit = memory_bytes(memory_limit, int(facts.get("memory") or 0), n_workers)
-    nodes = [tuple(node) for node in facts.get("numa") or () if node]
+    nodes = _nodes(facts)
     specs = []
     for index in range(n_workers):
         mine = _share(gpus, index, n_workers)
@@ -162,14 +163,24 @@ def local_layout(
 
 
 def devices(facts: Mapping[str, Any]) -> tuple[Device, ...]:
-    """Return what a worker can be pinned to: each GPU, or in its place its MIG instances."""
+    """Return what a worker can be pinned to: each GPU, or in its place its MIG instances.
+
+    Where the host's own CUDA_VISIBLE_DEVICES names some, by index or by the beginning of a UUID, only those.
+    """
     found = []
-    for gpu in facts.get("gpus") or ():
-        numa = gpu.get("numa")
-        numa = numa if isinstance(numa, int) and numa >= 0 else None
-        instances = [entry["uuid"] if isinstance(entry, dict) else entry for entry in gpu.get("mig") or ()]
-        found += [Device(uuid=str(uuid), numa=numa) for uuid in instances or [gpu["uuid"]]]
-    return tuple(found)
+    for index, gpu in enumerate(facts.get("gpus") or ()):
+        instances = [gpu] if gpu.get("mig") is None else gpu["mig"]
+        names = {str(gpu.get("index", index)), gpu["uuid"]}
+        found += [(names, Device(uuid=part["uuid"], numa=gpu.get("numa"))) for part in instances]
+    visible = facts.get("cuda_visible_devices")
+    if visible is None:
+        return tuple(device for _, device in found)
+    chosen: dict[Device, None] = {}
+    for name in filter(None, (part.strip() for part in visible.split(","))):
+        for names, device in found:
+            if name in names or device.uuid.startswith(name):
+                chosen[device] = None
+    return tuple(chosen)
 
 
 def memory_bytes(limit: str | float | None, memory: int, n_workers: int) -> int:
@@ -202,15 +213,26 @@ def _share(gpus: Sequence[Device], index: int, n_workers: int) -> tuple[Device, 
     return tuple(gpus[first:last])
 
 
+def _nodes(facts: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Return the cores of each NUMA node that may be used."""
+    usable = facts.get("affinity")
+    nodes = {}
+    for node in facts.get("numa") or ():
+        cores = tuple(core for core in node["cores"] if usable is None or core in usable)
+        if cores:
+            nodes[node["node"]] = cores
+    return nodes
+
+
 def _cpus(
-    nodes: Sequence[tuple[int, ...]], gpus: Sequence[Device], index: int, n_workers: int
+    nodes: Mapping[int, tuple[int, ...]], gpus: Sequence[Device], index: int, n_workers: int
 ) -> tuple[int, ...]:
-    """Return the cores beside the worker's devices, or its NUMA node's, where binding costs no cores."""
+    """Return the cores beside the worker's devices, or a NUMA node's, where binding leaves no core unused."""
     if len(nodes) < 2:
         return ()
-    beside = {device.numa for device in gpus if device.numa is not None}
+    beside = {device.numa for device in gpus if device.numa in nodes}
     if beside:
-        return tuple(sorted(core for node in beside if node < len(nodes) for core in nodes[node]))
-    if n_workers < len(nodes):
+        return tuple(sorted(core for node in beside if node is not None for core in nodes[node]))
+    if gpus or n_workers % len(nodes):
         return ()
-    return nodes[index * len(nodes) // n_workers]
+    return list(nodes.values())[index * len(nodes) // n_workers]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Authority", "Credentials"]
 
 LIFE = datetime.timedelta(days=90)
-"""How long the certificates of a cluster are good for: longer than any cluster, shorter than a forgotten file."""
+"""How long a cluster's certificates are good for: longer than it lives, shorter than a forgotten file."""
 
 _SLACK = datetime.timedelta(hours=24)  # clocks of hosts differ
 

@@ -1,0 +1,132 @@
+"""What gives a cluster its hosts: this machine, or machines that answer SSH."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from envsync.runner.hosts.base import Host
+
+__all__ = ["SSH", "Backend", "Local"]
+
+GRACE = 10.0
+"""Seconds that a host waits for a sign of life from here before it ends what was started there."""
+
+
+class Backend(ABC):
+    """Names the hosts of a cluster.
+
+    Attributes
+    ----------
+    cache : str or None
+        The cache folder on its hosts; None for the default one.
+    grace : float
+        Seconds without a sign of life from here after which a host ends what was started there.
+    local : bool
+        Whether all of it is this machine: plain TCP on loopback then, and LocalCluster's layout.
+    """
+
+    cache: str | None = None
+    grace: float = GRACE
+    local: bool = False
+
+    @abstractmethod
+    def hosts(self) -> list[Host]:
+        """Return new hosts, the scheduler's first."""
+
+    @property
+    @abstractmethod
+    def workers_on_first(self) -> bool:
+        """Whether the scheduler's host runs workers too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local(Backend):
+    """The machine that the client runs on, with an environment reproduced in its cache.
+
+    Parameters
+    ----------
+    cache : str, optional
+        The folder; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` if not given.
+    grace : float
+        Seconds that processes may outlive this one.
+    """
+
+    cache: str | None = None
+    grace: float = GRACE
+    local: bool = field(default=True, init=False)
+
+    def hosts(self) -> list[Host]:
+        """Return this machine."""
+        from envsync.runner.hosts.local import Local as LocalHost
+
+        return [LocalHost()]
+
+    @property
+    def workers_on_first(self) -> bool:
+        """True: there is no other."""
+        return True
+
+
+class SSH(Backend):
+    """Machines that answer SSH, reached as the user's own ``ssh`` would reach them.
+
+    Parameters
+    ----------
+    hosts : sequence of str
+        Host names, aliases of ``~/.ssh/config``, ``user@host:port`` or ``ssh://`` addresses. A host that is
+        named twice counts once.
+    scheduler : str, optional
+        Where the scheduler runs; the first of `hosts` by default, which runs workers too. A host that is not
+        one of `hosts` runs nothing else.
+    cache : str, optional
+        The cache folder on the hosts; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there if not given.
+    grace : float
+        Seconds without a sign of life from here after which a host ends what was started there.
+    **options
+        How to connect, for all of them: see `envsync.runner.hosts.ssh.SSHOptions`.
+
+    Raises
+    ------
+    ValueError
+        No host is named.
+    """
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        *,
+        scheduler: str | None = None,
+        cache: str | None = None,
+        grace: float = GRACE,
+        **options: Any,
+    ) -> None:
+        if isinstance(hosts, str):
+            hosts = [hosts]
+        self.names = tuple(dict.fromkeys(hosts))
+        if not self.names:
+            raise ValueError("SSH needs at least one host, such as SSH(['node1', 'node2'])")
+        self.scheduler = scheduler or self.names[0]
+        self.cache = cache
+        self.grace = grace
+        self.options = options
+
+    def __repr__(self) -> str:
+        return f"SSH({list(self.names)})"
+
+    def hosts(self) -> list[Host]:
+        """Return the hosts, not connected yet, the scheduler's first."""
+        from envsync.runner.hosts import SSHOptions, parse_host
+
+        options = SSHOptions(**self.options) if self.options else None
+        names = dict.fromkeys([self.scheduler, *self.names])
+        return [parse_host(name, options) for name in names]
+
+    @property
+    def workers_on_first(self) -> bool:
+        """Whether the scheduler's host is one of `hosts`."""
+        return self.scheduler in self.names

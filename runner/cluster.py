@@ -1,0 +1,500 @@
+"""A Dask cluster whose processes all run in this environment, made to exist where they run."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import uuid
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import dask.config
+from distributed.core import Status
+from distributed.deploy.spec import SpecCluster
+from distributed.utils import format_dashboard_link
+
+from envsync.errors import ClusterError, EnvsyncError
+from envsync.hooks import Hooks
+from envsync.runner.backends import Backend, Local
+from envsync.runner.options import Options, given_credentials, plain_config
+from envsync.runner.processes import DaskProcess, Launch, Place, SchedulerProcess, WorkerProcess
+from envsync.runner.seats import Seats
+from envsync.runner.tls import Authority, Credentials
+from envsync.runner.tunnel import reach
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from distributed.security import Security
+
+    from envsync.lock import Lock
+    from envsync.runner.hosts.base import Host
+    from envsync.runner.provision import Prepared
+    from envsync.runner.verify import Verification
+
+__all__ = ["SyncedCluster"]
+
+logger = logging.getLogger("envsync")
+
+
+class SyncedCluster(SpecCluster):  # type: ignore[misc]
+    """Start a scheduler and workers in a reproduction of this environment.
+
+    Without a backend it is a cluster on this machine and takes LocalCluster's keywords; its processes run in
+    an environment made from the lock in the cache, never in this process's own.
+
+    Parameters
+    ----------
+    backend : Backend, optional
+        Where, such as ``SSH(["node1", "node2"])``; this machine if not given.
+    name : str, optional
+        What it is called.
+    n_workers : int, optional
+        How many workers in all. By default as many as LocalCluster would start, on each host; on hosts with
+        GPUs one per GPU.
+    threads_per_worker : int, optional
+        Threads of each worker.
+    memory_limit : str, float, int or None
+        Of each worker: ``"auto"``, a fraction of the host's memory, an amount, or None.
+    security : bool or Security, optional
+        True: TLS with certificates of this cluster's own; the default wherever bytes leave this machine.
+        False: plain TCP. A Security object: its certificates, which are sent to the hosts.
+    env : Lock or path, optional
+        The lock to run in; this environment as it is now if not given.
+    on_mismatch : {"raise", "warn", "ignore"}
+        What to do about a process whose environment is not the wanted one. With ``"raise"`` it never runs a
+        task.
+    dashboard_address : str or None
+        As LocalCluster's. On other hosts a bare port is on their loopback, and reached through the tunnel.
+    scheduler_port : int
+        The scheduler's port; 0 for any.
+    host, interface, protocol : str, optional
+        Where the scheduler listens, if not where it would be looked for first.
+    start_timeout : float
+        Seconds that each process has to come up.
+    report_timeout : float
+        Seconds that each worker has to report its environment.
+    hooks : Hooks, optional
+        Told about progress; by default the logger ``envsync`` is.
+    processes, loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
+worker_class, scheduler_kwargs, scheduler_sync_interval
+        As LocalCluster's.
+    **worker_kwargs
+        Options of each worker, such as ``resources``, ``local_directory`` or ``lifetime``. What is passed to
+        other processes has to be of plain types.
+
+    Raises
+    ------
+    EnvsyncError
+        The environment could not be locked or made, or a process did not come up. What had started is ended.
+
+    Examples
+    --------
+    >>> from envsync import SyncedCluster
+    >>> from envsync.runner import SSH
+    >>> with SyncedCluster(SSH(["node1", "node2"]), threads_per_worker=4) as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
+    """
+
+    def __init__(
+        self,
+        backend: Backend | None = None,
+        *,
+        name: str | None = None,
+        n_workers: int | None = None,
+        threads_per_worker: int | None = None,
+        memory_limit: str | float | None = "auto",
+        security: bool | Security | None = None,
+        env: Lock | str | Path | None = None,
+        on_mismatch: str = "raise",
+        processes: bool = True,
+        loop: Any = None,
+        host: str | None = None,
+        scheduler_port: int = 0,
+        silence_logs: int | bool | None = logging.WARN,
+        dashboard_address: str | None = ":8787",
+        worker_dashboard_address: str | None = None,
+        asynchronous: bool = False,
+        protocol: str | None = None,
+        interface: str | None = None,
+        blocked_handlers: list[str] | None = None,
+        service_kwargs: dict[str, Any] | None = None,
+        worker_class: type | str | None = None,
+        scheduler_kwargs: dict[str, Any] | None = None,
+        scheduler_sync_interval: float = 1,
+        start_timeout: float = 120,
+        report_timeout: float = 60,
+        hooks: Hooks | None = None,
+        **worker_kwargs: Any,
+    ) -> None:
+        self.backend = backend if backend is not None else Local()
+        self.options = Options(
+            local=self.backend.local,
+            n_workers=n_workers,
+            threads_per_worker=threads_per_worker,
+            memory_limit=memory_limit,
+            on_mismatch=on_mismatch,
+            processes=processes,
+            host=host,
+            scheduler_port=scheduler_port,
+            dashboard_address=dashboard_address,
+            worker_dashboard_address=worker_dashboard_address,
+            protocol=protocol,
+            interface=interface,
+            blocked_handlers=blocked_handlers,
+            service_kwargs=service_kwargs,
+            worker_class=worker_class,
+            scheduler_kwargs=scheduler_kwargs,
+            worker_kwargs=worker_kwargs,
+        )
+        self.env = env
+        self.hooks = hooks or _Logged()
+        self.wanted: dict[str, Any] | None = None
+        self.places: tuple[Place, ...] = ()
+        self.seats: Seats | None = None
+        self._start_timeout = start_timeout
+        self._report_timeout = report_timeout
+        self._run_name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name or 'envsync'}-{uuid.uuid4().hex[:12]}")
+        self._authority, self._given, client_security = self._trust(security)
+        self.prepared: list[Prepared] = []
+        self._hosts: list[Host] = []
+        self.launch: Launch | None = None
+        self._dashboard: tuple[str, int] | None = None
+        self._starting = asyncio.Lock()
+        self._provisioning: asyncio.Task[None] | None = None
+        try:
+            super().__init__(
+                asynchronous=asynchronous,
+                loop=loop,
+                security=client_security,
+                silence_logs=silence_logs,
+                name=name,
+                scheduler_sync_interval=scheduler_sync_interval,
+            )
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _trust(
+        self, security: bool | Security | None
+    ) -> tuple[Authority | None, Mapping[str, Credentials] | None, Any]:
+        """Return the cluster's authority or the user's credentials, and the client's security."""
+        from distributed.security import Security
+
+        if security is None:
+            configured = Security()
+            security = configured if configured.require_encryption else not self.backend.local
+        if security is True:
+            authority = Authority(self._run_name)
+            return authority, None, authority.issue("client").security()
+        if security is False:
+            return None, None, Security(require_encryption=False)
+        return None, given_credentials(security), security
+
+    def _credentials(self, role: str, names: tuple[str, ...]) -> Credentials | None:
+        if self._authority is not None:
+            return self._authority.issue(role, names)
+        return self._given[role] if self._given is not None else None
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether its processes speak TLS."""
+        return self._authority is not None or self._given is not None
+
+    # Start and end
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self.status == Status.created:
+                self._provisioning = asyncio.ensure_future(self._provision())
+                try:
+                    await asyncio.wait({self._provisioning})
+                    self._provisioning.result()
+                except BaseException:
+                    self._provisioning.cancel()
+                    self.status = Status.failed
+                    self._lock = asyncio.Lock()
+                    await self._close()
+                    raise
+            try:
+                await super()._start()
+            except RuntimeError as error:
+                if isinstance(error.__cause__, EnvsyncError):
+                    raise error.__cause__ from None
+                raise
+
+    async def _provision(self) -> None:
+        """Make the environment exist on every host, and lay out what will run there."""
+        from envsync.runner.provision import prepare
+
+        self._hosts = self.backend.hosts()
+        self.prepared = await prepare(
+            self._hosts,
+            lock=await asyncio.to_thread(_lock, self.env),
+            cache=self.backend.cache,
+            grace=self.backend.grace,
+            on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
+            hooks=self.hooks,
+        )
+        self.places = places = tuple(_place(prepared) for prepared in self.prepared)
+        self.wanted = wanted_of(self.prepared)
+        self.launch = Launch(
+            cluster=self._run_name,
+            common={
+                "dask": plain_config(dask.config.global_config, self.hooks),
+                "wanted": None if self.options.on_mismatch == "ignore" else self.wanted,
+                "on_mismatch": self.options.on_mismatch,
+                "report_timeout": self._report_timeout,
+            },
+            credentials=self._credentials,
+            start_timeout=self._start_timeout,
+            hooks=self.hooks,
+            lost=self._process_lost,
+            terminate=self._terminate,
+        )
+        self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
+        self.scheduler_spec = {
+            "cls": SchedulerProcess,
+            "options": {
+                "launch": self.launch,
+                "place": places[0],
+                "config": {"options": self.options.scheduler(places[0], encrypted=self.encrypted)},
+                "reach": self._reach,
+            },
+        }
+        self.new_spec = self._spec(*self.seats.form())
+        for _ in range(self.seats.initial):
+            self.worker_spec.update(self.new_worker_spec())
+
+    async def _correct_state_internal(self) -> None:
+        leaving = [worker for name, worker in self.workers.items() if name not in self.worker_spec]
+        running = [worker for worker in leaving if worker.status == Status.running]
+        if running and self.status == Status.running:
+            with contextlib.suppress(OSError):
+                # what only they hold goes to others; they are closed, one by one, by their nannies
+                await self.scheduler_comm.retire_workers(
+                    names=[worker.name for worker in running], close_workers=False, remove=False
+                )
+        try:
+            await super()._correct_state_internal()
+        except EnvsyncError as error:
+            self.hooks.failed(error.where or "cluster", error.message)
+            raise
+        finally:
+            for name, worker in list(self.workers.items()):
+                if worker.status == Status.failed:
+                    del self.workers[name]
+                    self.worker_spec.pop(name, None)
+        self._tell_differences()
+
+    async def _close(self) -> None:
+        try:
+            await super()._close()
+        finally:
+            prepared, self.prepared = self.prepared, []
+            hosts, self._hosts = self._hosts, []
+            await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)
+            await asyncio.gather(*(host.close() for host in hosts), return_exceptions=True)
+
+    def _give_up(self) -> None:
+        """End what an interrupted start left, and the loop's thread."""
+
+        async def end() -> None:
+            if self._provisioning is not None:
+                self._provisioning.cancel()
+            self.status = Status.failed if self.status != Status.closed else self.status
+            await self._close()
+
+        if not getattr(self, "asynchronous", True):
+            with contextlib.suppress(Exception):
+                super().sync(end, callback_timeout=30)
+            self._loop_runner.stop()
+
+    def _process_lost(self, process: DaskProcess) -> None:
+        """Report a process that ended by itself, and forget it."""
+        if self.status in (Status.closing, Status.closed, Status.failed):
+            return
+        remote = process.remote
+        assert remote is not None
+        why = str(remote.lost) if remote.lost is not None else f"ended with exit status {remote.returncode}"
+        expected = remote.lost is None and remote.returncode == 0
+        if expected:
+            self.hooks.note(process.place.name, f"{process.label} closed")
+        else:
+            self.hooks.failed(process.place.name, f"{process.label} {why}")
+            lines = "".join(f"\n  | {line}" for line in remote.tail())
+            logger.warning("%s: %s%s", process.where, why, lines)
+        self._cluster_manager_logs.append((None, f"{process.where}: {why}"))
+        if process is self.scheduler:
+            self.loop.add_callback(self._close)
+        elif self.workers.get(process.name) is process:
+            del self.workers[process.name]
+            self.worker_spec.pop(process.name, None)
+
+    async def _terminate(self, worker: WorkerProcess) -> None:
+        if worker.worker_address in self.scheduler_info["workers"]:
+            await self.scheduler_comm.broadcast(
+                msg={"op": "terminate", "reason": "cluster-closes-worker", "reply": False},
+                workers=[worker.worker_address],
+                nanny=self.options.nanny,
+                on_error="ignore",
+            )
+
+    # Scaling
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        """Return the name and the specification of the next worker, on the host with most room."""
+        assert self.seats is not None
+        name, place, spec = self.seats.take(self.worker_spec)
+        return {name: self._spec(place, spec, name)}
+
+    def _spec(self, place: Place, spec: Any, name: Any = None) -> dict[str, Any]:
+        options = {
+            "launch": self.launch,
+            "place": place,
+            "config": self.options.worker(spec, encrypted=self.encrypted),
+            "nthreads": spec.nthreads,
+            "memory_limit": spec.memory_limit,
+        }
+        return {"cls": WorkerProcess, "options": options if name is None else {**options, "name": name}}
+
+    # The way to it
+
+    async def _reach(self, scheduler: SchedulerProcess, hello: Mapping[str, Any]) -> str | None:
+        """Return the scheduler's address from here; a tunnel's where it cannot be reached straight."""
+        dashboard = hello.get("dashboard")
+        if self.backend.local:
+            return None
+        host = scheduler.place.session.host
+        scheme, _, rest = hello["address"].partition("://")
+        address, _, port = rest.rpartition(":")
+        context: ssl.SSLContext | None = self.security.get_connection_args("client").get("ssl_context")
+        way, there, tunnel = await reach(host, address.strip("[]"), int(port), context)
+        if tunnel:
+            self.hooks.note(host.name, f"port {port} cannot be reached from here: going through {host.name}")
+        if dashboard is not None:
+            self._dashboard = await self._reach_dashboard(scheduler, address, dashboard)
+        return f"{scheme}://{way}:{there}" if tunnel else None
+
+    async def _reach_dashboard(
+        self, scheduler: SchedulerProcess, address: str, port: int
+    ) -> tuple[str, int] | None:
+        inside = self.options.dashboard_host(encrypted=self.encrypted)
+        try:
+            way, there, tunnel = await reach(scheduler.place.session.host, inside or address, port)
+        except EnvsyncError as error:
+            self.hooks.warning(scheduler.place.name, f"the dashboard cannot be reached: {error}")
+            return None
+        return (way, there) if tunnel or inside else None
+
+    @property
+    def dashboard_link(self) -> str:
+        """Where the dashboard is, from here."""
+        if self._dashboard is not None:
+            return str(format_dashboard_link(*self._dashboard))
+        return str(super().dashboard_link)
+
+    # What runs in it
+
+    def _tell_differences(self) -> None:
+        """Warn about what was let in although it differs."""
+        if self.options.on_mismatch != "warn":
+            return
+        from envsync.runner.verify import Checked, Verification
+
+        told = [process for process in [self.scheduler, *self.workers.values()] if process.differences]
+        checked = tuple(
+            Checked(kind=one.role, process=one.label, differences=one.differences) for one in told
+        )
+        for process in told:
+            process.differences = ()
+        verification = Verification(processes=checked)
+        if not verification.ok:
+            warnings.warn(str(verification), stacklevel=2)
+
+    def verify(self, *, on_mismatch: str = "raise") -> Verification | Awaitable[Verification]:
+        """Compare every process, and this one, with the lock; see `envsync.runner.verify.verify`."""
+        from envsync.runner.verify import verify
+
+        return verify(self, on_mismatch=on_mismatch)
+
+    def sync(self, func: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Ship local code that changed, and restart the workers with it.
+
+        What tasks hold in memory is lost, as with ``client.restart()``. Installed packages are not looked at:
+        a cluster whose packages should change is started again.
+
+        Returns
+        -------
+        int
+            How many source trees changed. (With arguments this is distributed's ``sync(func, *args)``.)
+        """
+        if func is not None:
+            return super().sync(func, *args, **kwargs)
+        return super().sync(self._sync_code)
+
+    async def _sync_code(self) -> int:
+        from envsync.runner.code import ship
+
+        if self.status != Status.running:
+            raise ClusterError("the cluster is not running", hint="Start it before its code is synced.")
+        return await ship(self)
+
+
+def wanted_of(prepared: Sequence[Prepared]) -> dict[str, Any]:
+    """Return what every process should have: the first host's lock and trees, and others' that differ."""
+
+    def one(host: Prepared) -> dict[str, Any]:
+        return {**host.lock.report(), "trees": {tree.name: tree.digest for tree, _ in host.trees}}
+
+    first = prepared[0]
+    others = {
+        host.session.host.name: one(host)
+        for host in prepared
+        if host.lock.digest != first.lock.digest or host.lock.target != first.lock.target
+    }
+    return {**one(first), **({"variants": others} if others else {})}
+
+
+def _place(prepared: Prepared) -> Place:
+    session = prepared.session
+    place = Place(
+        name=session.host.name,
+        session=session,
+        python=prepared.environment.python,
+        addresses=tuple(session.facts.get("addresses") or ()),
+    )
+    place.put(prepared.trees)
+    return place
+
+
+def _lock(env: Lock | str | Path | None) -> Lock | None:
+    if env is None or not isinstance(env, (str, os.PathLike)):
+        return env
+    from envsync.lock import Lock
+
+    return Lock.read(env)
+
+
+class _Logged(Hooks):
+    """Tells the logger, which shows warnings where nothing is configured."""
+
+    def step(self, where: str, what: str) -> None:
+        logger.info("%s: %s", where, what)
+
+    def done(self, where: str, what: str, seconds: float) -> None:
+        logger.info("%s: %s (%.1f s)", where, what, seconds)
+
+    def failed(self, where: str, why: str) -> None:
+        logger.error("%s: %s", where, why)
+
+    def note(self, where: str, text: str) -> None:
+        logger.info("%s: %s", where, text)
+
+    def warning(self, where: str, text: str) -> None:
+        logger.warning("%s: %s", where, text)

@@ -1,0 +1,121 @@
+"""Ship local code that changed to a running cluster, and have every process read it anew."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from distributed.protocol import pickle
+
+from envsync.errors import ClusterError
+from envsync.plugins.gate import Carried, swap
+
+if TYPE_CHECKING:
+    from envsync.runner.cluster import SyncedCluster
+    from envsync.trees import Manifest
+
+__all__ = ["ship"]
+
+
+async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
+    """Send what changed to all hosts, and restart the workers with it.
+
+    Parameters
+    ----------
+    cluster : SyncedCluster
+        A running one.
+    timeout : float
+        Seconds that the workers have to restart.
+
+    Returns
+    -------
+    int
+        How many source trees changed.
+
+    Raises
+    ------
+    ClusterError
+        A process could not be changed.
+    """
+    prepared = cluster.prepared
+    before = {tree.name: tree.digest for tree, _ in prepared[0].trees}
+    manifests = await asyncio.to_thread(_pack, None if cluster.env is None else set(before))
+    after = {manifest.name: manifest.digest for manifest in manifests}
+    changed = len({name for name in {**before, **after} if before.get(name) != after.get(name)})
+    if not changed:
+        return 0
+    began = time.monotonic()
+    folders = await asyncio.gather(*(one.session.place_trees(manifests) for one in prepared))
+    cluster.prepared = [
+        replace(one, trees=tuple(zip(manifests, there, strict=True)))
+        for one, there in zip(prepared, folders, strict=True)
+    ]
+    await _turn(cluster, timeout)
+    cluster.hooks.done("cluster", f"{changed} source trees changed", time.monotonic() - began)
+    return changed
+
+
+def _pack(wanted: set[str] | None) -> list[Manifest]:
+    from envsync.snapshot import capture
+
+    from envsync.store import default_store
+    from envsync.trees import pack
+
+    snapshot, store = capture(), default_store()
+    return [
+        pack(tree, store, soabi=snapshot.interpreter.soabi)
+        for tree in snapshot.source_trees
+        if wanted is None or tree.name in wanted
+    ]
+
+
+async def _turn(cluster: SyncedCluster, timeout: float) -> None:
+    """Have the scheduler and the nannies use the new folders, then start every worker anew."""
+    from envsync.runner.cluster import wanted_of
+
+    assert cluster.launch is not None
+    old = {place.name: [*place.front, *place.back] for place in cluster.places}
+    by_host = {one.session.host.name: one for one in cluster.prepared}
+    for place in cluster.places:
+        place.put(by_host[place.name].trees)
+    cluster.wanted = wanted_of(cluster.prepared)
+    if cluster.launch.common.get("wanted") is not None:
+        cluster.launch.common["wanted"] = cluster.wanted
+        await cluster.scheduler_comm.envsync_expect(wanted=cluster.wanted)
+
+    def call(process: Any) -> dict[str, Any]:
+        place = process.place
+        arguments = (old[place.name], place.front, place.back)
+        return {
+            "function": pickle.dumps(Carried(swap)),
+            "args": pickle.dumps(arguments),
+            "kwargs": pickle.dumps({}),
+            "wait": True,
+        }
+
+    answers = [await cluster.scheduler_comm.run_function(**call(cluster.scheduler))]
+    workers = [worker for worker in cluster.workers.values() if worker.worker_address]
+    broadcasts = await asyncio.gather(
+        *(
+            cluster.scheduler_comm.broadcast(
+                msg={"op": "run", **call(worker)},
+                workers=[worker.worker_address],
+                nanny=cluster.options.nanny,
+                on_error="return_pickle",
+            )
+            for worker in workers
+        )
+    )
+    answers += [answer for broadcast in broadcasts for answer in broadcast.values()]
+    for answer in answers:
+        if isinstance(answer, bytes):
+            raise ClusterError("a process could not be given the new code") from pickle.loads(answer)
+        if answer["status"] != "OK":
+            raise ClusterError(
+                f"a process could not be given the new code: {answer.get('exception_text') or answer}",
+                hint="Start the cluster again.",
+            )
+    if cluster.options.nanny and workers:
+        await cluster.scheduler_comm.restart(timeout=timeout, stimulus_id=f"envsync-sync-{time.time()}")

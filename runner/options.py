@@ -1,0 +1,226 @@
+"""What a user says about a cluster, as arguments of its processes. Nothing here starts anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import ClusterError
+from envsync.runner.tls import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from distributed.security import Security
+
+    from envsync.hooks import Hooks
+    from envsync.runner.layout import WorkerSpec
+    from envsync.runner.processes import Place
+
+__all__ = ["Options", "given_credentials", "plain_config"]
+
+LOOPBACK = "127.0.0.1"
+
+# LocalCluster takes these, deprecated; they do nothing unless they are set
+_VOID = ("start", "ip", "services", "worker_services")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The keywords of a `SyncedCluster`, checked.
+
+    Raises
+    ------
+    ValueError, TypeError
+        One that makes no sense, or that cannot be passed to another process.
+    """
+
+    local: bool
+    n_workers: int | None = None
+    threads_per_worker: int | None = None
+    memory_limit: str | float | None = "auto"
+    on_mismatch: str = "raise"
+    processes: bool | None = True
+    host: str | None = None
+    scheduler_port: int = 0
+    dashboard_address: str | None = ":8787"
+    worker_dashboard_address: str | None = None
+    protocol: str | None = None
+    interface: str | None = None
+    blocked_handlers: list[str] | None = None
+    service_kwargs: Mapping[str, Any] | None = None
+    worker_class: type | str | None = None
+    scheduler_kwargs: Mapping[str, Any] | None = None
+    worker_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.processes is False:
+            raise ValueError(
+                "processes=False: a SyncedCluster has processes for workers, in an environment of their own;"
+                " for threads of this process use distributed.LocalCluster(processes=False)"
+            )
+        if self.on_mismatch not in ("raise", "warn", "ignore"):
+            raise ValueError(f"on_mismatch must be 'raise', 'warn' or 'ignore', not {self.on_mismatch!r}")
+        if self.n_workers is not None and self.n_workers < 0:
+            raise ValueError(f"n_workers must not be negative, not {self.n_workers}")
+        if self.threads_per_worker is not None and self.threads_per_worker < 1:
+            raise ValueError(f"threads_per_worker must be at least 1, not {self.threads_per_worker}")
+        for name in _VOID:
+            if self.worker_kwargs.get(name):
+                raise TypeError(f"{name}= is not taken: LocalCluster has deprecated it")
+        for name, options in (
+            ("scheduler_kwargs", self.scheduler_kwargs or {}),
+            ("service_kwargs", self.service_kwargs or {}),
+            ("worker options", self.worker_kwargs),
+        ):
+            for key, value in options.items():
+                if not _plain(value):
+                    raise TypeError(
+                        f"{name}: {key}={value!r} cannot be passed to a process on another machine: "
+                        "numbers, strings, lists and dictionaries can"
+                    )
+
+    @property
+    def nanny(self) -> bool:
+        """Whether workers run under a nanny."""
+        name = self.worker_class_name
+        return name is None or name.rpartition(".")[2] != "Worker" or not name.startswith("distributed.")
+
+    @property
+    def worker_class_name(self) -> str | None:
+        """The worker's class in full; None for the default."""
+        if self.worker_class is None or isinstance(self.worker_class, str):
+            return self.worker_class
+        return f"{self.worker_class.__module__}.{self.worker_class.__qualname__}"
+
+    def scheme(self, *, encrypted: bool) -> str:
+        """Return the protocol, such as ``"tls://"``."""
+        if self.protocol is not None:
+            return self.protocol if self.protocol.endswith("://") else f"{self.protocol}://"
+        if self.host and "://" in self.host:
+            return self.host.split("://")[0] + "://"
+        return "tls://" if encrypted else "tcp://"
+
+    def dashboard_host(self, *, encrypted: bool) -> str | None:
+        """Return where the dashboard listens on its host, if that is not where the scheduler does."""
+        if self.dashboard_address is None:
+            return None
+        named = str(self.dashboard_address).rpartition(":")[0]
+        if named:
+            return None if named in ("0.0.0.0", "[::]", "") else named  # noqa: S104 - compared, not bound
+        return LOOPBACK if encrypted and not self.local else None
+
+    def scheduler(self, place: Place, *, encrypted: bool) -> dict[str, Any]:
+        """Return the arguments of the Scheduler."""
+        dashboard = self.dashboard_address
+        if dashboard is not None:
+            inside = self.dashboard_host(encrypted=encrypted)
+            if inside is not None:
+                dashboard = f"{inside}:{str(dashboard).rpartition(':')[2]}"
+        return {
+            "host": self._listen(place),
+            "port": self.scheduler_port,
+            "interface": self.interface,
+            "protocol": self.scheme(encrypted=encrypted),
+            "dashboard": dashboard is not None,
+            "dashboard_address": dashboard,
+            "blocked_handlers": self.blocked_handlers,
+            "service_kwargs": dict(self.service_kwargs) if self.service_kwargs else None,
+            **(self.scheduler_kwargs or {}),
+        }
+
+    def worker(self, spec: WorkerSpec, *, encrypted: bool) -> dict[str, Any]:
+        """Return the part of a worker's configuration that is its own, without name and scheduler."""
+        rest = {name: value for name, value in self.worker_kwargs.items() if name not in _VOID}
+        resources = {**spec.resources, **(rest.pop("resources", None) or {})}
+        options = {
+            "host": LOOPBACK if self.local and not self.interface and self.host is None else None,
+            "interface": self.interface,
+            "protocol": self.scheme(encrypted=encrypted),
+            "dashboard": self.worker_dashboard_address is not None,
+            "dashboard_address": self.worker_dashboard_address,
+            "resources": resources or None,
+            "death_timeout": 60,
+            **rest,
+        }
+        if self.local and self.host is not None:
+            options["host"] = self.host
+        config: dict[str, Any] = {
+            "options": options,
+            "env": spec.environment(),
+            "cpus": list(spec.cpus),
+            "nanny": self.nanny,
+        }
+        if self.worker_class_name is not None:
+            config["worker_class"] = self.worker_class_name
+        return config
+
+    def _listen(self, place: Place) -> str | None:
+        """Return the address that the scheduler listens on."""
+        if self.host is not None or self.interface:
+            return self.host
+        if self.local:
+            return LOOPBACK
+        return place.addresses[0] if place.addresses else None
+
+
+def plain_config(config: Mapping[str, Any], hooks: Hooks) -> dict[str, Any]:
+    """Return Dask's configuration without what only this process can use, or cannot be written down."""
+
+    def plain(part: Mapping[str, Any], path: str) -> dict[str, Any]:
+        kept = {}
+        for key, value in part.items():
+            where = f"{path}{key}"
+            if isinstance(value, dict):
+                kept[key] = plain(value, f"{where}.")
+                continue
+            if where in ("scheduler-address", "scheduler", "distributed.comm.tls.ca-file"):
+                continue
+            if _plain(value):
+                kept[key] = value
+            else:
+                hooks.note("here", f"Dask's setting {where} is not sent along: it is not of a plain type")
+        return kept
+
+    return plain(config, "")
+
+
+def _plain(value: object) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def given_credentials(security: Security) -> dict[str, Credentials] | None:
+    """Return what a Security object of the user's gives each role; None if it asks for no encryption.
+
+    Raises
+    ------
+    ClusterError
+        It asks for encryption, and has no certificate for a role, or a file that cannot be read.
+    """
+    if not security.require_encryption and not security.tls_ca_file:
+        return None
+    found = {}
+    for role in ("scheduler", "worker"):
+        parts = security.get_tls_config_for_role(role)
+        texts = {name: _text(parts[name], f"{role}'s {name}") for name in ("ca_file", "cert")}
+        key = _text(parts["key"], f"{role}'s key") if parts["key"] else texts["cert"]
+        found[role] = Credentials(ca=texts["ca_file"], cert=texts["cert"], key=key)
+    return found
+
+
+def _text(value: str | None, what: str) -> str:
+    hint = "Give the Security object certificates for scheduler, worker and client, or pass security=True."
+    if not value:
+        raise ClusterError(f"the Security object has no {what}", hint=hint)
+    if "\n" in value:
+        return value
+    try:
+        return Path(value).read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClusterError(f"the {what} cannot be read: {error}", hint=hint) from error

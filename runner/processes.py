@@ -1,0 +1,332 @@
+"""Each Dask process of a cluster, as SpecCluster wants it, under its host's agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from distributed.core import Status
+from distributed.deploy.spec import ProcessInterface
+
+from envsync.errors import ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
+from envsync.plugins.compare import Difference
+from envsync.runner.tls import Credentials
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from envsync.hooks import Hooks
+    from envsync.runner.session import Remote, Session
+    from envsync.trees import Manifest
+
+__all__ = ["DaskProcess", "Launch", "Place", "SchedulerProcess", "WorkerProcess"]
+
+GRACE = 5.0
+"""Seconds that a process has to close by itself before it is made to."""
+
+_CONFIG = "config.json"
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Place:
+    """A host with the environment on it.
+
+    Attributes
+    ----------
+    name : str
+        The host, as the user wrote it.
+    session : Session
+        Its agent.
+    python : str
+        The environment's interpreter there.
+    front, back : tuple of str
+        Folders of source trees there: before and after the installed packages.
+    addresses : tuple of str
+        What it can be reached by, the best first.
+    """
+
+    name: str
+    session: Session = field(repr=False)
+    python: str
+    front: tuple[str, ...] = ()
+    back: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+
+    def put(self, trees: Iterable[tuple[Manifest, str]]) -> None:
+        """Have processes that start from now on find these source trees."""
+        trees = tuple(trees)
+        self.front = tuple(folder for manifest, folder in trees if manifest.position == "front")
+        self.back = tuple(folder for manifest, folder in trees if manifest.position == "back")
+
+    def environment(self) -> dict[str, str | None]:
+        """Return the environment variables that its processes need."""
+        return {
+            "PYTHONPATH": ":".join(self.front) or None,
+            "ENVSYNC_TREES": ":".join(self.back) or None,
+            "ENVSYNC_HOST": self.name,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """What the processes of one cluster have in common.
+
+    Attributes
+    ----------
+    cluster : str
+        Names their run folders: nobody else's.
+    common : dict
+        What every process's configuration says; see `envsync.plugins.process`.
+    credentials : callable
+        ``credentials(role, names)`` returns the Credentials of one process; None without TLS.
+    start_timeout : float
+        Seconds that a process has to come up.
+    hooks : Hooks
+        Told about each.
+    lost : callable
+        Told about a process that ended by itself.
+    terminate : callable
+        Asks the scheduler to close a worker.
+    """
+
+    cluster: str
+    common: dict[str, Any]
+    credentials: Callable[[str, tuple[str, ...]], Credentials | None] = field(repr=False)
+    start_timeout: float
+    hooks: Hooks
+    lost: Callable[[DaskProcess], None] = field(repr=False)
+    terminate: Callable[[WorkerProcess], Any] = field(repr=False)
+
+
+class DaskProcess(ProcessInterface):  # type: ignore[misc]
+    """A scheduler or a worker.
+
+    Parameters
+    ----------
+    launch : Launch
+        What it shares with the others.
+    place : Place
+        Where it runs.
+    name : str or int
+        Dask's name for it.
+    config : mapping
+        Its own part of the configuration.
+    """
+
+    role = ""
+
+    def __init__(self, *, launch: Launch, place: Place, name: str | int, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.launch = launch
+        self.place = place
+        self.name = name
+        self.config = config
+        self.remote: Remote | None = None
+        self.differences: tuple[Difference, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What people call it."""
+        return self.role if self.role == "scheduler" else f"{self.role} {self.name}"
+
+    @property
+    def where(self) -> str:
+        """Its host and label, for errors."""
+        return f"{self.place.name}: {self.label}"
+
+    async def start(self) -> None:
+        """Spawn it and wait until it listens.
+
+        Raises
+        ------
+        ProcessDied
+            It ended first.
+        StartTimeout
+            It did not come up in time.
+        MismatchError
+            Its environment is not the wanted one.
+        ClusterError
+            A port that it needs is taken.
+        """
+        began = time.monotonic()
+        try:
+            hello = await self._spawn()
+            self.take(hello)
+            await self.reached(hello)
+        except BaseException:
+            self.status = Status.failed
+            if self.remote is not None:
+                await asyncio.shield(self.remote.stop(0.5))
+            raise
+        assert self.remote is not None
+        await super().start()
+        self.launch.hooks.done(self.place.name, f"{self.label} started", time.monotonic() - began)
+        self.remote.on_exit(self._ended)
+
+    async def _spawn(self) -> dict[str, Any]:
+        credentials = self.launch.credentials(self.role, self.place.addresses)
+        config = {**self.launch.common, **self.config}
+        files: dict[str, bytes] = {}
+        if credentials is not None:
+            config["tls"] = Credentials.config()
+            files.update(credentials.files())
+        files[_CONFIG] = json.dumps(config).encode()
+        session = self.place.session
+        self.remote = await session.spawn(
+            re.sub(r"[^A-Za-z0-9._-]", "_", self.label),
+            [self.place.python, session.agent, "process", self.role, _CONFIG],
+            env=self.place.environment(),
+            files=files,
+            cluster=self.launch.cluster,
+        )
+        try:
+            hello = await self.remote.said(self.launch.start_timeout)
+        except ProcessDied as error:
+            raise ProcessDied(
+                f"it ended with exit status {error.returncode} before it was up",
+                where=self.where,
+                returncode=error.returncode,
+                tail=error.tail,
+            ) from error
+        except StartTimeout as error:
+            raise StartTimeout(
+                f"it did not come up within {self.launch.start_timeout:g} s",
+                where=self.where,
+                hint="\n  ".join([_NOT_UP, *(f"| {line}" for line in self.remote.tail())]),
+            ) from error
+        if "error" in hello:
+            raise await self._failure(hello["error"])
+        return hello
+
+    async def _failure(self, error: Mapping[str, Any]) -> EnvsyncError:
+        """Return the exception for what a process said before it ended."""
+        assert self.remote is not None
+        if error["kind"] == "mismatch":
+            return MismatchError(
+                error["message"],
+                where=self.where,
+                hint="Start the cluster again to have its environment made anew; see the differences first.",
+                differences=[Difference.from_dict(one) for one in error.get("differences", ())],
+            )
+        if error["kind"] == "port":
+            return ClusterError(
+                f"a port that it was told to use is taken: {error['message']}",
+                where=self.where,
+                hint="Choose another port, or 0 for any that is free; or end what listens there.",
+            )
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, EnvsyncError):
+            await asyncio.wait_for(self.remote.wait(), GRACE)
+        return ProcessDied(
+            f"it could not start: {error['message']}",
+            where=self.where,
+            returncode=self.remote.returncode,
+            tail=self.remote.tail(),
+        )
+
+    def take(self, hello: Mapping[str, Any]) -> None:
+        """Remember what it said when it was up."""
+        self.address = hello["address"]
+        self.differences = tuple(Difference.from_dict(one) for one in hello.get("differences", ()))
+
+    async def reached(self, hello: Mapping[str, Any]) -> None:
+        """Make sure that it can be reached from here, where that matters."""
+
+    def _ended(self, remote: Remote) -> None:  # noqa: ARG002
+        if self.status == Status.running:
+            self.status = Status.closed
+            self._event_finished.set()
+            self.launch.lost(self)
+
+    async def close(self) -> None:
+        """End it; silent if it has ended."""
+        if self.status == Status.running:
+            self.status = Status.closing
+            await self._part()
+        if self.remote is not None:
+            with contextlib.suppress(EnvsyncError):
+                await self.remote.stop(GRACE)
+        await super().close()
+
+    async def _part(self) -> None:
+        """Give it the chance to close by itself."""
+
+
+class SchedulerProcess(DaskProcess):
+    """The scheduler.
+
+    Parameters
+    ----------
+    reach : callable
+        Called when it listens, with this object and what it said; returns the address that it has from here.
+    """
+
+    role = "scheduler"
+
+    def __init__(self, *, reach: Callable[[SchedulerProcess, Mapping[str, Any]], Any], **rest: Any) -> None:
+        super().__init__(name="scheduler", **rest)
+        self._reach = reach
+
+    async def reached(self, hello: Mapping[str, Any]) -> None:
+        """Find the address that it has from here."""
+        self.external_address = await self._reach(self, hello)
+
+    async def _part(self) -> None:
+        assert self.remote is not None
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, EnvsyncError):
+            await asyncio.wait_for(self.remote.wait(), GRACE)
+
+
+class WorkerProcess(DaskProcess):
+    """A worker, under its nanny.
+
+    Parameters
+    ----------
+    scheduler : str
+        The scheduler's address as other hosts reach it.
+    name : str or int
+        Dask's name for it.
+    nthreads, memory_limit : int
+        As its configuration has them: SpecCluster looks for them here.
+    """
+
+    role = "worker"
+
+    def __init__(
+        self,
+        scheduler: str,
+        *,
+        launch: Launch,
+        place: Place,
+        name: str | int,
+        config: Mapping[str, Any],
+        nthreads: int,
+        memory_limit: int,
+    ) -> None:
+        own = {"scheduler": scheduler, "name": name, "nthreads": nthreads, "memory_limit": memory_limit}
+        super().__init__(
+            launch=launch,
+            place=place,
+            name=name,
+            config={**config, "options": {**config.get("options", {}), **own}},
+        )
+        self.nthreads = nthreads
+        self.memory_limit = memory_limit
+
+    @property
+    def worker_address(self) -> str | None:
+        """Where it listens."""
+        return str(self.address) if self.address else None
+
+    async def _part(self) -> None:
+        assert self.remote is not None
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError, OSError, EnvsyncError):
+            await asyncio.wait_for(self.launch.terminate(self), GRACE)
+            await asyncio.wait_for(self.remote.wait(), GRACE)
+
+
+_NOT_UP = "Allow it more with start_timeout=, or look at its log, which ends with:"
