@@ -92,8 +92,11 @@ def _name_in_wheel(
     """Return where an installed file was in its wheel, or None if the installer made it."""
     if listed.endswith(".pyc") and "__pycache__/" in listed:
         return None
+    data = f"{info.stem}.data"
     if not listed.startswith(("../", "/")):
         folder, _, name = listed.rpartition("/")
+        if folder == f"{data}/scripts" and name in generated:  # uv passes it over and leaves it in RECORD
+            return None
         return None if folder == info.name and name in _WRITTEN else listed
     path = os.path.normpath(info.parent / listed)
     for prefix in prefixes:
@@ -106,7 +109,6 @@ def _name_in_wheel(
             where=str(info),
             hint="Such a file cannot be in a wheel. Reinstall the package from a wheel.",
         )
-    data = f"{info.stem}.data"
     folder, _, name = relative.rpartition("/")
     if folder == "bin":
         return None if name in generated else f"{data}/scripts/{name}"
@@ -125,7 +127,7 @@ def prefixes_of(site: Path, prefix: str) -> tuple[str, ...]:
 
 
 def _entry_points(info: Path) -> set[str]:
-    """Return the names of the scripts that installers write."""
+    """Return the names of the scripts that installers write: the entry points', and pip's with a version."""
     parser = configparser.ConfigParser(delimiters=("=",), interpolation=None, strict=False)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     try:
@@ -133,7 +135,10 @@ def _entry_points(info: Path) -> set[str]:
     except (OSError, ValueError, configparser.Error):
         return set()
     groups = [group for group in ("console_scripts", "gui_scripts") if parser.has_section(group)]
-    return {name.strip() for group in groups for name in parser.options(group)}
+    names = {name.strip() for group in groups for name in parser.options(group)}
+    if "pip" in names:
+        names |= {f"pip{version}" for version in re.findall(r"/python(3\.\d+)", str(info))}
+    return names
 
 
 def as_entry(file: InstalledFile, prefixes: tuple[str, ...]) -> Entry:

@@ -521,6 +521,31 @@ def test_submodules_are_source_and_a_checkout_that_ignores_it_all_is_none(
     assert look(folder).files == ("part/part.py", "pyproject.toml")
 
 
+def test_pip_itself_packs_without_the_scripts_that_installers_add(store: FolderStore, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
+    snapshot, pip = installed(tmp_path / "env" / "bin" / "python", "pip")
+    artifact = repack(pip, snapshot, store)
+    there, copy = installed(environment(tmp_path / "there", fetched(artifact, store, tmp_path / "w")), "pip")
+    assert copy.record == pip.record
+    assert repack(copy, there, store) == artifact
+
+
+def test_a_script_that_uv_passed_over_is_no_missing_file(store: FolderStore, tmp_path: Path) -> None:
+    """A wheel may hold a script that is an entry point too: uv writes its own, and leaves both in RECORD."""
+    folder = project(
+        tmp_path / "twice",
+        '[project]\nname = "twice"\nversion = "1"\n[project.scripts]\ntwice = "this:main"\n'
+        '[tool.setuptools]\npackages = []\nscript-files = ["twice"]\n',
+        twice="#!/bin/sh\necho the script\n",
+    )
+    wheel = fetched(build(folder, store), store, tmp_path / "w")
+    assert "twice-1.data/scripts/twice" in zipfile.ZipFile(wheel).namelist()
+    snapshot, distribution = installed(environment(tmp_path / "env", wheel), "twice")
+    again = fetched(repack(distribution, snapshot, store), store, tmp_path / "again")
+    assert [name for name in zipfile.ZipFile(again).namelist() if "scripts" in name] == []
+    assert installed(environment(tmp_path / "there", again), "twice")[1].record == distribution.record
+
+
 @pytest.mark.parametrize("by", ["uv", "pip"])
 def test_scripts_of_an_environment_with_a_long_path(
     sample: Path, store: FolderStore, tmp_path: Path, by: str
