@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import pwd
 import shutil
 import subprocess
 import time
@@ -43,21 +44,26 @@ RECIPES = {
 }
 BUILT_AHEAD = ("bare", "python")
 
+# What mmdebstrap mounts into a tree ends with it, however it ends: nobody may find /dev/shm or /proc in there.
+_APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")
+
 
 def cache() -> Path:
-    """Return the folder that keeps the trees."""
-    return Path(os.environ.get("ENVSYNC_LAB_CACHE") or "~/.cache/envsync-lab").expanduser()
+    """Return the folder that keeps the trees: in the home of the user, whatever a test says HOME is."""
+    kept = os.environ.get("ENVSYNC_LAB_CACHE")
+    return Path(kept) if kept else Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache/envsync-lab"
 
 
-def root_tree(kind: str) -> Path:
+def root_tree(kind: str, folder: Path | None = None) -> Path:
     """Return the tree of a kind, built if it is not there yet: whole or absent, by one process at a time."""
+    folder = folder or cache()
     recipe = RECIPES[kind]
     digest = hashlib.sha256("\n".join(recipe.command).encode()).hexdigest()[:12]
-    tree = cache() / f"{kind}-{digest}"
+    tree = folder / f"{kind}-{digest}"
     if tree.is_dir():
         return tree
-    cache().mkdir(parents=True, exist_ok=True)
-    with (cache() / f"{kind}.lock").open("w") as lock:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.is_dir():
             _build(recipe, tree)
@@ -69,7 +75,7 @@ def _build(recipe: Recipe, tree: Path) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         shutil.rmtree(part, ignore_errors=True)
         done = subprocess.run(
-            [*recipe.command, str(part)],
+            [*_APART, *recipe.command, str(part)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
