@@ -209,7 +209,7 @@ async def start_agent(
         It did not start.
     """
     data, digest = build()
-    hints = [local_python()] if isinstance(host, Local) else []
+    hints = _here(supply) if isinstance(host, Local) else []
     command = script(digest, cache=cache, grace=grace, hints=hints)
     tried: set[str] = set()
     while True:
@@ -241,9 +241,13 @@ async def start_agent(
         tried |= lacking
 
 
-def local_python() -> str:
-    """Return the interpreter that this process is based on."""
-    return str(getattr(sys, "_base_executable", "") or sys.executable)
+def _here(supply: Supply) -> list[str]:
+    """Return the interpreters of this machine that are known: this process's, and the snapshot's."""
+    found = [str(getattr(sys, "_base_executable", "") or sys.executable)]
+    if supply.snapshot is not None:
+        own = supply.snapshot.interpreter
+        found.append(f"{own.base_prefix}/bin/python{'.'.join(own.version.split('.')[:2])}")
+    return found
 
 
 async def _first_words(channel: Channel) -> tuple[dict[str, Any] | None, Findings]:

@@ -146,11 +146,20 @@ class Wire:
         try:
             while line := await self.channel.readline():
                 self._heard = time.monotonic()
-                with contextlib.suppress(ValueError):
-                    self._dispatch(json.loads(line))
+                self._take(line)
         except (OSError, EnvsyncError) as error:
             reason = f"the connection to the agent was lost: {error}"
         await self._autopsy(reason)
+
+    def _take(self, line: bytes) -> None:
+        try:
+            self._dispatch(json.loads(line))
+        except ValueError:
+            pass  # not one of ours
+        except Exception as error:  # noqa: BLE001 - what a hook or a callback does wrong must not end the session
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": f"{self.where}: an agent's message was not taken", "exception": error}
+            )
 
     def _dispatch(self, message: dict[str, Any]) -> None:
         number = message.get("id")

@@ -93,6 +93,7 @@ async def test_files_and_variables_reach_it_privately(session: Session) -> None:
     assert (content, told) == ("content", "told sh")
     assert sorted(modes) == ["-rw-------", "-rw-------", "drwx------"]
     assert where == remote.folder == session.run_folder("c", "w")
+    assert [path.name for path in Path(remote.folder).iterdir()] == ["log"]  # keys do not stay on the disk
 
 
 async def test_no_python_variables_of_the_agent_lead_it_astray(
@@ -131,6 +132,21 @@ async def test_silence_has_a_limit(session: Session) -> None:
     with pytest.raises(StartTimeout, match="looking for a GPU"):
         await remote.said(0.5)
     assert remote.running
+
+
+async def test_a_callback_that_fails_ends_nothing_else(session: Session) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    remote = await session.spawn("w", ["cat"], cluster="c")
+
+    def fail(_: object) -> None:
+        raise ZeroDivisionError
+
+    remote.on_exit(fail)
+    await session.request("stop", key="c/w", grace=5)
+    assert await remote.wait() in (0, -signal.SIGTERM)
+    assert (await session.request("probe"))["pid"]
+    assert [type(error) for error in told] == [ZeroDivisionError]
 
 
 async def test_a_program_that_is_not_there(session: Session) -> None:

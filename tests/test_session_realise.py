@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from envsync.artifacts import Artifact
-from envsync.errors import CorruptBlobError, RealiseError, StoreError, UnfitHostError
+from envsync.errors import (
+    AgentError,
+    CorruptBlobError,
+    EnvsyncError,
+    RealiseError,
+    StoreError,
+    UnfitHostError,
+)
 from envsync.hooks import Hooks
 from envsync.indexes import IndexSettings
 from envsync.lock import Lock
@@ -177,19 +184,16 @@ async def test_one_that_was_changed_is_made_anew(makes: Makes) -> None:
     assert litter(makes.cache) == []
 
 
-async def test_a_crash_leaves_nothing_that_counts(makes: Makes) -> None:
-    """The agent is killed while uv runs; the next try finds no environment and makes a whole one."""
-    lock = makes.lock(makes.artifact("alpha"))
+async def hanging(makes: Makes, session: Session, lock: Lock) -> asyncio.Future[object]:
+    """Begin to realise with an uv that never ends, and return when it runs."""
     slow = makes.folder / "uv-slow"
     slow.write_text(f'#!/bin/sh\n[ $1 = pip ] && sleep 300\nexec {find_uv()} "$@"\n')
     digest = makes.store.put(slow)
-    session = await makes.session()
-    await session.send([digest])
     artifacts = [
         {"name": a.name, "version": a.version, "filename": a.filename, "sha256": a.sha256}
         for a in lock.artifacts()
     ]
-    await session.send([a["sha256"] for a in artifacts])
+    await session.send([digest, *(a.sha256 for a in lock.artifacts())])
     pending = asyncio.ensure_future(
         session.request(
             "realise",
@@ -202,14 +206,32 @@ async def test_a_crash_leaves_nothing_that_counts(makes: Makes) -> None:
     while not list((makes.cache / "envs").glob(".building-*/bin/python")):
         await asyncio.sleep(0.05)
         assert not pending.done()
+    return pending
+
+
+async def test_a_crash_leaves_nothing_that_counts(makes: Makes) -> None:
+    """The agent is killed while uv runs; the next try finds no environment and makes a whole one."""
+    lock = makes.lock(makes.artifact("alpha"))
+    session = await makes.session()
+    pending = await hanging(makes, session, lock)
     os.kill(session.facts["pid"], 9)
-    with pytest.raises(Exception, match="agent ended"):
+    with pytest.raises(AgentError, match="agent ended"):
         await pending
     assert not (makes.cache / "envs" / lock.digest).exists()
     assert len(litter(makes.cache)) == 2  # the lock and the half
     made = await asyncio.wait_for((await makes.session()).realise(lock), 15)
     assert made.created
     assert litter(makes.cache) == []
+
+
+async def test_a_session_closed_meanwhile_takes_back_what_it_began(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"))
+    session = await makes.session()
+    pending = await hanging(makes, session, lock)
+    await session.close()
+    with pytest.raises(EnvsyncError):
+        await pending
+    assert list((makes.cache / "envs").iterdir()) == []
 
 
 async def test_waiting_for_another_is_said(makes: Makes) -> None:

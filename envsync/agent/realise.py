@@ -235,9 +235,7 @@ class _Build:
                 remove(self.cache.blob(artifact["sha256"]))
                 remove(self.cache.wheels / artifact["sha256"])
         if lacking and is_network(done.stderr) and package is None:
-            self.emit(
-                {"event": "note", "text": "the index was not reached from there: sending what is lacking"}
-            )
+            self.emit({"event": "note", "text": "the index gave that host nothing: what is lacking is sent"})
             return {"lacking": lacking, "uv": False, "python": False}
         raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
 

@@ -62,6 +62,7 @@ class _Server:
         self.adopting = adopt()
         self.wake, self.woken = os.pipe()
         self.leaving = False
+        self.workers: list[threading.Thread] = []
         self.quick: dict[str, Answer] = {"spawn": self.spawn, "signal": self.signal}
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
@@ -90,7 +91,7 @@ class _Server:
                 "pid": os.getpid(),
             }
         )
-        threading.Thread(target=_unpack, args=(self.cache,), daemon=True).start()
+        threading.Thread(target=_tidy, args=(self.cache,), daemon=True).start()
         try:
             self._listen()
         finally:
@@ -143,7 +144,9 @@ class _Server:
             self._answer(self.quick[verb], request)
         else:
             work = self.slow.get(verb, _unknown)
-            threading.Thread(target=self._answer, args=(work, request), daemon=True).start()
+            worker = threading.Thread(target=self._answer, args=(work, request), daemon=True)
+            self.workers = [other for other in self.workers if other.is_alive()] + [worker]
+            worker.start()
 
     def _answer(self, work: Answer, request: dict[str, Any]) -> None:
         number = request.get("id")
@@ -202,6 +205,9 @@ class _Server:
     def _end(self) -> None:
         self.runner.close()
         self._stop_all()
+        until = time.monotonic() + 2
+        for worker in self.workers:  # they take back what they had begun
+            worker.join(max(0.0, until - time.monotonic()))
         if self.adopting:
             end_all(descendants([os.getpid()]), grace=1.0)
         self.out.close()
@@ -263,8 +269,9 @@ class _Out:
                 return
 
 
-def _unpack(cache: Cache) -> None:
-    """Unpack the agent beside its archive, where the next one finds it compiled."""
+def _tidy(cache: Cache) -> None:
+    """Remove what crashes left, and unpack the agent, so that the next one finds itself compiled."""
+    sweep(cache)
     archive = Path(sys.argv[0]).resolve()
     folder = archive.with_suffix("")
     part = fresh(cache.bin, ".unpacking-")

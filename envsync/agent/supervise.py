@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Mapping
 
 from .family import descendants, end_all
-from .layout import Cache, Emit, Problem, checked_name, disk_problem
+from .layout import Cache, Emit, Problem, checked_name, disk_problem, remove
 
 __all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "spawn"]
 
@@ -77,12 +77,13 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
     """
     cluster, name = checked_name(request["cluster"]), checked_name(request["name"])
     folder = cache.runs / cluster / name
+    files = [folder / checked_name(path) for path in request["files"]]
     try:
         for each in (cache.runs, folder.parent, folder):
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
             each.chmod(0o700)
-        for path, content in request["files"].items():
-            _write(folder / checked_name(path), base64.b64decode(content))
+        for path in files:
+            _write(path, base64.b64decode(request["files"][path.name]))
         log = os.fdopen(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
     except OSError as error:
         raise disk_problem(error, f"process {name} could not be prepared") from error
@@ -110,7 +111,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
             f"process {name} could not be started: {argv[0]}: {getattr(error, 'strerror', None) or error}",
             "Look whether the program is there and may be executed.",
         ) from error
-    return Child(f"{cluster}/{name}", popen, log, emit)
+    return Child(f"{cluster}/{name}", popen, log, files, emit)
 
 
 class Child:
@@ -124,16 +125,21 @@ class Child:
         The leader of its own process group.
     log : binary file
         Closed at its end.
+    files : list of Path
+        What it was given to read; removed at its end, since keys are among it.
     emit : callable
         Where its events go.
     """
 
-    def __init__(self, key: str, popen: subprocess.Popen[bytes], log: Any, emit: Emit) -> None:
+    def __init__(
+        self, key: str, popen: subprocess.Popen[bytes], log: Any, files: list[Path], emit: Emit
+    ) -> None:
         self.key = key
         self.pid = popen.pid
         self.ended = threading.Event()
         self._popen = popen
         self._log = log
+        self._files = files
         self._emit = emit
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
         self._alive = threading.Lock()  # while held, the leader's number is not given to another
@@ -212,6 +218,8 @@ class Child:
         self._reader.join(1.0)
         with contextlib.suppress(OSError):
             self._log.close()
+        for path in self._files:
+            remove(path)
         self._emit({"event": "exit", "key": self.key, "code": code, "tail": list(self._tail)})
         self.ended.set()
 
