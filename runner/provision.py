@@ -7,6 +7,7 @@ environment is sent is known before: whether every host is reached, what each ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from envsync.artifacts import TreeRef
 from envsync.errors import EnvsyncError, MismatchError, StoreError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
-from envsync.plugins.compare import ERROR, FATAL, compare
+from envsync.plugins.compare import ERROR, FATAL, NOTE, compare
 from envsync.runner.hosts.local import Local
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
@@ -24,7 +25,7 @@ from envsync.store import default_store
 from envsync.supply import Supply
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from envsync.indexes import IndexSettings
     from envsync.plugins.compare import Difference
@@ -177,7 +178,8 @@ class _Work:
 
         async def one(host: Host) -> Session:
             meter = Meter(self.hooks)
-            session = await Session.open(host, cache=cache, grace=grace, supply=supply, hooks=meter)
+            with self._telling(host):
+                session = await Session.open(host, cache=cache, grace=grace, supply=supply, hooks=meter)
             sessions.append(session)
             self.meters[id(session)] = meter
             return session
@@ -199,6 +201,16 @@ class _Work:
         pairs = list(zip(sessions, locks, strict=True))
         done = await each(pairs, lambda pair: self._one(*pair, manifests), self.limit)
         return [result for result in done if isinstance(result, Prepared)]
+
+    @contextlib.contextmanager
+    def _telling(self, host: Host) -> Iterator[None]:
+        """Lay an error at the door of the host that it is about."""
+        try:
+            yield
+        except EnvsyncError as error:
+            error.where = error.where or host.name
+            self.hooks.failed(host.name, error.message)
+            raise
 
     def pack_trees(self) -> list[Manifest]:
         """Put the local code as it is now into the store."""
@@ -253,11 +265,8 @@ class _Work:
         assert self.supply is not None
         for session, lock in zip(sessions, locks, strict=True):
             if not any(_same_minor(python, lock.target) for python in session.facts.get("pythons", ())):
-                try:
+                with self._telling(session.host):
                     await self.supply.interpreter(lock.target)
-                except EnvsyncError as error:
-                    error.where = error.where or session.host.name
-                    raise
 
     async def _one(self, session: Session, lock: Lock, manifests: Sequence[Manifest]) -> Prepared:
         meter = self.meters[id(session)]
@@ -269,13 +278,14 @@ class _Work:
                 await collect(lock, self.store, self.settings, only=digests, hooks=self.hooks)
 
         here = isinstance(session.host, Local)
-        environment = await session.realise(
-            lock,
-            hooks=meter,
-            fetch=fetch,
-            environment=self.settings.uv_environment() if here else None,
-        )
-        folders = await session.place_trees(manifests)
+        with self._telling(session.host):
+            environment = await session.realise(
+                lock,
+                hooks=meter,
+                fetch=fetch,
+                environment=self.settings.uv_environment() if here else None,
+            )
+            folders = await session.place_trees(manifests)
         differences = compare(lock.report(), environment.report, where=session.host.name)
         return Prepared(
             session=session,
@@ -316,14 +326,20 @@ def _judge(prepared: Sequence[Prepared], on_mismatch: Mismatch, hooks: Hooks) ->
     grave = [(name, difference) for name, difference in found if difference.severity in (FATAL, ERROR)]
     if grave and on_mismatch != "warn":
         raise MismatchError(
-            f"the environment is not what was locked: {len(grave)} differences, the first: {grave[0][1]}",
+            f"the environment is not what was locked ({len(grave)} differences): {_worded(grave[0][1])}",
             where=", ".join(dict.fromkeys(name for name, _ in grave)),
             hint="Remove its folder there (envs/ in the cache) and try again; on_mismatch='warn' goes on.",
             differences=[difference for _, difference in found],
         )
     for name, difference in found:
-        tell = hooks.warning if (name, difference) in grave else hooks.note
-        tell(name, str(difference))
+        if difference.severity != NOTE:
+            hooks.warning(name, _worded(difference))
+
+
+def _worded(difference: Difference) -> str:
+    there, wanted = difference.right or "nothing", difference.left or "nothing"
+    text = f"{difference.kind} of {difference.subject}: {there} is there, {wanted} was locked"
+    return f"{text}; {difference.advice}" if difference.advice else text
 
 
 def _capture() -> Snapshot:

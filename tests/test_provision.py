@@ -373,8 +373,8 @@ async def test_dask_and_numpy_on_hosts_with_another_python_or_none_and_no_intern
     subprocess.run([*command, "dask", "distributed", "numpy"], check=True)
     client.trees = [tree(client)]
     machines = [machine("bare"), machine("bare"), machine("python")]
-    hosts = [reach(lab, each) for each in machines]
-    for host in hosts:
+    hosts, again = [reach(lab, each) for each in machines], [reach(lab, each) for each in machines]
+    for host in (*hosts, *again):
         client.stack.push_async_callback(host.close)
     first = await client.prepare(*hosts)
     proof = (
@@ -393,9 +393,8 @@ async def test_dask_and_numpy_on_hosts_with_another_python_or_none_and_no_intern
         assert one.environment.created
         assert [each for each in one.differences if each.severity in ("fatal", "error")] == []
     before = [each.stats()["received"] for each in machines]
-    second = await client.prepare(*(reach(lab, each) for each in machines))
+    second = await client.prepare(*again)
     for one in second:
-        client.stack.push_async_callback(one.session.host.close)
         assert not one.environment.created
         assert one.sent == 0
     received = [each.stats()["received"] - earlier for each, earlier in zip(machines, before, strict=True)]
