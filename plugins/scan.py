@@ -16,6 +16,7 @@ import json
 import os
 import re
 import sys
+from bisect import bisect_left
 from typing import Any, Dict, Mapping, Sequence
 
 __all__ = ["Facts", "imported_distributions", "libc", "normalize", "record_digest", "scan"]
@@ -37,6 +38,8 @@ _NOT_CONTENT = frozenset(
 )
 _INFO = re.compile(r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)-(?P<version>[^-]+)\.dist-info$")
 _SITE = ("site-packages", "dist-packages")
+_MODULE = re.compile(r"^((?:[^,/\n]+/){0,3}__init__|[^,/\n.]+)\.(?:py|(?:[^,/\n]*\.)?so),", re.MULTILINE)
+_ENOUGH = 8192  # bytes: the headers of nearly every METADATA, without the description that follows
 
 
 def normalize(name: str) -> str:
@@ -81,24 +84,46 @@ def record_digest(record: str) -> str:
         INSTALLER, REQUESTED, RECORD, direct_url.json, uv's own json files, bytecode, scripts and headers;
         ``.data/purelib``, ``.data/platlib`` and ``.data/data`` count as where they are installed.
     """
+    # The 30,000 lines of 300 distributions are on the path of every command. So they are sorted first: those
+    # that need a closer look then stand together, and nothing else is done to each of the others.
     if '"' in record:
         import csv
 
-        rows = [",".join(row[:2]) for row in csv.reader(record.splitlines()) if len(row) >= 2 and row[1]]
+        lines = [",".join(row[:2]) for row in csv.reader(record.splitlines()) if len(row) >= 2]
     else:
-        lines = record.splitlines()
-        rows = [line.rpartition(",")[0] for line in lines if line[-2:] != ",,"]
-    kept = []
-    for row in rows:
-        if ".dist-info/" in row or row[:1] in "./" or ".data/" in row or ".pyc," in row:
-            path, _, digest = row.rpartition(",")
-            place = _content_path(path.replace("\\", "/"))
-            if place and digest:
-                kept.append(place + "," + digest)
-        elif row[-1:] != ",":
-            kept.append(row)
-    kept.sort()
-    return hashlib.sha256("\n".join(kept).encode("utf-8", "surrogateescape")).hexdigest()
+        lines = [line.rpartition(",")[0] for line in record.split("\n")]
+    lines = sorted([line for line in lines if line[-1:] not in (",", "")])
+    stem = _stem(record)
+    if not stem or any(part in record for part in (".pyc,sha", "\\", "\r")):
+        looked_at, lines = lines, []
+    else:
+        looked_at = _take(lines, ".", "0") + _take(lines, stem + ".d", stem + ".e")  # .data, .dist-info
+    for line in looked_at:
+        path, _, digest = line.rpartition(",")
+        place = _content_path(path.replace("\\", "/"))
+        if place:
+            lines.append(place + "," + digest)
+    lines.sort()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _take(lines: list[str], first: str, end: str) -> list[str]:
+    """Remove what lies between two strings from a sorted list, and return it."""
+    low, high = bisect_left(lines, first), bisect_left(lines, end)
+    taken = lines[low:high]
+    del lines[low:high]
+    return taken
+
+
+def _stem(record: str) -> str:
+    """Return the ``name-version`` that the dist-info folder of a RECORD is called by, "" if it has none."""
+    end = record.find(".dist-info/RECORD")
+    while end >= 0:
+        stem = record[record.rfind("\n", 0, end) + 1 : end].lstrip('"')
+        if "/" not in stem:
+            return stem
+        end = record.find(".dist-info/RECORD", end + 1)
+    return ""
 
 
 def _content_path(path: str) -> str:
@@ -146,9 +171,11 @@ def scan(paths: Sequence[str] | None = None, *, records: bool = True) -> Facts:
         folder = os.path.abspath(path or os.curdir)
         if folder not in folders:
             folders.append(folder)
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    found: list[tuple[tuple[int, int], dict[str, Any]]] = []
     leftovers: list[str] = []
     for order, folder in enumerate(folders):
+        if os.path.basename(folder) == "_vendor":
+            continue  # setuptools puts its own private copies on the path; they are not installed
         _look_in(folder, order, found, leftovers, records)
     return {
         "interpreter": _interpreter(),
@@ -182,7 +209,7 @@ def _interpreter() -> dict[str, str]:
 def _look_in(
     folder: str,
     order: int,
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]],
+    found: list[tuple[tuple[int, int], dict[str, Any]]],
     leftovers: list[str],
     records: bool,
 ) -> None:
@@ -202,42 +229,87 @@ def _look_in(
             if made is None:
                 leftovers.append(location)
                 continue
-            # A dist-info beats an egg-info wherever it stands; then the order of the path; then the newest.
-            key = (0, order, -_mtime(location), location)
+            # A dist-info beats an egg-info wherever it stands; then the order of the path decides.
+            key = (0, order)
         else:
             made = _egg(folder, location, name)
             if made is None:
                 continue
-            key = (1, order, 0, location)
+            key = (1, order)
         found.append((key, made))
 
 
-def _settle(found: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[dict[str, Any]]:
-    winners: dict[str, str] = {}
-    for _key, one in sorted(found, key=lambda pair: pair[0]):
-        winner = winners.setdefault(one["name"], one["location"])
-        if winner != one["location"]:
-            one["shadowed_by"] = winner
+def _settle(found: list[tuple[tuple[int, int], dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Let one distribution of each name win."""
+    named: dict[str, list[tuple[tuple[int, int], dict[str, Any]]]] = {}
+    for pair in found:
+        named.setdefault(pair[1]["name"], []).append(pair)
+    for pairs in named.values():
+        if len(pairs) == 1:
+            continue
+        first = min(key for key, _ in pairs)
+        twins = [one for key, one in pairs if key == first]
+        winner = twins[0] if len(twins) == 1 else min(twins, key=lambda one: _doubt(one["location"]))
+        for _, one in pairs:
+            if one is not winner:
+                one["shadowed_by"] = winner["location"]
     return sorted((one for _, one in found), key=lambda one: (one["name"], one["location"]))
 
 
-def _mtime(path: str) -> int:
+def _doubt(location: str) -> tuple[int, int, str]:
+    """Rank twins in one folder: first the one whose files are those that are there, then the newest."""
+    record = _read(location + "/RECORD")
+    wrong = 0
+    for line in (record or b"").decode("utf-8", "surrogateescape").splitlines():
+        path, _, size = line.rpartition(",")
+        path = path.rpartition(",")[0].strip('"')
+        if size.isdigit() and _stat(os.path.join(os.path.dirname(location), path), "st_size") != int(size):
+            wrong += 1
+    return (1 << 30 if record is None else wrong), -_stat(location, "st_mtime_ns"), location
+
+
+def _stat(path: str, what: str) -> int:
     try:
-        return os.stat(path).st_mtime_ns
+        return int(getattr(os.stat(path), what))
     except OSError:
-        return 0
+        return -1
 
 
-def _read(path: str) -> bytes | None:
+def _read(path: str, size: int = 8192) -> bytes | None:
+    """Return a file's bytes, None if it cannot be read."""
     try:
         number = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        size = os.fstat(number).st_size
-        data = os.read(number, size + 1)
+        data = os.read(number, size)
+        if len(data) < size:
+            return data
+        pieces = [data]
+        while pieces[-1]:
+            pieces.append(os.read(number, 1 << 20))
+        return b"".join(pieces)
+    except OSError:
+        return None
+    finally:
+        os.close(number)
+
+
+def _read_head(path: str) -> bytes | None:
+    """Return the headers of a METADATA or PKG-INFO file: what stands before the first blank line."""
+    try:
+        number = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        data = os.read(number, _ENOUGH)
         while True:
-            more = os.read(number, 65536)
+            end = data.find(b"\n\n")
+            if end < 0:
+                end = data.find(b"\n\r\n")
+            if end >= 0:
+                return data[:end]
+            more = os.read(number, 1 << 20)
             if not more:
                 return data
             data += more
@@ -247,12 +319,11 @@ def _read(path: str) -> bytes | None:
         os.close(number)
 
 
-def _headers(data: bytes) -> tuple[str, str, list[str]]:
-    """Return name, version and the Requires-Dist lines of a METADATA or PKG-INFO file."""
-    head = re.split(rb"\r?\n\r?\n", data, maxsplit=1)[0].decode("utf-8", "replace")
+def _headers(head: bytes) -> tuple[str, str, list[str]]:
+    """Return name, version and the Requires-Dist lines of headers."""
     name = version = ""
     requires = []
-    for line in head.splitlines():
+    for line in head.decode("utf-8", "replace").split("\n"):
         if line.startswith("Requires-Dist:"):
             requires.append(line[14:].strip())
         elif not name and line.startswith("Name:"):
@@ -263,8 +334,8 @@ def _headers(data: bytes) -> tuple[str, str, list[str]]:
 
 
 def _dist_info(location: str, folder_name: str, beside: list[str], records: bool) -> dict[str, Any] | None:
-    metadata = _read(location + "/METADATA")
-    record = _read(location + "/RECORD")
+    metadata = _read_head(location + "/METADATA")
+    record = _read(location + "/RECORD", 1 << 16)
     parsed = _INFO.match(folder_name)
     if metadata is None and record is None:
         return None
@@ -276,17 +347,12 @@ def _dist_info(location: str, folder_name: str, beside: list[str], records: bool
         name, version = name or parsed.group("name"), version or parsed.group("version")
         trouble = "its METADATA is missing or damaged"
     installer = (_read(location + "/INSTALLER") or b"").decode("utf-8", "replace").strip() or None
-    direct_url = None  # type: dict[str, Any] | None
-    text = _read(location + "/direct_url.json")
-    if text is not None:
-        try:
-            loaded = json.loads(text.decode("utf-8"))
-            direct_url = loaded if isinstance(loaded, dict) else None
-        except ValueError:
-            trouble = trouble or "its direct_url.json is damaged"
+    direct_url, trouble = _direct_url(location, trouble)
+    text = None if record is None else record.decode("utf-8", "surrogateescape")
     editable = ""
-    if direct_url is not None and (direct_url.get("dir_info") or {}).get("editable"):
-        editable = _shape(name, (record or b"").decode("utf-8", "replace"), beside)
+    folder = (direct_url or {}).get("dir_info")
+    if isinstance(folder, dict) and folder.get("editable"):
+        editable = _shape(name, text or "", os.path.dirname(location), beside)
     if record is None and not editable:
         trouble = trouble or "it has no RECORD" + (f" (installed by {installer})" if installer else "")
     wheel = (_read(location + "/WHEEL") or b"").decode("utf-8", "replace")
@@ -296,7 +362,7 @@ def _dist_info(location: str, folder_name: str, beside: list[str], records: bool
         "location": location,
         "installer": installer,
         "direct_url": direct_url,
-        "record": record_digest(record.decode("utf-8", "surrogateescape")) if records and record else None,
+        "record": record_digest(text) if records and text and not editable else None,
         "tags": [line[4:].strip() for line in wheel.splitlines() if line.startswith("Tag:")],
         "requires": requires,
         "editable": editable,
@@ -305,7 +371,20 @@ def _dist_info(location: str, folder_name: str, beside: list[str], records: bool
     }
 
 
-def _shape(name: str, record: str, beside: list[str]) -> str:
+def _direct_url(location: str, trouble: str) -> tuple[dict[str, Any] | None, str]:
+    text = _read(location + "/direct_url.json")
+    if text is None:
+        return None, trouble
+    try:
+        loaded = json.loads(text.decode("utf-8"))
+    except ValueError:
+        loaded = None
+    if isinstance(loaded, dict) and isinstance(loaded.get("url"), str):
+        return loaded, trouble
+    return None, trouble or "its direct_url.json is damaged"
+
+
+def _shape(name: str, record: str, site: str, beside: list[str]) -> str:
     """Return how an editable project is made importable, by the files that its RECORD names."""
     files = [line.split(",", 1)[0].strip('"') for line in record.splitlines()]
     if not files:
@@ -315,9 +394,13 @@ def _shape(name: str, record: str, beside: list[str]) -> str:
         return "meson-python"
     if any(one.startswith("__editable__") and one.endswith("finder.py") for one in files):
         return "finder"
-    if any(one.startswith("_") and one.endswith("_editable.py") for one in files):
+    if any(one.startswith("_editable_skbc_") or one.endswith("_editable.py") for one in files):
         return "scikit-build-core"
-    return "pth"
+    if any(
+        one.endswith(".pth") or os.path.islink(os.path.join(site, one)) for one in files if "/" not in one
+    ):
+        return "pth"
+    return ""  # all of it lies in the site folder: maturin's way with projects that have no Python code
 
 
 def _egg(folder: str, location: str, name: str) -> dict[str, Any] | None:
@@ -334,8 +417,10 @@ def _egg(folder: str, location: str, name: str) -> dict[str, Any] | None:
     else:
         inner = location
         trouble = "it has a legacy egg-info and no RECORD, so its files are not known"
-    data = _read(inner)
+    data = _read_head(inner)
     title, version, requires = _headers(data or b"")
+    if folder == os.path.dirname(os.__file__):
+        return None  # a few old Pythons describe parts of the standard library like this
     if not title or not version:
         if not name.endswith(".egg"):
             return None
@@ -367,7 +452,7 @@ def _conda(prefix: str) -> list[dict[str, str]]:
         parts = name[:-5].rsplit("-", 2)
         if len(parts) != 3:
             continue
-        channel = re.search(rb'"channel"\s*:\s*"([^"]*)"', _read(os.path.join(folder, name)) or b"")
+        channel = re.search(rb'"channel"\s*:\s*"([^"]*)"', _read(os.path.join(folder, name), 1 << 16) or b"")
         text = channel.group(1).decode("utf-8", "replace") if channel else ""
         text = re.sub(r"(?<=://)[^/@]*@", "", re.sub(r"/t/[^/]+", "", text))  # no token, no password
         found.append({"name": parts[0], "version": parts[1], "build": parts[2], "channel": text})
@@ -385,55 +470,80 @@ def imported_distributions(facts: Mapping[str, Any]) -> dict[str, dict[str, str]
     Returns
     -------
     dict
-        By distribution name: ``path`` (the file or folder of its top-level module) and, where the module
-        says it, ``version`` (its ``__version__``).
+        By distribution name: ``path`` (the file or folder of the module) and, where the module says it,
+        ``version`` (its ``__version__``). Editable projects are not among them: their code is a source tree.
     """
-    modules: dict[str, tuple[str, Any]] = {}
-    for name, module in list(sys.modules.items()):
-        if "." in name or name == "__main__" or module is None:
-            continue
-        try:
-            held = vars(module)
-            file = held.get("__file__")
-            if not file:
-                places = list(held.get("__path__") or ())
-                file = places[0] if places else None
-        except (TypeError, AttributeError, KeyError, RuntimeError):
-            continue
-        if isinstance(file, str) and os.path.isabs(file):
-            modules[name] = (os.path.dirname(file) if "__init__." in os.path.basename(file) else file, module)
+    modules = _imported_modules()
     found: dict[str, dict[str, str]] = {}
     for distribution in facts["distributions"]:
         if distribution["shadowed_by"] or distribution["editable"]:
             continue
+        location, name = distribution["location"], distribution["name"].replace("-", "_")
+        site = os.path.dirname(location)
         # Its own name first: most distributions are called as their module, and then nothing is read.
-        plain = distribution["name"].replace("-", "_")
-        tops = [plain] if plain in modules else _top_level(distribution["location"])
-        for top in tops:
-            if top in modules:
-                path, module = modules[top]
-                version = vars(module).get("__version__")
-                entry = {"path": path}
-                if isinstance(version, str):
+        own = name in modules and _stands_in(site, name)
+        names = [name] if own else _module_names(location)
+        for name in names:
+            if name in modules:
+                path, version = modules[name]
+                found[distribution["name"]] = entry = {"path": _below(path, site)}
+                if version is not None:
                     entry["version"] = version
-                found[distribution["name"]] = entry
                 break
     return found
 
 
-def _top_level(location: str) -> list[str]:
-    """Return the modules that a distribution brings, without its private ones."""
-    text = (_read(location + "/RECORD") or b"").decode("utf-8", "replace")
-    tops = set()
-    for line in text.splitlines():
-        path = line.split(",", 1)[0].strip('"')
-        first, slash, _ = path.partition("/")
-        if slash:
-            if first.isidentifier() and not path.endswith(".pyc"):
-                tops.add(first)
-        elif first.endswith(".py") or ".so" in first:
-            tops.add(first.split(".", 1)[0])
-    return sorted(tops - {"__pycache__"}, key=lambda top: (top.startswith("_"), top))
+def _imported_modules() -> dict[str, tuple[str, str | None]]:
+    """Return path and version of the imported modules, but for those of the standard library."""
+    import sysconfig
+
+    stdlib = tuple({sysconfig.get_path(key) + os.sep for key in ("stdlib", "platstdlib")})
+    modules: dict[str, tuple[str, str | None]] = {}
+    for name, module in list(sys.modules.items()):
+        try:
+            held = vars(module)
+            file, version = held.get("__file__"), held.get("__version__")  # no getattr: it may import or warn
+        except Exception:  # noqa: BLE001, S112 - whatever stands in sys.modules may do anything when asked
+            continue
+        if not isinstance(file, str) or not os.path.isabs(file):
+            continue  # built in, or a namespace package, which is nobody's
+        if file.startswith(stdlib) and not any(os.sep + site + os.sep in file for site in _SITE):
+            continue
+        base = os.path.basename(file)
+        path = os.path.dirname(file) if base.startswith("__init__.") else file
+        modules[name] = (path, version if isinstance(version, str) else None)
+    return modules
+
+
+def _stands_in(site: str, name: str) -> bool:
+    path = os.path.join(site, name)
+    return os.path.isdir(path) or os.path.isfile(path + ".py")
+
+
+def _below(path: str, site: str) -> str:
+    """Return the path as one below the site folder, if it is, though by a link such as lib64."""
+    if not path.startswith(site + os.sep):
+        real, folder = os.path.realpath(path), os.path.realpath(site)
+        if real.startswith(folder + os.sep):
+            return site + real[len(folder) :]
+    return path
+
+
+def _module_names(location: str) -> list[str]:
+    """Return a distribution's modules: ``google.protobuf`` and not ``google``; private ones come last."""
+    record = _read(location + "/RECORD", 1 << 16) or b""
+    names = set()
+    packages: set[str] = set()
+    for path in sorted(set(_MODULE.findall(record.decode("utf-8", "replace"))), key=len):
+        package = path[: -len("/__init__")] if path.endswith("/__init__") else ""
+        parts = (package or path).split("/")
+        if any("/".join(parts[:depth]) in packages for depth in range(1, len(parts))):
+            continue
+        if package:
+            packages.add(package)
+        if all(part.isidentifier() for part in parts):
+            names.add(".".join(parts))
+    return sorted(names, key=lambda name: (name.startswith("_"), name.count("."), name))
 
 
 def _main(arguments: Sequence[str]) -> int:
