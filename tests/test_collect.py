@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 import stamina
-from envsync.target import Target
 from packaging.pylock import Pylock
 from packaging.version import Version
 
@@ -28,6 +27,7 @@ from envsync.hooks import Hooks
 from envsync.indexes import Index, IndexSettings
 from envsync.lock import Lock
 from envsync.store import FolderStore
+from envsync.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
