@@ -119,7 +119,7 @@ FORBIDDEN = [
     "python" + "hosted",
     r"conda\." + "anaconda",
     r"(?<![\w.])/" + r"work/(main|shared|\.)",
-    r"(?<![\w.~])/" + r"root/(?!\.ssh)",
+    "/root/" + r"\.pyenv",
     r"/home/" + r"\w+/(?!\.)\w+/envsync",
 ]
 
@@ -135,6 +135,16 @@ def test_no_registry_and_no_machine_is_named_in_tracked_files() -> None:
             if pattern.search(line):
                 named.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()}")
     assert named == []
+
+
+def test_every_module_of_the_core_is_under_the_import_rules() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    core = {f"envsync.{file.stem}" for file in (ROOT / "envsync").glob("[!_]*.py")}
+    (pure,) = (one for one in contracts if one["name"].startswith("the core"))
+    assert {name for name in pure["source_modules"] if name != "envsync.agent"} == core
+    for start in ("the agent", "plugins"):
+        (closed,) = (one for one in contracts if one["name"].startswith(start))
+        assert core <= set(closed["forbidden_modules"])
 
 
 def test_no_module_is_named_after_nothing() -> None:

@@ -83,7 +83,7 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
         "tls_client_key": tls.get("tls_key"),
     }
     chosen = {key: value for key, value in given.items() if value is not None}
-    security = Security(**chosen)  # type: ignore[no-untyped-call]
+    security = Security(**chosen)
     try:
         found = verify(address, on_mismatch="ignore", wanted=wanted, security=security)
     except (OSError, TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,9 @@ def command(
         raise click.UsageError("--on ssh needs --hosts")
     if backend == "local" and names:
         raise click.UsageError("--hosts needs --on ssh")
+    if shutil.which(arguments[0]) is None:  # known before anything is started
+        click.echo(f"error: {arguments[0]}: there is no such command", err=True)
+        sys.exit(_NOT_FOUND)
     keywords: dict[str, Any] = {
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
@@ -106,7 +110,7 @@ def client_environment(address: str, security: Security | None) -> Iterator[dict
     with tempfile.TemporaryDirectory(prefix="envsync-run-") as folder:
         if security is not None and security.require_encryption:
             added["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] = "True"
-            tls = security.get_tls_config_for_role("client")  # type: ignore[no-untyped-call]
+            tls = security.get_tls_config_for_role("client")
             for name, key, variable in (
                 ("ca.pem", "ca_file", "CA_FILE"),
                 ("cert.pem", "cert", "CLIENT__CERT"),
@@ -143,9 +147,6 @@ def run_forwarding(arguments: Sequence[str], environment: Mapping[str, str]) -> 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
     try:
         process = subprocess.Popen(arguments, env=dict(environment))
-    except FileNotFoundError:
-        click.echo(f"error: {arguments[0]}: there is no such command", err=True)
-        return _NOT_FOUND
     except OSError as error:
         click.echo(f"error: {arguments[0]}: cannot be run: {error.strerror}", err=True)
         return _NOT_EXECUTABLE

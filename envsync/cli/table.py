@@ -35,7 +35,14 @@ def table(differences: Sequence[Difference], left: str, right: str) -> str:
         return f"no difference between {left} and {right}"
     places: dict[tuple[str, ...], list[str]] = {}
     for one in differences:
-        key = (one.severity, one.subject, _kind(one), _side(one.left), _side(one.right), one.advice)
+        key: tuple[str, ...] = (
+            one.severity,
+            one.subject,
+            _kind(one),
+            _side(one.left),
+            _side(one.right),
+            one.advice,
+        )
         place = " ".join(part for part in (one.where, one.process) if part)
         places.setdefault(key, [])
         if place and place not in places[key]:
