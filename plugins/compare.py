@@ -7,6 +7,7 @@ side does not have is not compared.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Iterable, Iterator, Mapping, Tuple
 
@@ -104,12 +105,14 @@ def _interpreters(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator
     old, new = left.get("interpreter"), right.get("interpreter")
     if not old or not new:
         return
-    if old.get("implementation") != new.get("implementation"):
+    kinds = old.get("implementation"), new.get("implementation")
+    if kinds[0] and kinds[1] and kinds[0] != kinds[1]:
         advice = "use the same kind of Python on both sides"
-        kinds = str(old.get("implementation")), str(new.get("implementation"))
-        yield (FATAL, "python", "python", kinds[0], kinds[1], advice)
+        yield (FATAL, "python", "python", str(kinds[0]), str(kinds[1]), advice)
         return
-    wanted, there = str(old["version"]), str(new["version"])
+    wanted, there = str(old.get("version") or ""), str(new.get("version") or "")
+    if not wanted or not there:
+        return
     if wanted.split(".")[:2] != there.split(".")[:2]:
         advice = "start it with Python " + ".".join(wanted.split(".")[:2])
         yield (FATAL, "python", "python", wanted, there, advice)
@@ -129,15 +132,19 @@ def _platforms(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_R
             yield (ERROR, "platform", "libc", said[0], said[1], _RELOCK)
         elif _numbers(there[1]) < _numbers(wanted[1]):
             # What was locked for a newer C library may not load there; a client's own may be newer.
-            severity = ERROR if left.get("who") == "lock" else NOTE
+            severity = ERROR if str(left.get("who", "")).startswith("lock") else NOTE
             yield (severity, "platform", "libc", said[0], said[1], _RELOCK)
     drivers = left.get("accelerators"), right.get("accelerators")
-    if drivers[0] and drivers[1] is not None and drivers[0] != drivers[1]:
-        yield (WARNING, "driver", "driver", ", ".join(drivers[0]), ", ".join(drivers[1]), "")
+    if drivers[0] and drivers[1] is not None:
+        said = (", ".join(drivers[0]), ", ".join(drivers[1]))
+        if not drivers[1]:
+            yield (WARNING, "driver", "driver", said[0], "", "code for the accelerator does not run there")
+        elif [_numbers(one) for one in drivers[1]] < [_numbers(one) for one in drivers[0]]:
+            yield (WARNING, "driver", "driver", said[0], said[1], "a newer driver there, or older CUDA here")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) if part.isdigit() else 0 for part in str(version).split("."))
+    return tuple(int(part) if part.isdigit() else 0 for part in re.split(r"[^0-9]+", str(version)) if part)
 
 
 def _winners(report: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -159,8 +166,9 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 yield (WARNING, "missing", name, local, "", "ship its source tree")
             elif wanted.get("editable"):
                 continue
-            elif foreign:
-                yield (NOTE, "missing", name, wanted["version"], "", "")
+            elif foreign and not core:
+                advice = "install it there, if there is one for that machine and code uses it"
+                yield (WARNING, "missing", name, wanted["version"], "", advice)
             else:
                 yield (FATAL if core else ERROR, "missing", name, wanted["version"], "", _RESYNC)
         elif wanted is None and there is not None:
@@ -172,14 +180,13 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 severity = FATAL if core else ERROR
                 yield (severity, "version", name, wanted["version"], there["version"], _RESYNC)
             elif _other_content(wanted, there) and not foreign:
-                yield (
-                    ERROR,
-                    "content",
-                    name,
-                    "{} ({})".format(wanted["version"], wanted["record"][:8]),
-                    "{} ({})".format(there["version"], there["record"][:8]),
-                    "same version, other files: one of the two was built or edited by hand",
-                )
+                said = ["{} ({})".format(one["version"], one["record"][:8]) for one in (wanted, there)]
+                if _other_build(wanted, there):
+                    advice = "another build of the same version, for another C library for instance"
+                    yield (WARNING, "content", name, said[0], said[1], advice)
+                else:
+                    advice = "same version, other files: one of the two was built or edited by hand"
+                    yield (ERROR, "content", name, said[0], said[1], advice)
 
 
 def _foreign(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
@@ -192,6 +199,11 @@ def _other_content(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
     if wanted.get("editable") or there.get("editable"):
         return False
     return bool(wanted.get("record") and there.get("record") and wanted["record"] != there["record"])
+
+
+def _other_build(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
+    tags = wanted.get("tags"), there.get("tags")
+    return bool(tags[0] and tags[1] and sorted(tags[0]) != sorted(tags[1]))
 
 
 def _same_version(one: str, other: str) -> bool:
@@ -211,31 +223,42 @@ def _imports(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row
     imported = right.get("imported")
     if imported is None:
         return
-    there = _winners(right)
+    old, new = _winners(left), _winners(right)
     mine = left.get("imported") or {}
     for name in sorted(imported):
-        held = imported[name]
-        if name in there:
-            site = there[name]["location"].replace("\\", "/").rpartition("/")[0]
-            path = held["path"].replace("\\", "/")
-            if site and not path.startswith(site + "/") and not _beside(site, path):
-                advice = "a module of the same name comes first on the path there: rename or remove it"
-                yield (ERROR, "shadowed", name, there[name]["location"], held["path"], advice)
-                continue
-        said, wanted = held.get("version"), (mine.get(name) or {}).get("version")
-        if said is None:
+        held, there = imported[name], new.get(name)
+        if there is None or (old and name not in old):
             continue
+        if _astray(held, there, right) and not (name in mine and _astray(mine[name], old.get(name), left)):
+            advice = "a module of the same name comes first on the path there: rename or remove it"
+            yield (ERROR, "shadowed", name, there["location"], held["path"], advice)
+            continue
+        said, wanted = held.get("version"), (mine.get(name) or {}).get("version")
+        if said is None or _public(said) == _public(there["version"]):
+            continue  # what is installed was compared already
         if wanted is not None:
             if not _same_version(wanted, said):
-                yield (FATAL if name in CORE else ERROR, "imported", name, wanted, said, "restart it")
-        elif name in CORE and name in there and not _same_version(there[name]["version"], said):
-            advice = "another one was imported than is installed: restart it"
-            yield (FATAL, "imported", name, there[name]["version"], said, advice)
+                advice = "it imported another one than is installed: restart it"
+                yield (FATAL if name in CORE else ERROR, "imported", name, wanted, said, advice)
+        else:
+            # Not every package's __version__ is its version: of others than these it proves nothing.
+            advice = "if it was installed anew while this process ran: restart it"
+            severity = FATAL if name in CORE else WARNING
+            yield (severity, "imported", name, there["version"], said, advice)
 
 
-def _beside(site: str, path: str) -> bool:
-    """Tell whether a path is in a site folder that stands for the same one (lib and lib64, a link)."""
-    return site.replace("/lib64/", "/lib/") == path.rpartition("/")[0].replace("/lib64/", "/lib/")
+def _astray(held: Mapping[str, Any], one: Mapping[str, Any] | None, report: Mapping[str, Any]) -> bool:
+    """Tell whether a module came from elsewhere than from its distribution or a known source tree."""
+    if one is None or not one.get("location"):
+        return False
+    site, path = (str(text).replace("\\", "/") for text in (one["location"], held.get("path") or ""))
+    if not path or path.startswith(site.rpartition("/")[0] + "/"):
+        return False
+    return not any(digest and digest in path for digest in (report.get("trees") or {}).values())
+
+
+def _public(version: str) -> str:
+    return _spelled(version.partition("+")[0])
 
 
 def _trees(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:

@@ -47,7 +47,8 @@ def only(left: dict[str, Any], right: dict[str, Any]) -> Difference:
 def test_an_environment_equals_itself() -> None:
     live: dict[str, Any] = dict(scan())
     live["imported"] = imported_distributions(live)
-    assert [row for row in compare(live, copy.deepcopy(live)) if row.severity != "note"] == []
+    assert live["imported"]
+    assert compare(live, copy.deepcopy(live)) == []
     assert compare(report(), report()) == []
 
 
@@ -124,10 +125,10 @@ def test_what_is_imported_counts_not_what_is_installed() -> None:
 
 def test_an_older_libc_than_a_lock_is_an_error_than_a_client_a_note() -> None:
     older = report(platform={"system": "linux", "machine": "x86_64", "libc": ["glibc", "2.17"]})
-    assert only(report(who="lock"), older).severity == "error"
+    assert only(report(who="lock envsync"), older).severity == "error"
     assert only(report(who="client"), older).severity == "note"
     newer = report(platform={"system": "linux", "machine": "x86_64", "libc": ["glibc", "2.40"]})
-    assert compare(report(who="lock"), newer) == []
+    assert compare(report(who="lock envsync"), newer) == []
 
 
 def test_on_another_machine_wheels_may_differ_and_versions_may_not() -> None:
@@ -147,3 +148,103 @@ def test_the_worst_comes_first_and_shadowed_ones_do_not_count() -> None:
     severities = [row.severity for row in compare(report(), right)]
     assert severities == ["fatal", "error", "note"]
     assert worst([]) == ""
+
+
+SITE = "/env/lib/python3.11/site-packages"
+
+
+def test_another_build_of_the_same_version_is_a_warning() -> None:
+    def built(record: str, tag: str) -> dict[str, Any]:
+        return report(distributions=[{**one("pandas", "2.2.3", record), "tags": [tag]}])
+
+    new, old = "cp311-cp311-manylinux_2_28_x86_64", "cp311-cp311-manylinux_2_17_x86_64"
+    assert only(built("0" * 64, new), built("1" * 64, old)).severity == "warning"
+    assert only(built("0" * 64, new), built("1" * 64, new)).severity == "error"
+
+
+def test_what_another_machine_lacks_may_be_for_this_one_alone_but_for_the_core() -> None:
+    arm = {"system": "linux", "machine": "aarch64", "libc": ["glibc", "2.36"]}
+    found = {row.subject: row.severity for row in compare(report(), report(platform=arm, distributions=[]))}
+    assert found == {"dask": "fatal", "pandas": "warning", "machine": "note"}
+
+
+def test_a_module_of_a_source_tree_that_was_shipped_is_no_stranger() -> None:
+    """A working copy of an installed package, first on the path here: it ships, and comes first there too."""
+    digest = "a" * 64
+    imported = {"pandas": {"path": f"/cache/trees/{digest}/pandas", "version": "3.0.dev0"}}
+    there = report(imported=imported, distributions=report()["distributions"])
+    assert [row.kind for row in compare(report(), there)] == ["imported"]
+    elsewhere = {"pandas": {"path": f"/cache/trees/{'b' * 64}/pandas"}}
+    assert only(report(), report(imported=elsewhere)).kind == "shadowed"
+
+
+def test_what_is_in_front_on_both_sides_is_no_difference() -> None:
+    imported = {"pandas": {"path": "/home/me/pandas/__init__.py", "version": "2.2.3"}}
+    assert compare(report(imported=imported), report(imported=imported)) == []
+
+
+def test_one_package_one_difference() -> None:
+    """A package of another version is imported in that version too: that is said once."""
+    others = [row for row in report()["distributions"] if row["name"] != "pandas"]
+    held = {"pandas": {"path": f"{SITE}/pandas", "version": "2.1.0"}}
+    wanted = {"pandas": {"path": f"{SITE}/pandas", "version": "2.2.3"}}
+    there = report(distributions=[*others, one("pandas", "2.1.0")], imported=held)
+    assert only(report(imported=wanted), there).kind == "version"
+
+
+@pytest.mark.parametrize(
+    ("imported", "severity"),
+    [("2.2.3", ""), ("2.2.3+cu121", ""), ("2.1.0", "warning")],
+)
+def test_a_process_that_still_holds_what_was_installed_before(imported: str, severity: str) -> None:
+    there = report(imported={"pandas": {"path": f"{SITE}/pandas", "version": imported}})
+    assert worst(compare(report(), there)) == severity
+    known = report(imported={"pandas": {"path": f"{SITE}/pandas", "version": "2.2.3"}})
+    assert worst(compare(known, there)) == ("error" if severity else "")
+
+
+def test_what_only_the_other_side_has_may_come_from_anywhere() -> None:
+    more = [*report()["distributions"], one("extra", "1.0")]
+    there = report(distributions=more, imported={"extra": {"path": "/somewhere/extra"}})
+    assert only(report(), there).kind == "extra"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        (["nvidia 550.54.14"], ["nvidia 550.54.14"], None),
+        (["nvidia 550.54.14"], ["nvidia 570.86.15"], None),
+        (["nvidia 550.54.14"], ["nvidia 535.104.05"], "nvidia 535.104.05"),
+        (["nvidia 550.54.14"], [], ""),
+        ([], ["nvidia 550.54.14"], None),
+    ],
+)
+def test_drivers(here: list[str], there: list[str], said: str | None) -> None:
+    found = compare(report(accelerators=here), report(accelerators=there))
+    assert [(row.severity, row.kind, row.right) for row in found] == (
+        [] if said is None else [("warning", "driver", said)]
+    )
+
+
+def test_reports_that_say_little() -> None:
+    little: dict[str, Any] = {"interpreter": {"version": "3.11.7"}, "platform": {}, "distributions": []}
+    assert compare({"interpreter": {}, "platform": None}, report()) == []
+    assert compare(report(), {"interpreter": {}, "imported": {"pandas": {"path": "/x"}}}) == []
+    assert {row.kind for row in compare(little, report())} == {"extra"}
+
+
+def test_every_difference_that_matters_says_what_to_do() -> None:
+    right = report(
+        interpreter={"implementation": "cpython", "version": "3.12.1"},
+        platform={"system": "linux", "machine": "x86_64", "libc": ["musl", "1.2"]},
+        distributions=[one("dask", "1.0"), one("pandas", "2.2.3", "1" * 64)],
+        imported={"pandas": {"path": "/home/me/pandas.py"}},
+        trees={"mine": "b" * 64},
+        accelerators=[],
+    )
+    found = compare(report(accelerators=["nvidia 550.54.14"]), right)
+    assert {row.kind for row in found} == {
+        "python", "platform", "version", "content", "shadowed", "source", "driver",
+    }  # fmt: skip
+    assert all(row.advice and row.left for row in found if row.severity != "note")
+    assert found == compare(report(accelerators=["nvidia 550.54.14"]), copy.deepcopy(right))
