@@ -154,7 +154,7 @@ def _number(error: OSError) -> int | None:
 
 
 async def _translate(error: Exception, way: Way, client: _Client) -> HostError:
-    there = f"{way.host} port {way.port}"
+    there = f"{way.host} port {way.port}" + (f" (over {way.jumps[-1]})" if way.jumps else "")
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         return _host_key_error(way, client, str(error.reason))
     if isinstance(error, asyncssh.KeyExchangeFailed):
@@ -170,7 +170,7 @@ async def _translate(error: Exception, way: Way, client: _Client) -> HostError:
     return ConnectError(
         _reason(error, way, there),
         where=way.name,
-        hint=f"Try it by hand: {_by_hand(way)}",
+        hint=f"Try it by hand: {shlex.join(way.by_hand)}",
     )
 
 
@@ -182,7 +182,7 @@ def _reason(error: Exception, way: Way, there: str) -> str:
         return f"there is no host called {way.host}"
     if isinstance(error, asyncssh.ChannelOpenError):
         over = f"its jump host {way.jumps[-1]}" if way.jumps else "its jump host"
-        return f"{over} does not reach {there}: {error.reason}"
+        return f"{over} does not reach {way.host} port {way.port}: {error.reason}"
     if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
         return f"{there} did not answer within {way.timeout:g} s: it is off, or a firewall is between"
     if isinstance(error, asyncssh.ConnectionLost):
@@ -200,16 +200,10 @@ def _reason(error: Exception, way: Way, there: str) -> str:
     return f"{there} could not be connected to: {error}"
 
 
-def _by_hand(way: Way) -> str:
-    address = way.name
-    if way.arguments["config"] and len(way.arguments["config"]) == 1:
-        return shlex.join(["ssh", "-F", way.arguments["config"][0], address])
-    return shlex.join(["ssh", address])
-
-
 def _host_key_error(way: Way, client: _Client, reason: str) -> HostKeyError:
     shown = client.shown
     key = f"{shown.get_algorithm()} {shown.get_fingerprint()}" if shown else "of another type"
+    by_hand = shlex.join(way.by_hand)
     scan = shlex.join(["ssh-keyscan", "-p", str(way.port), way.host])
     if way.is_known(client.address):
         forget = shlex.join(["ssh-keygen", "-R", way.lookup, "-f", str(way.known_file)])
@@ -218,12 +212,12 @@ def _host_key_error(way: Way, client: _Client, reason: str) -> HostKeyError:
             f"(it now shows one {key})" + (f"; {reason}" if "revoked" in reason else ""),
             where=way.name,
             hint="Somebody may be listening in, or the machine was installed anew. If you know that it was, "
-            f"forget the old key: {forget}, then look at the new one and accept it: {_by_hand(way)}",
+            f"forget the old key: {forget}, then look at the new one and accept it: {by_hand}",
         )
     return HostKeyError(
         f"{way.host} port {way.port} is not known yet: its key is {key}",
         where=way.name,
-        hint=f"Compare that with the machine's own, and accept it once: {_by_hand(way)} "
+        hint=f"Compare that with the machine's own, and accept it once: {by_hand} "
         f"(or, on a network you trust: {scan} >> {shlex.quote(str(way.known_file))})",
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import secrets
 import string
 from collections.abc import AsyncIterable
@@ -15,6 +16,7 @@ from envsync.errors import CommandError, ConnectError, HostError
 from envsync.runner.hosts.base import PATIENCE, Channel, Completed, Host, LineReader, Tail, command_failed
 from envsync.runner.hosts.connecting import connect
 from envsync.runner.hosts.options import Address, SSHOptions
+from envsync.runner.hosts.sessions import Session, Sessions
 
 __all__ = ["SSHHost", "SSHOptions", "shell_line"]
 
@@ -50,7 +52,7 @@ class SSHHost(Host):
         self._opening: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._forwards: dict[tuple[str, int], asyncssh.SSHListener] = {}
         self._forwarding = asyncio.Lock()
-        self._sessions = _Sessions(self)
+        self._sessions = Sessions(self.name, self.options.sessions)
         self._channels: set[_SSHChannel] = set()
         self._closed = False
         self.mark = f"@shell-{secrets.token_hex(8)}"
@@ -80,9 +82,9 @@ class SSHHost(Host):
         return done
 
     async def _run(self, command: str, data: bytes | AsyncIterable[bytes] | None) -> Completed:
-        await self._sessions.take(lasting=False)
+        session = await self._sessions.take(lasting=False)
         try:
-            running = await self._begin(command)
+            running = await self._begin(command, session)
             ended = False
             try:
                 out, err, _ = await asyncio.gather(
@@ -97,15 +99,15 @@ class SSHHost(Host):
                 if not ended:
                     await asyncio.shield(self.end(running, _GRACE))
         finally:
-            await self._sessions.give(lasting=False)
+            await self._sessions.give(session)
 
     async def start(self, command: str) -> Channel:
         """Start a command that goes on. See `Host.start`."""
-        await self._sessions.take(lasting=True)
+        session = await self._sessions.take(lasting=True)
         try:
-            channel = _SSHChannel(self, await self._begin(command))
+            channel = _SSHChannel(self, await self._begin(command, session), session)
         except BaseException:
-            await self._sessions.give(lasting=True)
+            await self._sessions.give(session)
             raise
         self._channels.add(channel)
         return channel
@@ -144,19 +146,28 @@ class SSHHost(Host):
         """Strike a channel that has ended off the list."""
         if channel in self._channels:
             self._channels.discard(channel)
-            await self._sessions.give(lasting=True)
+            await self._sessions.give(channel.session)
 
     async def end(self, running: _Running, *graces: float) -> None:
         """End a command's process group: TERM, then KILL; sshd signals nobody when a channel closes."""
         for signal, grace in zip(("TERM", "KILL"), (*graces, _GRACE), strict=False):
-            if self._connection is None or self._connection.is_closed():
-                break
-            group = f"kill -s {signal} -- -{running.pid} 2>/dev/null || kill -s {signal} {running.pid}"
-            with contextlib.suppress(*_BROKEN, TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._connection.run(shell_line(group), check=False), _GRACE)
-            if await running.gone(grace):
+            if not await self._signal(running, signal) or await running.gone(grace):
                 break
         running.process.close()
+
+    async def _signal(self, running: _Running, signal: str) -> bool:
+        """Signal a process group; tell whether the host took it."""
+        if self._connection is None or self._connection.is_closed():
+            return False
+        group = f"kill -s {signal} -- -{running.pid} 2>/dev/null || kill -s {signal} {running.pid}"
+        try:
+            await asyncio.wait_for(self._connection.run(shell_line(group), check=False), _GRACE)
+        except asyncssh.ChannelOpenError:
+            with contextlib.suppress(*_BROKEN):
+                running.process.send_signal(signal)  # no session to be had; not every sshd heeds this
+        except (*_BROKEN, asyncio.TimeoutError):
+            return False
+        return True
 
     async def _connected(self) -> asyncssh.SSHClientConnection:
         """Return the connection, opened once however many ask, and anew when it was lost."""
@@ -176,9 +187,20 @@ class SSHHost(Host):
         finally:
             self._opening = None
 
-    async def _begin(self, command: str) -> _Running:
+    async def _begin(self, command: str, session: Session) -> _Running:
+        """Start a command. If that is cancelled, what has begun is ended."""
+        await self._connected()
+        task = asyncio.create_task(self._begin_surely(command, session))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            with contextlib.suppress(HostError, TimeoutError, asyncio.TimeoutError):
+                await self.end(await asyncio.wait_for(task, _GRACE), _GRACE)
+            raise
+
+    async def _begin_surely(self, command: str, session: Session) -> _Running:
         """Open a session, and wait for the sign that its shell is ours."""
-        while True:
+        for times in itertools.count():
             connection = await self._connected()
             try:
                 process: asyncssh.SSHClientProcess[bytes] = await connection.create_process(
@@ -187,11 +209,12 @@ class SSHHost(Host):
                     request_pty=False,
                     window=8 * 1024 * 1024,
                 )
+                self._sessions.opened(session)
                 break
             except asyncssh.ChannelOpenError as error:
                 if connection.is_closed():
                     continue  # lost before anything was asked for: safe to ask again
-                await self._sessions.refused(str(error.reason))
+                await self._sessions.refused(session, str(error.reason), times)
             except _BROKEN as error:
                 raise self._lost(error, "while a command was started") from error
         try:
@@ -283,7 +306,8 @@ class _Running:
 
 
 class _SSHChannel(Channel):
-    def __init__(self, host: SSHHost, running: _Running) -> None:
+    def __init__(self, host: SSHHost, running: _Running, session: Session) -> None:
+        self.session = session
         self._host = host
         self._running = running
         self._lines = LineReader(running.process.stdout.read, running.ahead)
@@ -336,56 +360,6 @@ class _SSHChannel(Channel):
         with contextlib.suppress(*_BROKEN):
             while data := await self._running.process.stderr.read(65536):
                 self._tail.add(data)
-
-
-class _Sessions:
-    """How many commands there are at once: sshd refuses more than its MaxSessions over one connection."""
-
-    def __init__(self, host: SSHHost) -> None:
-        self._host = host
-        self._limit = host.options.sessions
-        self._used = 0
-        self._lasting = 0
-        self._freed = asyncio.Condition()
-
-    async def take(self, *, lasting: bool) -> None:
-        async with self._freed:
-            await self._wait()
-            self._used += 1
-            self._lasting += lasting
-
-    async def give(self, *, lasting: bool) -> None:
-        async with self._freed:
-            self._used -= 1
-            self._lasting -= lasting
-            self._freed.notify_all()
-
-    async def refused(self, reason: str) -> None:
-        """Learn the limit from a refusal, and wait for another to end."""
-        async with self._freed:
-            others = self._used - 1
-            if not others:
-                raise HostError(
-                    f"its sshd lets us in but opens no session: {reason}",
-                    where=self._host.name,
-                    hint="Look at MaxSessions and ForceCommand in its sshd_config.",
-                )
-            self._limit = min(self._limit, others)
-            self._used -= 1
-            try:
-                await self._wait()
-            finally:
-                self._used += 1
-
-    async def _wait(self) -> None:
-        while self._used >= self._limit:
-            if self._lasting >= self._limit:
-                raise HostError(
-                    f"all {self._limit} sessions that its sshd allows over a connection are in use",
-                    where=self._host.name,
-                    hint="Raise MaxSessions in its sshd_config (the usual value is 10).",
-                )
-            await self._freed.wait()
 
 
 def shell_line(script: str) -> str:

@@ -20,6 +20,9 @@ _CONFIGS = ("~/.ssh/config", "/etc/ssh/ssh_config")
 _KNOWN = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
 _KNOWN_GLOBALLY = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
 _DEFAULT_KEYS = ("id_ed25519_sk", "id_ecdsa_sk", "id_ed25519", "id_ecdsa", "id_rsa")
+_KEY_TYPES = (
+    "+ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256"
+)
 _FAST = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"  # faster here than what asyncssh prefers
 
 
@@ -67,6 +70,8 @@ class Way:
         Seconds to try for.
     keys : Keys
         What we log in with.
+    by_hand : tuple of str
+        The command that a person would type.
     arguments : dict
         All that asyncssh is told.
     """
@@ -81,6 +86,7 @@ class Way:
     known_file: Path
     timeout: float
     keys: Keys
+    by_hand: tuple[str, ...]
     arguments: dict[str, Any] = field(repr=False)
 
     @property
@@ -137,6 +143,9 @@ def find_way(address: str, options: SSHOptions) -> Way:
     }
     if not config.get("Ciphers"):
         arguments["encryption_algs"] = _FAST
+    if not config.get("HostKeyAlgorithms"):
+        # after those we know: else a host whose key is of another type now just hangs up
+        arguments["server_host_key_algs"] = _KEY_TYPES
     jump = read.tunnel if isinstance(read.tunnel, str) else ""
     jumps = tuple(hop for hop in jump.split(",") if hop and Address.parse(hop).host != where.host)
     return Way(
@@ -150,6 +159,7 @@ def find_way(address: str, options: SSHOptions) -> Way:
         known_file=_expand(known_files[0]) if known_files else _expand(_KNOWN[0]),
         timeout=timeout,
         keys=keys,
+        by_hand=("ssh", *(("-F", files[0]) if options.config and files else ()), address),
         arguments=arguments,
     )
 

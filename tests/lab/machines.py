@@ -16,14 +16,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import asyncssh
 
-from tests.lab.install import find
+from tests.lab.network import LabError, call, make_bridge
+from tests.lab.processes import Process, namespace, processes_in
 from tests.lab.roots import RECIPES, root_tree
 
 HERE = "here"
@@ -75,34 +75,6 @@ exec /usr/sbin/sshd -D -e -f /etc/ssh/lab/sshd_config'
 """
 
 
-class LabError(RuntimeError):
-    """The lab did not do what it was told."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process of a machine.
-
-    Parameters
-    ----------
-    pid : int
-        As this machine sees it, not its own.
-    arguments : tuple of str
-        Its command line.
-    """
-
-    pid: int
-    arguments: tuple[str, ...]
-
-    def environment(self) -> dict[str, str]:
-        """Return what its environment was when it started; empty when it is gone."""
-        try:
-            text = Path(f"/proc/{self.pid}/environ").read_bytes().decode(errors="replace")
-        except OSError:
-            return {}
-        return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
-
-
 class Machine:
     """One machine. Made by `Lab.host`; usable in a ``with`` statement, which ends it.
 
@@ -126,7 +98,7 @@ class Machine:
         self.link = ""
         self.host_key = ""
         self._process = process
-        self._namespace = _namespace(pid, "pid")
+        self._namespace = namespace(pid, "pid")
 
     # -- its cable
 
@@ -202,7 +174,7 @@ class Machine:
         """
         return [
             process
-            for process in _processes(self._namespace)
+            for process in processes_in(self._namespace)
             if process.arguments
             and not Path(process.arguments[0].split(":")[0]).name.startswith("sshd")
             and containing in " ".join(process.arguments)
@@ -225,6 +197,9 @@ class Machine:
         deadline = time.monotonic() + 10
         while self.survivors() and time.monotonic() < deadline:
             time.sleep(0.01)
+        with contextlib.suppress(LabError):
+            if self.via is None or self.via.alive:
+                self._outside("link", "del", self.link)  # the kernel would take its time
         self.lab.forget(self)
 
     def poweroff(self) -> None:
@@ -240,7 +215,7 @@ class Machine:
 
     def survivors(self) -> list[Process]:
         """Return whatever still runs in its process namespace, sshd included."""
-        return _processes(self._namespace)
+        return processes_in(self._namespace)
 
     def __enter__(self) -> Machine:
         return self
@@ -257,11 +232,11 @@ class Machine:
 
     def inside(self, *command: str) -> str:
         """Run one of this machine's programs in its network."""
-        return _call("nsenter", f"--net=/proc/{self.pid}/ns/net", *command)
+        return call("nsenter", f"--net=/proc/{self.pid}/ns/net", *command)
 
     def _at_router(self, *command: str) -> str:
         """Run a program where the other end of its cable is."""
-        return self.via.inside(*command) if self.via else _call(*command)
+        return self.via.inside(*command) if self.via else call(*command)
 
     def _outside(self, *arguments: str) -> str:
         return self._at_router("ip", *arguments)
@@ -296,14 +271,14 @@ class Lab:
         self._ended: list[Machine] = []
         self._started = 0
         self._inner = 0
-        number, self._bridge = _bridge()
+        number, self._bridge = make_bridge()
         self._net = f"10.90.{number}"
         self._inner_net = f"10.91.{number}"
         self.gateway = f"{self._net}.1"
-        _call("ip", "addr", "add", f"{self.gateway}/24", "dev", self._bridge)
-        _call("ip", "link", "set", self._bridge, "up")
+        call("ip", "addr", "add", f"{self.gateway}/24", "dev", self._bridge)
+        call("ip", "link", "set", self._bridge, "up")
         # whoever knocks at an inner machine from here gets no answer, and leaves this network by no other way
-        _call("ip", "route", "add", f"{self._inner_net}.0/24", "dev", self._bridge)
+        call("ip", "route", "add", f"{self._inner_net}.0/24", "dev", self._bridge)
 
     def host(
         self,
@@ -390,7 +365,7 @@ class Lab:
             machine.kill()
         left = [process for machine in self._ended for process in machine.survivors()]
         with contextlib.suppress(LabError):
-            _call("ip", "link", "del", self._bridge)
+            call("ip", "link", "del", self._bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
         return left
 
@@ -406,7 +381,7 @@ class Lab:
         pid = str(machine.pid)
         gateway, bridge = self.gateway, self._bridge
         if machine.via is None:
-            _call("ip", "link", "add", machine.link, "type", "veth", "peer", "name", "eth0", "netns", pid)
+            call("ip", "link", "add", machine.link, "type", "veth", "peer", "name", "eth0", "netns", pid)
         else:
             gateway, bridge = f"{self._inner_net}.1", "inner"
             router = machine.via.inside
@@ -415,8 +390,8 @@ class Lab:
                 router("ip", "addr", "add", f"{gateway}/24", "dev", "inner")
                 router("ip", "link", "set", "inner", "up")
             # made in our network, as only from here both ends can be moved by pid
-            _call("ip", "link", "add", machine.link, "type", "veth", "peer", "name", "eth0", "netns", pid)
-            _call("ip", "link", "set", machine.link, "netns", str(machine.via.pid))
+            call("ip", "link", "add", machine.link, "type", "veth", "peer", "name", "eth0", "netns", pid)
+            call("ip", "link", "set", machine.link, "netns", str(machine.via.pid))
         machine._outside("link", "set", machine.link, "master", bridge, "up")
         machine.inside("ip", "link", "set", "lo", "up")
         machine.inside("ip", "addr", "add", f"{machine.address}/24", "dev", "eth0")
@@ -436,38 +411,13 @@ class Lab:
             file.write(f"{machine.address} {key}\n")
 
 
-def _call(*command: str) -> str:
-    program = find(command[0]) or command[0]
-    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _bridge() -> tuple[int, str]:
-    """Make the first bridge that nobody has; its number gives the subnet. Dead owners' bridges go first."""
-    for line in _call("ip", "-j", "link", "show", "type", "bridge").splitlines():
-        for link in json.loads(line or "[]"):
-            owner = link.get("ifalias", "")
-            if owner.startswith("envsync-lab ") and not Path(f"/proc/{owner.split()[1]}").exists():
-                with contextlib.suppress(LabError):
-                    _call("ip", "link", "del", link["ifname"])
-    for number in range(256):
-        name = f"eslab{number}"
-        with contextlib.suppress(LabError):
-            _call("ip", "link", "add", name, "type", "bridge")
-            _call("ip", "link", "set", name, "alias", f"envsync-lab {os.getpid()}")
-            return number, name
-    raise LabError(f"no bridge could be made: {_call('ip', '-br', 'link')}")
-
-
 def _first_child(process: subprocess.Popen[bytes]) -> int:
     """Return the process that is number 1 in the new namespace."""
     deadline = time.monotonic() + 10
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while time.monotonic() < deadline and process.poll() is None:
         for pid in children.read_text().split():
-            if _namespace(int(pid), "pid") != _namespace(os.getpid(), "pid"):
+            if namespace(int(pid), "pid") != namespace(os.getpid(), "pid"):
                 return int(pid)
         time.sleep(0.005)
     raise LabError("the machine's namespaces did not come up")
@@ -485,27 +435,6 @@ def _await_sshd(machine: Machine, process: subprocess.Popen[bytes]) -> None:
                     return
         time.sleep(0.01)
     raise LabError(f"{machine.name}: its sshd did not come up")
-
-
-def _namespace(pid: int, kind: str) -> str:
-    try:
-        return os.readlink(f"/proc/{pid}/ns/{kind}")
-    except OSError:
-        return ""
-
-
-def _processes(namespace: str) -> list[Process]:
-    return list(_scan(namespace))
-
-
-def _scan(namespace: str) -> Iterator[Process]:
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and namespace and _namespace(int(folder.name), "pid") == namespace:
-            with contextlib.suppress(OSError):
-                arguments: Sequence[str] = (
-                    (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                )
-                yield Process(int(folder.name), tuple(arguments[:-1]))
 
 
 __all__ = ["HERE", "RECIPES", "Lab", "LabError", "Machine", "Process"]

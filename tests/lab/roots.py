@@ -44,7 +44,7 @@ RECIPES = {
 }
 BUILT_AHEAD = ("bare", "python")
 
-# What mmdebstrap mounts into a tree ends with it, however it ends: nobody may find /dev/shm or /proc in there.
+# What mmdebstrap mounts into a tree ends with it, however it ends: nobody may find /proc in there.
 _APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -54,9 +54,9 @@ def cache() -> Path:
     return Path(kept) if kept else Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache/envsync-lab"
 
 
-def root_tree(kind: str, folder: Path | None = None) -> Path:
-    """Return the tree of a kind, built if it is not there yet: whole or absent, by one process at a time."""
-    folder = folder or cache()
+def root_tree(kind: str) -> Path:
+    """Return the tree of a kind, built if it is not there: whole or absent, by one process at a time."""
+    folder = cache()
     recipe = RECIPES[kind]
     digest = hashlib.sha256("\n".join(recipe.command).encode()).hexdigest()[:12]
     tree = folder / f"{kind}-{digest}"
