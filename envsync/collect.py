@@ -152,7 +152,7 @@ def _uv_wheel(pin: str, machine: str, settings: IndexSettings) -> Artifact:
         [
             *("pip", "compile", "--no-deps", "--no-header", "--format", "pylock.toml", "--quiet"),
             *("--python-platform", f"{machine}-unknown-linux-musl", "--only-binary", ":all:"),
-            *(["--no-index"] if settings.no_index else []),  # it has no variable for that
+            *settings.uv_arguments(),
             "-",
         ],
         env=settings.uv_environment(),

@@ -238,7 +238,6 @@ class IndexSettings:
             links = [_escaped(link._with_credentials()) for link in self.find_links]
             environ["UV_FIND_LINKS"] = ",".join(links)
         settings = (
-            ("UV_NO_INDEX", "1" if self.no_index else ""),
             ("UV_INDEX_STRATEGY", self.strategy),
             ("SSL_CERT_FILE", self.cert),
             ("SSL_CLIENT_CERT", self.client_cert),
@@ -251,6 +250,10 @@ class IndexSettings:
         )
         environ.update((key, value) for key, value in settings if value)
         return environ
+
+    def uv_arguments(self) -> list[str]:
+        """Return what uv is told by its arguments: what it has no variable for. No credentials."""
+        return ["--no-index"] if self.no_index else []
 
     def auth_for(self, url: str) -> tuple[str, str] | None:
         """Return the user and password that a URL is fetched with.

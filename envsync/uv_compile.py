@@ -145,7 +145,7 @@ class Question:
 
     def _args(self, form: str, *, platform: bool = True) -> list[str]:
         args = ["pip", "compile", "--quiet", "--no-header", "--format", form, "--python", self.python]
-        args += ["--python-version", self.version]
+        args += ["--python-version", self.version, *self.settings.uv_arguments()]
         if self.platform and platform:
             args += ["--python-platform", self.platform]
         return args

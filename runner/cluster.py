@@ -66,6 +66,8 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
         False: plain TCP. A Security object: its certificates, which are sent to the hosts.
     env : Lock or path, optional
         The lock to run in; this environment as it is now if not given.
+    cwd : path, optional
+        A working directory whose code goes along; code on ``sys.path`` does anyhow.
     on_mismatch : {"raise", "warn", "ignore"}
         What to do about a process whose environment is not the wanted one. With ``"raise"`` it never runs a
         task.
@@ -111,6 +113,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         memory_limit: str | float | None = "auto",
         security: bool | Security | None = None,
         env: Lock | str | Path | None = None,
+        cwd: str | Path | None = None,
         on_mismatch: str = "raise",
         processes: bool = True,
         loop: Any = None,
@@ -153,6 +156,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             worker_kwargs=worker_kwargs,
         )
         self.env = env
+        self.cwd = None if cwd is None else str(cwd)
         self.hooks = hooks or _Logged()
         self.wanted: dict[str, Any] | None = None
         self.places: tuple[Place, ...] = ()
@@ -240,6 +244,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
             hooks=self.hooks,
+            cwd=self.cwd,
         )
         self.places = places = tuple(_place(prepared) for prepared in self.prepared)
         self.wanted = wanted_of(self.prepared)

@@ -41,7 +41,7 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
     """
     prepared = cluster.prepared
     before = {tree.name: tree.digest for tree, _ in prepared[0].trees}
-    manifests = await asyncio.to_thread(_pack, None if cluster.env is None else set(before))
+    manifests = await asyncio.to_thread(_pack, cluster.cwd, None if cluster.env is None else set(before))
     after = {manifest.name: manifest.digest for manifest in manifests}
     changed = len({name for name in {**before, **after} if before.get(name) != after.get(name)})
     if not changed:
@@ -57,13 +57,12 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
     return changed
 
 
-def _pack(wanted: set[str] | None) -> list[Manifest]:
+def _pack(cwd: str | None, wanted: set[str] | None) -> list[Manifest]:
     from envsync.snapshot import capture
-
     from envsync.store import default_store
     from envsync.trees import pack
 
-    snapshot, store = capture(), default_store()
+    snapshot, store = capture(cwd=cwd), default_store()
     return [
         pack(tree, store, soabi=snapshot.interpreter.soabi)
         for tree in snapshot.source_trees

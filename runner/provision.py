@@ -85,6 +85,7 @@ async def prepare(
     grace: float = 10.0,
     hooks: Hooks | None = None,
     limit: int = LIMIT,
+    cwd: str | None = None,
 ) -> list[Prepared]:
     """Make the environment exist on hosts, and verify it there.
 
@@ -113,6 +114,8 @@ async def prepare(
         Told about progress.
     limit : int
         How many hosts are worked on at the same time.
+    cwd : str, optional
+        A working directory whose code goes along; code on ``sys.path`` does anyhow.
 
     Returns
     -------
@@ -136,7 +139,7 @@ async def prepare(
         limit=max(1, limit),
     )
     if work.snapshot is None:
-        work.snapshot = await asyncio.to_thread(_capture)
+        work.snapshot = await asyncio.to_thread(_capture, cwd)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
     packing = asyncio.ensure_future(asyncio.to_thread(work.pack_trees))  # while the hosts are connected to
     try:
@@ -342,10 +345,10 @@ def _worded(difference: Difference) -> str:
     return f"{text}; {difference.advice}" if difference.advice else text
 
 
-def _capture() -> Snapshot:
+def _capture(cwd: str | None) -> Snapshot:
     from envsync.snapshot import capture
 
-    return capture()
+    return capture(cwd=cwd)
 
 
 def _read_settings() -> IndexSettings:

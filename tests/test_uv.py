@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from envsync.errors import ToolError
+from envsync.indexes import Index, IndexSettings
 from envsync.uv import default_index, explain, find_uv, run_uv, scrub, secrets_in
+from envsync.uv_compile import Question
+from tests.index_server import IndexServer, write_wheel
 
 CANARY = "canary-91bd"
 COMPILE = ["pip", "compile", "--quiet", "--no-header", "--no-deps", "-"]
@@ -91,3 +96,16 @@ def test_explain() -> None:
     assert message == "No: Because a\n    And because b"
     assert hint == "do this\n  or that"
     assert explain("killed") == ("killed", "")
+
+
+def test_without_an_index_none_is_asked(tmp_path: Path) -> None:
+    with IndexServer(tmp_path) as server:
+        write_wheel(tmp_path, "there", "1.0")
+        settings = IndexSettings(indexes=(Index(url=server.url, default=True),))
+        question = {"python": sys.executable, "version": "3.11"}
+        assert "there" in Question(settings=settings, **question).pins(["there==1.0"])
+        asked = len(server.requests)
+        assert asked
+        with pytest.raises(ToolError, match="there"):
+            Question(settings=replace(settings, no_index=True), **question).pins(["there==1.0"])
+        assert len(server.requests) == asked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +54,9 @@ async def _push(
 
     hosts = [parse_host(name) for name in dict.fromkeys(names)]
     try:
-        prepared = await prepare(hosts, lock=lock, allow_substitutes=allow_substitutes, hooks=hooks)
+        prepared = await prepare(
+            hosts, lock=lock, allow_substitutes=allow_substitutes, hooks=hooks, cwd=str(Path.cwd())
+        )
         await asyncio.gather(*(one.session.close() for one in prepared))
     finally:
         await asyncio.gather(*(host.close() for host in hosts))

@@ -70,12 +70,14 @@ def command(
     if shutil.which(arguments[0]) is None:  # known before anything is started
         click.echo(f"error: {arguments[0]}: there is no such command", err=True)
         sys.exit(_NOT_FOUND)
+    _demand_same_environment(arguments[0])
     keywords: dict[str, Any] = {
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
         "env": lock_file,
         "on_mismatch": on_mismatch,
+        "cwd": _first_folder(arguments),
     }
     keywords = {key: value for key, value in keywords.items() if value is not None}
     with contextlib.ExitStack() as stack:
@@ -92,6 +94,30 @@ def command(
             )
         code = run_forwarding(arguments, environment)
     sys.exit(code)
+
+
+def _demand_same_environment(program: str) -> None:
+    """Refuse a Python of another environment: the cluster would have ours, and the script its own."""
+    from envsync.errors import EnvsyncError
+
+    if not Path(program).name.startswith("python"):
+        return
+    asked = subprocess.run(
+        [program, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=False
+    )
+    prefix = asked.stdout.strip()
+    if prefix and Path(prefix).resolve() != Path(sys.prefix).resolve():
+        raise EnvsyncError(
+            f"{program} is the Python of {prefix}, and this envsync reproduces {sys.prefix}",
+            hint=f"Install dask-envsync there and run its envsync, or run the script with {sys.executable}.",
+        )
+
+
+def _first_folder(arguments: Sequence[str]) -> str:
+    """Return the folder that comes first on the command's path: that of its script, as Python has it."""
+    script = next((one for one in arguments[1:2] if one.endswith(".py")), None)
+    script = arguments[0] if arguments[0].endswith(".py") else script
+    return str(Path(script).resolve().parent if script else Path.cwd())
 
 
 @contextlib.contextmanager

@@ -59,14 +59,14 @@ def command(
     if no_lock:
         if target is not None or allow_substitutes:
             raise click.UsageError("--for and --allow-substitutes say how to lock; --no-lock says not to")
-        snapshot = capture(python, verify_files=verify)
+        snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
         result(snapshot.to_dict(), lambda: "\n".join(describe_snapshot(snapshot)))
         return
     from envsync.lock import lock_path
 
     file = lock_path(output)
     with watch() as hooks, terminated_as_interrupted():
-        snapshot = capture(python, verify_files=verify)
+        snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
         lock, manifests = make_lock(
             snapshot, target, file=file, allow_substitutes=allow_substitutes, hooks=hooks
         )
