@@ -8,6 +8,7 @@ import logging
 import re
 import shlex
 import socket
+import weakref
 from dataclasses import replace
 
 import asyncssh
@@ -19,6 +20,7 @@ from envsync.runner.hosts.way import Way, find_way
 
 __all__ = ["connect"]
 
+_AT_ONCE = 8  # log-ins to one sshd: from the eleventh on it drops some (MaxStartups), and jump hosts get many
 _TOO_LONG = 8  # jump hosts in a row: more is a circle
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
 _RESET = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
@@ -123,9 +125,10 @@ async def _try(
             wait_jitter=0.3,
         ):
             with attempt:
-                connection: asyncssh.SSHClientConnection = await asyncssh.connect(
-                    **way.arguments, tunnel=tunnel, client_factory=factory
-                )
+                async with _turn(way.host, way.port):
+                    connection: asyncssh.SSHClientConnection = await asyncssh.connect(
+                        **way.arguments, tunnel=tunnel, client_factory=factory
+                    )
                 return connection
         raise AssertionError
     except (OSError, asyncssh.Error, asyncio.TimeoutError, ValueError) as error:
@@ -133,6 +136,16 @@ async def _try(
         if trail:
             told.where = f"{trail[0]} (over its jump host {way.name})"
         raise told from error
+
+
+_turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, int], asyncio.Semaphore]]
+_turns = weakref.WeakKeyDictionary()
+
+
+def _turn(host: str, port: int) -> asyncio.Semaphore:
+    """Return what lets so many log in to one sshd at a time."""
+    turns = _turns.setdefault(asyncio.get_running_loop(), {})
+    return turns.setdefault((host, port), asyncio.Semaphore(_AT_ONCE))
 
 
 def _worth_another_try(error: Exception) -> bool:
