@@ -22,7 +22,7 @@ from types import TracebackType
 
 import asyncssh
 
-from tests.lab.network import LabError, call, make_bridge
+from tests.lab.network import SYSTEM, LabError, call, make_bridge
 from tests.lab.processes import Process, namespace, processes_in
 from tests.lab.roots import RECIPES, root_tree
 
@@ -158,7 +158,7 @@ class Machine:
             input=stdin,
             capture_output=True,
             check=False,
-            env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+            env={"PATH": SYSTEM["PATH"], "HOME": "/root"},
         )
         if check and done.returncode != 0:
             raise LabError(f"{self.name}: {' '.join(command)}: {done.returncode}: {done.stderr.decode()}")
@@ -332,6 +332,7 @@ class Lab:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                env=SYSTEM,
             )
         try:
             machine = Machine(self, name, address, process, _first_child(process))

@@ -11,6 +11,10 @@ from pathlib import Path
 from tests.lab.install import find
 
 
+SYSTEM = {**os.environ, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+"""An environment in which the system's own programs are found."""
+
+
 class LabError(RuntimeError):
     """The lab did not do what it was told."""
 
@@ -18,7 +22,7 @@ class LabError(RuntimeError):
 def call(*command: str) -> str:
     """Run one of the system's programs."""
     program = find(command[0]) or command[0]
-    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False)
+    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, check=False, env=SYSTEM)
     if done.returncode != 0:
         raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
