@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tests.lab.install import find
 
-
 SYSTEM = {**os.environ, "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 """An environment in which the system's own programs are found."""
 
