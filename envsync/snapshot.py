@@ -261,10 +261,7 @@ class Snapshot:
         """Name what matters to a lock: Python, machine and what is installed; no paths, no local code."""
         held = [
             [self.target.implementation, self.target.python, self.target.system, self.target.machine],
-            [
-                [one.name, one.version, one.record, one.editable, one.trouble, _origin(one)]
-                for one in self.winners
-            ],
+            [[one.name, one.version, one.record, bool(one.editable), _origin(one)] for one in self.winners],
             [[one.name, one.version, one.build] for one in self.conda],
         ]
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()
@@ -282,6 +279,7 @@ class Snapshot:
             },
             "distributions": [one.to_dict() for one in self.distributions],
             "conda": [one.to_dict() for one in self.conda],
+            "accelerators": list(self.accelerators),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -316,7 +314,8 @@ class Snapshot:
                 accelerators=tuple(data["accelerators"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise CaptureError(f"this is no snapshot: {error!r} is missing or wrong") from error
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise CaptureError(f"this is no snapshot: {what}", hint="Capture it again.") from error
 
 
 def capture(python: str | None = None, *, cwd: str | None = None, verify_files: bool = False) -> Snapshot:
@@ -378,8 +377,13 @@ def capture(python: str | None = None, *, cwd: str | None = None, verify_files: 
 
 
 def _origin(distribution: Distribution) -> str | None:
+    """Say what it was installed from, without naming a folder of this machine."""
     direct_url = distribution.direct_url
-    return None if direct_url is None else json.dumps(direct_url.to_dict(), sort_keys=True)
+    if direct_url is None:
+        return None
+    if direct_url.url.startswith("file:"):
+        return "file:"
+    return json.dumps(direct_url.to_dict(), sort_keys=True)
 
 
 def _findings(distributions: tuple[Distribution, ...], facts: Mapping[str, Any]) -> list[Finding]:
@@ -408,6 +412,11 @@ def _findings(distributions: tuple[Distribution, ...], facts: Mapping[str, Any])
         Finding(severity="warning", subject=path, text="a broken leftover of an installation; remove it")
         for path in facts.get("leftovers", ())
     ]
+    abi = facts["interpreter"]["soabi"].split("-")[1:2]
+    if abi and abi[0][-1:] in ("t", "d"):
+        kind = "free-threaded" if abi[0].endswith("t") else "debug"
+        text = f"a {kind} build of Python: a lock of it would name the wheels of the usual build"
+        found.append(Finding(severity="error", subject="python", text=text))
     if facts["conda"]:
         text = f"{len(facts['conda'])} packages are conda's own; a lock of them cannot be made yet"
         found.append(Finding(severity="error", subject="conda", text=text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, field
@@ -60,19 +61,20 @@ def find_trees(
     Returns
     -------
     list of SourceTree, list of Finding
-        The trees in the order of the path; what is left out, and why.
+        The trees, those that come before installed packages first; what is left out, and why.
     """
     findings: list[Finding] = []
-    back: list[_Tree] = []
-    for distribution in distributions:
-        if distribution.editable and not distribution.shadowed_by:
-            tree = _editable(distribution, findings)
-            if tree is not None:
-                back.append(tree)
-    taken = {path for tree in back for path in tree.covers}
-    front, later = _loose(paths, interpreter, taken, cwd, findings)
-    trees = [*front, *back, *later]
-    return _named(trees), findings
+    editables = [
+        tree
+        for distribution in distributions
+        if distribution.editable and not distribution.shadowed_by
+        if (tree := _editable(distribution, findings)) is not None
+    ]
+    front, back = _loose(paths, interpreter, editables, cwd, findings)
+    editables = [tree for tree in editables if tree.members]
+    front += [tree for tree in editables if tree.position == "front"]
+    findings += _hidden(front, paths)
+    return _named([*front, *(tree for tree in editables if tree.position == "back"), *back]), findings
 
 
 def _editable(distribution: Distribution, findings: list[Finding]) -> _Tree | None:
@@ -81,29 +83,45 @@ def _editable(distribution: Distribution, findings: list[Finding]) -> _Tree | No
     if shape in _BUILT:
         text = f"an editable project of {shape}: it ships as a wheel built from its source"
         findings.append(Finding(severity="note", subject=name, text=text))
-        return None
-    members: list[tuple[str, str]] = []
-    covers: set[str] = set()
+        covers = _members(site, _record_files(Path(distribution.location)))[1]
+        return _Tree("", [], "back", "editable", name, covers)  # its folder is no local code of its own
     if shape == "egg-link":
+        if _too_wide(str(site), findings):
+            return None
         members = [("", str(site)), (Path(distribution.location).name, distribution.location)]
         return _Tree(str(site), members, "back", "editable", name, {str(site)})
-    files = _record_files(Path(distribution.location))
-    for file in files:
-        if file.endswith(".pth"):
-            for folder in _pth_folders(site / file):
-                members.append(("", folder))
-                covers.add(folder)
-        elif file.startswith("__editable__") and file.endswith("finder.py"):
-            members += _finder_members(site / file)
-    members = [(inside, source) for inside, source in members if os.path.exists(source)]  # noqa: PTH110
+    members, covers = _members(site, _record_files(Path(distribution.location)))
+    covers = {folder for folder in covers if not _too_wide(folder, findings)}
+    members = [
+        (inside, source)
+        for inside, source in members
+        if os.path.exists(source) and (inside or source in covers)  # noqa: PTH110 - hot
+    ]
     if not members:
-        text = "an editable project whose code was not found; it is left out: install it again"
+        text = "an editable project whose code was not found: install it again"
         findings.append(Finding(severity="error", subject=name, text=text))
         return None
     info = Path(distribution.location)
     if info.suffix == ".dist-info":
         members += [(f"{info.name}/{one}", str(info / one)) for one in _METADATA if (info / one).is_file()]
     return _Tree(_project(distribution) or members[0][1], members, "back", "editable", name, covers)
+
+
+def _members(site: Path, files: Sequence[str]) -> tuple[list[tuple[str, str]], set[str]]:
+    """Return what the files of an editable project make importable, and the folders they put on the path."""
+    members: list[tuple[str, str]] = []
+    covers: set[str] = set()
+    for file in files:
+        path = site / file
+        if file.endswith(".pth"):
+            folders = _pth_folders(path)
+            members += [("", folder) for folder in folders]
+            covers.update(folders)
+        elif "/" not in file and file.startswith("_") and file.endswith(".py"):
+            members += _finder_members(path)
+        elif not file.endswith(".pyc") and not file.startswith("."):
+            members.append((file, str(path)))  # what was put into the site folder, by a link for instance
+    return members, covers
 
 
 def _project(distribution: Distribution) -> str:
@@ -113,7 +131,7 @@ def _project(distribution: Distribution) -> str:
 
 
 def _record_files(info: Path) -> list[str]:
-    """Name the files of a distribution that stand directly in its site folder."""
+    """Name the files of a distribution in its site folder, but for its dist-info."""
     import csv
 
     try:
@@ -122,7 +140,7 @@ def _record_files(info: Path) -> list[str]:
     except (OSError, UnicodeDecodeError, csv.Error):
         plain = info.name.partition("-")[0].lower()
         return sorted(one.name for one in info.parent.glob("*.pth") if plain in one.name.lower())
-    return [row for row in rows if "/" not in row]
+    return [row for row in rows if not row.startswith(("../", "/")) and ".dist-info/" not in row]
 
 
 def _pth_folders(file: Path) -> list[str]:
@@ -139,44 +157,49 @@ def _pth_folders(file: Path) -> list[str]:
 
 
 def _finder_members(file: Path) -> list[tuple[str, str]]:
-    """Read MAPPING of a finder that setuptools writes for projects of the flat layout."""
+    """Read where a generated finder finds its modules.
+
+    Setuptools writes ``MAPPING = {name: path}``; what uses the library editables (hatch, pdm) writes
+    ``F.map_module(name, path)``.
+    """
     try:
         module = ast.parse(file.read_text(encoding="utf-8"))
     except (OSError, SyntaxError, ValueError):
         return []
+    mapping: dict[str, str] = {}
     for statement in module.body:
-        targets: list[ast.expr] = []
-        if isinstance(statement, ast.Assign):
-            targets = statement.targets
-        elif isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
-        else:
-            continue
-        if statement.value is None or not any(
-            isinstance(target, ast.Name) and target.id == "MAPPING" for target in targets
-        ):
-            continue
-        try:
-            mapping = ast.literal_eval(statement.value)
-        except ValueError:
-            return []
-        members = []
-        for name, source in sorted(mapping.items()):
-            inside = str(name).replace(".", "/")
-            if Path(source).is_dir():
-                members.append((inside, str(source)))
-            elif Path(f"{source}.py").is_file():  # a module's entry names it without its suffix
-                members.append((f"{inside}.py", f"{source}.py"))
-            elif Path(source).is_file():
-                members.append((inside + Path(source).suffix, str(source)))
-        return members
-    return []
+        with contextlib.suppress(TypeError, ValueError):  # what those tools did not write
+            mapping.update(_mapped(statement))
+    members = []
+    for name, source in sorted(mapping.items()):
+        inside = name.replace(".", "/")
+        if os.path.isdir(source):  # noqa: PTH112
+            members.append((inside, source))
+        elif os.path.isfile(f"{source}.py"):  # noqa: PTH113 - a module's entry names it without its suffix
+            members.append((f"{inside}.py", f"{source}.py"))
+        elif os.path.isfile(source):  # noqa: PTH113
+            members.append((inside + Path(source).suffix, source))
+    return members
+
+
+def _mapped(statement: ast.stmt) -> dict[str, str]:
+    """Return the modules that one statement of a finder maps to paths."""
+    if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        if any(getattr(target, "id", "") == "MAPPING" for target in targets):
+            return dict(ast.literal_eval(statement.value))
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        call = statement.value
+        if getattr(call.func, "attr", "") == "map_module" and len(call.args) == 2:
+            name, path = (str(ast.literal_eval(one)) for one in call.args)
+            return {name: os.path.dirname(path) if path.endswith("/__init__.py") else path}  # noqa: PTH120
+    return {}
 
 
 def _loose(
     paths: Sequence[str],
     interpreter: Interpreter,
-    taken: set[str],
+    editables: Sequence[_Tree],
     cwd: str | None,
     findings: list[Finding],
 ) -> tuple[list[_Tree], list[_Tree]]:
@@ -192,28 +215,66 @@ def _loose(
         if name in _SITE:
             site_seen = True
             continue
-        if (
-            path in own
-            or (path in taken and path != cwd)
-            or any(path.startswith(f"{folder}/") for folder in own)
-        ):
+        projects = [tree for tree in editables if path in tree.covers]
+        if projects and not site_seen:
+            for tree in projects:
+                tree.position = "front"  # on the path twice, or the working directory: the first place counts
+        if projects or path in own or any(path.startswith(f"{folder}/") for folder in own):
             continue
         if not os.path.isdir(path):  # noqa: PTH112
             if os.path.isfile(path) and not _stdlib_zip(name):  # noqa: PTH113
                 text = "a zip file on the path; its code is left out: unpack it into a folder"
                 findings.append(Finding(severity="warning", subject=path, text=text))
             continue
-        if path == "/" or os.path.realpath(path) == os.path.realpath(Path.home()):
-            if _modules(path):
-                text = "a home or root folder is on the path; its code is left out: use a folder of its own"
-                findings.append(Finding(severity="warning", subject=path, text=text))
-            continue
-        if not _modules(path):
+        if not _modules(path) or _too_wide(path, findings):
             continue
         kind = "cwd" if here is not None and os.path.realpath(path) == os.path.realpath(here) else "path"
         tree = _Tree(path, [("", path)], "back" if site_seen else "front", kind)
         (back if site_seen else front).append(tree)
     return front, back
+
+
+def _too_wide(folder: str, findings: list[Finding]) -> bool:
+    """Tell whether a folder is a home or the root, which never ships whole, and say so."""
+    real = os.path.realpath(folder)
+    if not (os.path.realpath(Path.home()) + "/").startswith(real.rstrip("/") + "/"):
+        return False
+    text = "a home or root folder is on the path; its code is left out: use a folder of its own"
+    findings.append(Finding(severity="warning", subject=folder, text=text))
+    return True
+
+
+def _hidden(front: Sequence[_Tree], paths: Sequence[str]) -> list[Finding]:
+    """Find modules of local code that come before installed ones of the same name."""
+    installed: dict[str, str] = {}
+    for folder in paths:
+        if os.path.basename(folder) in _SITE:  # noqa: PTH119 - hot
+            for name in _importable(folder):
+                installed.setdefault(name, folder)
+    found = []
+    for tree in front:
+        for _, source in [member for member in tree.members if not member[0]]:
+            for name in sorted(installed.keys() & _importable(source)):
+                text = f"{name} in it comes before the installed {name} of {installed[name]}"
+                found.append(Finding(severity="warning", subject=source, text=text))
+    return found
+
+
+def _importable(folder: str) -> set[str]:
+    """Name the top-level modules of a folder: files, and folders with an ``__init__.py``."""
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                name
+                for entry in entries
+                if (name := entry.name.partition(".")[0]).isidentifier()
+                and (
+                    entry.name.endswith((".py", ".so"))
+                    or (entry.name == name and os.path.exists(f"{entry.path}/__init__.py"))  # noqa: PTH110
+                )
+            }
+    except OSError:
+        return set()
 
 
 def _own_folders(interpreter: Interpreter) -> set[str]:
@@ -231,52 +292,41 @@ def _stdlib_zip(name: str) -> bool:
 
 
 def _modules(folder: str) -> bool:
-    """Tell whether anything can be imported from a folder."""
+    """Tell whether anything can be imported from a folder: a module, a package, or a folder of modules."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 name = entry.name
-                if name.endswith((".py", ".so")) or (".so." in name):
+                if name.endswith((".py", ".so")):
                     if entry.is_file():
                         return True
-                elif name.isidentifier() and entry.is_dir():
-                    init = os.path.join(entry.path, "__init__.py")  # noqa: PTH118 - hot
-                    if os.path.exists(init):  # noqa: PTH110
+                elif name.isidentifier() and name != "__pycache__" and entry.is_dir():
+                    names = os.listdir(entry.path)  # noqa: PTH208 - hot
+                    if any(one.endswith((".py", ".so")) for one in names) and "pyvenv.cfg" not in names:
                         return True
     except OSError:
         return False
     return False
 
 
-def _named(trees: list[_Tree]) -> list[SourceTree]:
-    """Give each tree a name of its own, and make one of two that are the same folder."""
-    kept: list[_Tree] = []
-    for tree in trees:
-        whole = ("", tree.root)
-        same = next((one for one in kept if whole in tree.members and ("", tree.root) in one.members), None)
-        if same is None:
-            kept.append(tree)
-            continue
-        # The working directory is the root of an editable project: one tree, searched where it comes first.
-        same.members += [member for member in tree.members if member not in same.members]
-        same.distribution = same.distribution or tree.distribution
-    names: set[str] = set()
-    made = []
-    for tree in kept:
-        base = tree.distribution if tree.kind == "editable" else os.path.basename(tree.root)  # noqa: PTH119
-        name = base = base or "root"
-        number = 2
-        while name in names:
+def _named(trees: Sequence[_Tree]) -> list[SourceTree]:
+    """Give each tree a name of its own; editable projects choose first, so that theirs stay the same."""
+    names: dict[int, str] = {}
+    for index in sorted(range(len(trees)), key=lambda index: trees[index].kind != "editable"):
+        tree = trees[index]
+        base = (tree.distribution or os.path.basename(tree.root)) or "root"  # noqa: PTH119
+        number, name = 2, base
+        while name in names.values():
             name, number = f"{base}-{number}", number + 1
-        names.add(name)
-        made.append(
-            SourceTree(
-                name=name,
-                root=tree.root,
-                members=tuple(dict.fromkeys(tree.members)),
-                position=tree.position,
-                kind=tree.kind,
-                distribution=tree.distribution,
-            )
+        names[index] = name
+    return [
+        SourceTree(
+            name=names[index],
+            root=tree.root,
+            members=tuple(dict.fromkeys(tree.members)),
+            position=tree.position,
+            kind=tree.kind,
+            distribution=tree.distribution,
         )
-    return made
+        for index, tree in enumerate(trees)
+    ]

@@ -226,8 +226,9 @@ def _tags(target: Target) -> tuple[Tag, ...]:
         platforms = ["win_" + target.machine.lower()]
     major, minor = version_numbers(target.python)[:2]
     if target.implementation == "cpython":
-        first = list(cpython_tags((major, minor), platforms=platforms))
         interpreter = f"cp{major}{minor}"
+        # Without the abi, packaging takes the running interpreter's: perhaps a debug or free-threaded one.
+        first = list(cpython_tags((major, minor), abis=[interpreter], platforms=platforms))
     else:
         interpreter = f"{target.implementation[:2]}{major}{minor}"
         first = list(generic_tags(interpreter, platforms=platforms))
