@@ -39,6 +39,7 @@ _NOT_CONTENT = frozenset(
 _INFO = re.compile(r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)-(?P<version>[^-]+)\.dist-info$")
 _SITE = ("site-packages", "dist-packages")
 _MODULE = re.compile(r"^((?:[^,/\n]+/){0,3}__init__|[^,/\n.]+)\.(?:py|(?:[^,/\n]*\.)?so),", re.MULTILINE)
+_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/@]*@")  # as PEP 610 has it: git@ is no secret
 _ENOUGH = 8192  # bytes: the headers of nearly every METADATA, without the description that follows
 
 
@@ -380,6 +381,7 @@ def _direct_url(location: str, trouble: str) -> tuple[dict[str, Any] | None, str
     except ValueError:
         loaded = None
     if isinstance(loaded, dict) and isinstance(loaded.get("url"), str):
+        loaded["url"] = _CREDENTIALS.sub("", loaded["url"])
         return loaded, trouble
     return None, trouble or "its direct_url.json is damaged"
 
