@@ -34,7 +34,7 @@ async def realise(
     """Make a lock's environment exist on a session's host. See `Session.realise`."""
     began = time.monotonic()
     here = isinstance(session.host, Local)
-    request = await _request(session, lock, here=here, online=online)
+    request = _request(lock, here=here, online=online)
     if here:
         request["environment"] = dict(environment)
     for _ in range(_ROUNDS):
@@ -67,13 +67,7 @@ async def realise(
     )
 
 
-async def _request(session: Session, lock: Lock, *, here: bool, online: bool) -> dict[str, Any]:
-    if here:
-        from envsync.uv import find_uv
-
-        uv = {"path": str(await asyncio.to_thread(find_uv))}
-    else:
-        uv = {"digest": await session.supply.uv(lock.target)}
+def _request(lock: Lock, *, here: bool, online: bool) -> dict[str, Any]:
     return {
         "digest": lock.digest,
         "python": lock.target.python,
@@ -89,7 +83,7 @@ async def _request(session: Session, lock: Lock, *, here: bool, online: bool) ->
             }
             for artifact in lock.artifacts()
         ],
-        "uv": uv,
+        "uv": None,  # which one, is asked when the agent says that it needs one
         "online": online,
         "own_uv_cache": here,
         "environment": {},
@@ -100,12 +94,14 @@ async def _give(
     session: Session,
     lock: Lock,
     answer: Mapping[str, Any],
-    request: Mapping[str, Any],
+    request: dict[str, Any],
     hooks: Hooks,
     fetch: Callable[[Collection[str]], Awaitable[None]] | None,
 ) -> None:
-    """Send what the agent said is lacking."""
+    """Send what the agent said is lacking, all in one go, and name the uv to use."""
     supply = session.supply
+    digests: dict[str, str] = {}  # and what each is
+    archive = None
     if answer["python"]:
         archive = await supply.interpreter(lock.target)
         if archive.version.split(".")[:2] != lock.target.python.split(".")[:2]:
@@ -114,8 +110,14 @@ async def _give(
                 where=session.host.name,
                 hint="Install that Python there, or run envsync with the Python that the lock is for.",
             )
-        await session.send([archive.digest], what=f"Python {archive.version}")
-        await session.request("unpack_python", version=archive.version, digest=archive.digest)
+        digests[archive.digest] = f"Python {archive.version}"
+    if answer["uv"] and request["own_uv_cache"]:
+        from envsync.uv import find_uv
+
+        request["uv"] = {"path": str(await asyncio.to_thread(find_uv))}
+    elif answer["uv"]:
+        request["uv"] = {"digest": await supply.uv(lock.target)}
+        digests[request["uv"]["digest"]] = "uv"
     lacking = set(answer["lacking"])
     if lacking:
         absent = lacking - await asyncio.to_thread(supply.store.has, lacking)
@@ -125,6 +127,8 @@ async def _give(
             from envsync.collect import collect
 
             await collect(lock, supply.store, supply.settings, only=absent, hooks=hooks)
-        await session.send(lacking, what="wheels")
-    if answer["uv"]:
-        await session.send([request["uv"]["digest"]], what="uv")
+        digests |= dict.fromkeys(lacking, "wheels")
+    if digests:
+        await session.send(digests, what=", ".join(dict.fromkeys(digests.values())))
+    if archive is not None:
+        await session.request("unpack_python", version=archive.version, digest=archive.digest)

@@ -93,10 +93,18 @@ class Makes:
 
 
 @pytest.fixture
-async def makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Makes]:
+def uv_asked_for() -> list[Target]:
+    return []
+
+
+@pytest.fixture
+async def makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv_asked_for: list[Target]
+) -> AsyncIterator[Makes]:
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
 
     async def installed(self: Supply, target: Target, *, here: bool = False) -> str:
+        uv_asked_for.append(target)
         return self.store.put(Path(find_uv()))
 
     # The index is not asked for a static uv by these tests: the installed one runs here just as well.
@@ -135,6 +143,24 @@ async def test_made_once_then_found_and_checked(makes: Makes) -> None:
     assert found.report == made.report
     assert await session.report(found) == made.report
     assert litter(makes.cache) == []
+
+
+async def test_uv_is_asked_for_only_where_it_is_needed(makes: Makes, uv_asked_for: list[Target]) -> None:
+    """It comes from the index: a host that has the environment must not need that."""
+    lock = makes.lock(makes.artifact("alpha"))
+    host = Elsewhere({"UV_CACHE_DIR": None})
+    await (await makes.session(host)).realise(lock)
+    assert len(uv_asked_for) == 1
+    assert (
+        len([command for command in host.commands if " receive " in command]) == 1
+    )  # uv and wheels in one go
+    await (await makes.session(host)).realise(lock)
+    await (await makes.session(Local())).realise(lock)
+    assert len(uv_asked_for) == 1
+    another = makes.lock(makes.artifact("alpha"), makes.artifact("beta"))
+    await (await makes.session(host)).realise(another)
+    assert len(uv_asked_for) == 2
+    assert len([command for command in host.commands if " receive " in command]) == 2  # beta alone
 
 
 async def test_what_the_agent_reports_is_what_a_scan_in_it_sees(makes: Makes) -> None:

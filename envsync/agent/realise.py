@@ -37,8 +37,9 @@ def realise(cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]
     emit : callable
         Told the steps.
     request : mapping
-        ``digest`` (the lock's), ``python``, ``implementation``, ``artifacts``, ``uv`` (``{"path"}`` or
-        ``{"digest"}``), ``online``, ``own_uv_cache``, ``environment`` (for uv), ``hints`` (interpreters).
+        ``digest`` (the lock's), ``python``, ``implementation``, ``artifacts``, ``uv`` (``{"path"}``,
+        ``{"digest"}``, or None to be asked for one), ``online``, ``own_uv_cache``, ``environment`` (for uv),
+        ``hints`` (interpreters).
 
     Returns
     -------
@@ -269,7 +270,9 @@ class _Build:
         return path
 
     def _uv(self) -> str | None:
-        asked = self.request["uv"]
+        asked = self.request.get("uv")
+        if not asked:
+            return None
         if "path" in asked:
             return str(asked["path"])
         digest = checked_digest(asked["digest"])
