@@ -1,0 +1,222 @@
+"""A cluster on bare SSH hosts: no Python, no packages, no open ports but sshd's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from envsync.errors import ConnectError
+from envsync.plugins.compare import CORE
+from envsync.runner import SSH, SyncedCluster
+from envsync.uv import find_uv
+from tests.lab.machines import Lab, Machine
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def hosts(lab: Lab) -> Iterator[list[Machine]]:
+    machines = [lab.host("bare") for _ in range(3)]
+    yield machines
+    for each in machines:
+        if each.alive:
+            each.kill()
+
+
+@pytest.fixture
+def ssh(lab: Lab, hosts: list[Machine]) -> Any:
+    def backend(*names: str, **more: Any) -> SSH:
+        named = names or tuple(machine.name for machine in hosts)
+        return SSH(named, config=lab.config, identities=lab.key, **more)
+
+    return backend
+
+
+@pytest.fixture
+def keywords(small_lock: Path) -> dict[str, Any]:
+    return {"env": small_lock, "n_workers": 3, "threads_per_worker": 1, "asynchronous": True}
+
+
+async def test_three_bare_hosts(ssh, keywords, hosts, tmp_path):
+    async with (
+        SyncedCluster(ssh(), **keywords) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        first = hosts[0]
+        assert re.fullmatch(rf"tls://{re.escape(first.address)}:\d+", cluster.scheduler_address)
+        assert set(cluster.workers) == {f"{machine.name}-0" for machine in hosts}
+        where = await client.run(lambda: (os.uname().nodename, sys.prefix))
+        assert {name for name, _ in where.values()} == {machine.name for machine in hosts}
+        assert {prefix.rpartition("/")[0] for _, prefix in where.values()} == {"/root/.cache/envsync/envs"}
+        assert all(address.startswith("tls://") for address in where)
+        assert await client.submit(sum, [1, 2]) == 3
+
+        # the dashboard is on the host's loopback, and one link away
+        assert cluster.dashboard_link.startswith("http://127.0.0.1:")
+        link = cluster.dashboard_link.replace("/status", "/health")
+        assert await asyncio.to_thread(lambda: urllib.request.urlopen(link).read()) == b"ok"
+        listening = first.exec("ss", "-tlnH").decode()
+        assert not re.search(rf"(0\.0\.0\.0|\*|{re.escape(first.address)}):8787", listening)
+
+        verification = await cluster.verify()
+        assert verification.ok
+        assert verification.summary().startswith("1 scheduler, 3 workers and 1 client")
+
+        for machine in hosts:
+            modes = machine.exec("find", "/root/.cache/envsync/runs", "-name", "*.pem", "-printf", "%m\n")
+            assert set(modes.decode().split()) == {"600"}
+
+        await cluster.scale(5)
+        await client.wait_for_workers(5, timeout=60)
+        await until(lambda: len(cluster.workers) == 5)
+        assert {f"{machine.name}-1" for machine in hosts[:2]} < set(cluster.workers)
+        await cluster.scale(2)
+        await until(lambda: len(cluster.workers) == 2)
+        assert len({name.rpartition("-")[0] for name in cluster.workers}) == 2
+    await no_survivors(hosts, 5)
+
+
+async def test_the_layout_is_from_the_probe(ssh, keywords, hosts):
+    del keywords["n_workers"], keywords["threads_per_worker"]
+    async with SyncedCluster(ssh(hosts[1].name), **keywords, threads_per_worker=100) as cluster:
+        [info] = cluster.scheduler_info["workers"].values()
+        assert info["nthreads"] == 100
+        assert info["name"] == f"{hosts[1].name}-0"
+        assert info["memory_limit"] == cluster.places[0].session.facts["memory"]
+    await no_survivors(hosts, 5)
+
+
+async def test_a_scheduler_on_a_host_of_its_own(ssh, keywords, hosts):
+    backend = ssh(hosts[1].name, hosts[2].name, scheduler=hosts[0].name)
+    async with SyncedCluster(backend, **{**keywords, "n_workers": 2}) as cluster:
+        assert cluster.scheduler_address.startswith(f"tls://{hosts[0].address}:")
+        assert set(cluster.workers) == {f"{machine.name}-0" for machine in hosts[1:]}
+    await no_survivors(hosts, 5)
+
+
+async def test_blocked_ports_are_tunnelled_to(ssh, keywords, hosts, lab):
+    for machine in hosts:
+        machine.block(source=lab.gateway)
+    try:
+        async with (
+            SyncedCluster(ssh(), **keywords, dashboard_address="0.0.0.0:0") as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+            assert await client.submit(sum, [1, 2]) == 3
+            assert len(await client.run(os.getpid)) == 3
+            link = cluster.dashboard_link.replace("/status", "/health")
+            assert link.startswith("http://127.0.0.1:")
+            assert await asyncio.to_thread(lambda: urllib.request.urlopen(link).read()) == b"ok"
+            assert (await cluster.verify()).ok
+    finally:
+        for machine in hosts:
+            machine.unblock()
+    await no_survivors(hosts, 5)
+
+
+async def test_the_client_killed_leaves_no_survivor(small_lock, hosts, lab):
+    script = (
+        "import sys, time\n"
+        "if __name__ == '__main__':\n"
+        "    from envsync.runner import SSH, SyncedCluster\n"
+        "    cluster = SyncedCluster(SSH(sys.argv[2:], grace=3), env=sys.argv[1], n_workers=3,\n"
+        "                            threads_per_worker=1)\n"
+        "    client = cluster.get_client()\n"
+        "    busy = client.map(time.sleep, [600, 600, 600], pure=False)\n"
+        "    print('up', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    client = subprocess.Popen(
+        [sys.executable, "-c", script, str(small_lock), *(machine.name for machine in hosts)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HOME": str(lab.home)},
+    )
+    try:
+        assert await asyncio.to_thread(client.stdout.readline) == "up\n"
+        assert all(len(machine.processes()) >= 3 for machine in hosts)
+    finally:
+        client.kill()
+        client.wait()
+    await no_survivors(hosts, 15)
+
+
+async def test_a_host_that_is_lost_takes_only_its_workers(ssh, keywords, hosts, lab):
+    doomed = lab.host("bare")
+    backend = ssh(hosts[0].name, doomed.name)
+    async with (
+        SyncedCluster(backend, **{**keywords, "n_workers": 2}) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        doomed.kill()
+        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-0"}, 40)
+        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 20) == 3
+        # what comes next goes to the host that is left
+        await cluster.scale(2)
+        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-{seat}" for seat in (0, 1)}, 40)
+    await no_survivors(hosts, 5)
+
+
+async def test_one_host_that_is_not_there_stops_the_start(ssh, keywords, hosts):
+    with pytest.raises(ConnectError, match="no-such-host"):
+        async with SyncedCluster(ssh(hosts[0].name, "no-such-host.invalid"), **keywords):
+            pass
+    await no_survivors(hosts, 5)
+
+
+async def test_a_worker_added_by_hand_with_another_version_is_refused(ssh, keywords, hosts, lab, tmp_path):
+    other = tmp_path / "other"
+    uv = str(find_uv())
+    pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(other)], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "-p", str(other), *pins, "partd==1.4.1"], check=True)
+    laptop = lab.host("here")
+    async with (
+        SyncedCluster(ssh(hosts[0].name), **{**keywords, "n_workers": 0}, security=False) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        queued = client.map(lambda x: x, range(10))
+        command = [str(other / "bin/dask"), "worker", cluster.scheduler_address, "--name", "by-hand"]
+        # ends by itself: its nanny is closed with it
+        await asyncio.to_thread(laptop.exec, "timeout", "60", *command)
+        state = await client.scheduler.envsync_state()
+        [refused] = state["refused"]
+        assert refused["name"] == "by-hand"
+        assert {one["subject"] for one in refused["differences"] if one["severity"] == "error"} == {"partd"}
+        assert {future.status for future in queued} == {"pending"}
+        await cluster.scale(1)
+        assert await asyncio.wait_for(client.gather(queued), 60) == list(range(10))
+    laptop.kill()
+    await no_survivors(hosts, 5)
+
+
+async def no_survivors(machines: list[Machine], seconds: float) -> None:
+    """Wait until no machine runs anything but sshd."""
+    left: dict[str, Any] = {}
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        left = {machine.name: machine.processes() for machine in machines if machine.alive}
+        if not any(left.values()):
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"still there after {seconds} s: {left}")
+
+
+async def until(true: Any, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
