@@ -100,3 +100,21 @@ def test_a_host_with_another_python(envsync: Run, machine: Callable[..., Machine
     found = {one["subject"]: one for one in json.loads(done.stdout)["differences"]}
     assert found["dask"]["kind"] == "missing"
     assert envsync("diff", ".", f"ssh://{host.name}/no/such/python").returncode == 2
+
+
+def test_the_ssh_example(lab: Lab, machine: Callable[..., Machine], tmp_path: Path) -> None:
+    hosts = [machine("bare"), machine("bare")]
+    example = Path(__file__).parent.parent / "examples" / "ssh_cluster.py"
+    names = ",".join(host.name for host in hosts)
+    done = subprocess.run(
+        [sys.executable, example],
+        cwd=tmp_path,
+        env={**os.environ, "HOME": str(lab.home), "ENVSYNC_EXAMPLE_HOSTS": names},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for host in hosts:
+        assert f"on {host.name}" in done.stdout
+    assert "sum       499500" in done.stdout
