@@ -1,0 +1,193 @@
+"""Comparing the processes of running clusters, whoever started them, with what is wanted."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client, LocalCluster, Security
+
+from envsync.errors import MismatchError
+from envsync.plugins.compare import CORE, Difference
+from envsync.plugins.gate import look
+from envsync.runner.verify import Checked, Verification, table, verify, verify_async
+from envsync.uv import find_uv
+
+
+def difference(process: str, subject: str = "pandas", severity: str = "error", **more: Any) -> Difference:
+    values = {"kind": "version", "left": "2.2.3", "right": "2.1.0", "advice": "envsync push it again"}
+    return Difference(severity=severity, subject=subject, process=process, **{**values, **more})
+
+
+def workers(number: int, *found: str) -> list[Checked]:
+    return [
+        Checked(
+            kind="worker",
+            process=f"worker {index}",
+            differences=tuple(difference(f"worker {index}", one, where=f"node{index}") for one in found),
+        )
+        for index in range(number)
+    ]
+
+
+SCHEDULER = Checked(kind="scheduler", process="scheduler")
+
+
+def test_equal_is_one_sentence():
+    assert str(Verification(processes=(SCHEDULER, *workers(2)))) == "1 scheduler and 2 workers: all as wanted"
+
+
+def test_identical_differences_of_many_workers_are_one_row():
+    verification = Verification(processes=(SCHEDULER, *workers(8, "pandas")))
+    assert not verification.ok
+    assert verification.rows() == [
+        ("error", "8 of 8 workers", "pandas", "2.2.3", "2.1.0", "envsync push it again")
+    ]
+    lines = str(verification).splitlines()
+    assert lines[0].split() == ["severity", "where", "subject", "wanted", "there", "next", "step"]
+    assert re.split(r"  +", lines[1]) == list(verification.rows()[0])
+    assert lines[2] == "1 scheduler and 8 workers: not as wanted (1 error)"
+    # in columns
+    assert lines[0].index("subject") == lines[1].index("pandas")
+
+
+def test_few_workers_are_named_with_their_hosts():
+    mixed = (SCHEDULER, *workers(2, "pandas"), *workers(6))
+    [row] = Verification(processes=mixed).rows()
+    assert row[1] == "worker 0 on node0, worker 1 on node1"
+
+
+def test_worst_first_and_notes_are_no_fault():
+    one = Checked(
+        kind="worker",
+        process="worker 0",
+        differences=(difference("worker 0", "zlib", "note"), difference("worker 0", "dask", "fatal")),
+    )
+    assert [row[0] for row in Verification(processes=(one,)).rows()] == ["fatal", "note"]
+    noted = Checked(kind="worker", process="worker 0", differences=one.differences[:1])
+    assert Verification(processes=(noted,)).ok
+    assert Verification(processes=(noted,)).summary() == "1 worker: usable (1 note)"
+
+
+def test_a_process_that_could_not_be_looked_at_is_a_fault():
+    silent = Checked(kind="worker", process="worker 0", trouble="OSError: no route")
+    verification = Verification(processes=(silent,))
+    assert not verification.ok
+    assert "OSError: no route" in str(verification)
+
+
+def test_long_cells_are_wrapped_within_the_width():
+    rows = [("error", "worker 0", "a" * 80, "1", "2", "do this, " * 30)]
+    lines = table(rows, width=120).splitlines()
+    assert max(map(len, lines)) <= 120
+    first = lines[0].index("subject")
+    assert "".join(line[first : first + 34].strip() for line in lines[1:]) == "a" * 80
+
+
+def test_forms():
+    verification = Verification(processes=(SCHEDULER, *workers(1, "<b>")), wanted="lock")
+    assert "&lt;b&gt;" in verification._repr_html_()
+    assert "<b>" not in verification._repr_html_()
+    data = verification.to_dict()
+    assert data["ok"] is False
+    assert data["processes"][1]["differences"][0]["subject"] == "<b>"
+    assert verification.differences[0].where == "node0"
+
+
+@pytest.fixture(scope="module")
+def own() -> dict[str, Any]:
+    """What this environment is, without what this process has imported."""
+    report = look("wanted")
+    report.pop("imported")
+    return report
+
+
+async def test_a_cluster_that_we_did_not_start(own):
+    async with (
+        LocalCluster(n_workers=2, threads_per_worker=1, asynchronous=True, dashboard_address=":0") as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        for target in (cluster, client):
+            verification = await verify(target, wanted=own)
+            assert verification.ok, str(verification)
+            assert [one.kind for one in verification.processes] == ["scheduler", "worker", "worker", "client"]
+
+        # without anything to compare with, it is this process's environment
+        assert (await verify(client)).ok
+        more = {**own, "distributions": [*own["distributions"], {"name": "numpy", "version": "2.0"}]}
+        with pytest.raises(MismatchError, match="numpy") as caught:
+            await verify_async(client, wanted=more)
+        assert {one.process for one in caught.value.differences if one.subject == "numpy"} == {
+            "scheduler",
+            "worker 0",
+            "worker 1",
+            "client",
+        }
+        with pytest.warns(UserWarning, match="numpy"):
+            await verify_async(client, wanted=more, on_mismatch="warn")
+        with pytest.raises(ValueError, match="on_mismatch"):
+            await verify_async(client, on_mismatch="perhaps")
+
+        # another Python could not even load what looks
+        other = {**own, "interpreter": {**own["interpreter"], "version": "3.9.1"}}
+        verification = await verify_async(client, wanted=other, on_mismatch="ignore")
+        assert {(one.kind, one.left) for one in verification.differences if one.severity == "fatal"} == {
+            ("python", "3.9.1")
+        }
+
+
+def test_by_address_with_certificates(own):
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, security=True, dashboard_address=":0", processes=True
+    ) as cluster:
+        assert isinstance(cluster.security, Security)
+        verification = verify(cluster.scheduler_address, security=cluster.security, wanted=own)
+        assert verification.ok, str(verification)
+        with Client(cluster) as client:
+            assert verify(client, wanted=own).ok
+
+
+@contextmanager
+def scheduler(prefix: Path, *arguments: str) -> Iterator[str]:
+    """Run a scheduler of another environment, as somebody would by hand."""
+    file = prefix / "scheduler.json"
+    command = [str(prefix / "bin/dask"), "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    process = subprocess.Popen(
+        [*command, "--scheduler-file", str(file), *arguments], stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not file.exists() or not file.read_text():
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield json.loads(file.read_text())["address"]
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_lacks_what_the_client_has(tmp_path, own):
+    prefix, uv = tmp_path / "other", str(find_uv())
+    pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
+    subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(prefix)], check=True)
+    subprocess.run([uv, "pip", "install", "-q", "-p", str(prefix), *pins, "partd==1.4.1"], check=True)
+    with scheduler(prefix) as address:
+        found = verify(address, wanted=own, on_mismatch="ignore")
+        assert not found.ok
+        rows = {row[2]: row for row in found.rows()}
+        assert rows["pytest"][:2] == ("error", f"scheduler on {found.processes[0].differences[0].where}")
+        assert rows["pytest"][3:5] == (version("pytest"), "-")
+        assert rows["partd"][3:5] == (version("partd"), "1.4.1")
+        assert rows["partd"][0] == "error"
+        assert "dask" not in rows
