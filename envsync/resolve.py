@@ -228,7 +228,15 @@ def _own_kind(job: _Job) -> list[Artifact] | None:
         if not one.filename and not _own_files(job, pins[name], artifacts, "the index has no wheel of it"):
             return None
     chosen = [one for one in found.values() if one.filename]
-    return artifacts + _artifacts(job, chosen, question)
+    other = [one for one in chosen if _another_build(job, pins[one.name], one)]
+    for one in other:
+        distribution = pins[one.name]
+        artifacts.append(job.local_wheel(distribution))
+        what = (
+            f"{distribution.name} {distribution.version}: {one.filename} is another build than is installed"
+        )
+        job.hooks.note("here", f"{what}; its installed files are used")
+    return artifacts + _artifacts(job, [one for one in chosen if one not in other], question)
 
 
 def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact], why: str) -> bool:
@@ -405,7 +413,16 @@ def _pin(distribution: Distribution) -> str:
     return f"{distribution.name}=={distribution.version}"
 
 
-def _same_build(distribution: Distribution, artifact: Artifact) -> bool:
+def _another_build(job: _Job, distribution: Distribution, found: Found) -> bool:
+    """Whether uv chose another file than was installed, although that one runs on the target too.
+
+    So it is where another index comes first, or where a better match was uploaded since.
+    """
+    runs = job.target.covers(job.snapshot.target) and bool(distribution.tags)
+    return runs and not _same_build(distribution, found)
+
+
+def _same_build(distribution: Distribution, artifact: Artifact | Found) -> bool:
     """Whether the locked wheel is the build that is installed: its files can be compared by their hashes."""
     if not _same_version(artifact.version, distribution.version):
         return False

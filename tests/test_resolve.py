@@ -431,3 +431,26 @@ def test_an_index_that_is_not_reached(
     settings = plain_settings(bench.root, UV_DEFAULT_INDEX="http://127.0.0.1:9/simple")
     with pytest.raises(ToolError, match=r"127\.0\.0\.1:9"):
         bench.lock(shared, settings=settings)
+
+
+def test_another_build_than_is_installed_is_not_taken(bench: Bench, tmp_path: Path) -> None:
+    minor = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    write_wheel(tmp_path / "index", "fast", "1.0", tag="py3-none-any", body="made = 'first'\n")
+    with IndexServer(tmp_path / "index") as server:
+        snapshot = bench.environment("--default-index", server.url, "fast")
+        better = write_wheel(
+            tmp_path / "index",
+            "fast",
+            "1.0",
+            tag=f"{minor}-{minor}-manylinux_2_17_x86_64",
+            body="made = 'later'\n",
+        )
+        lock = local_index(bench, server).lock(snapshot)
+        (fast,) = lock.artifacts()
+        assert fast.filename == "fast-1.0-py3-none-any.whl"
+        assert lock.records["fast"] == snapshot.distribution("fast").record  # type: ignore[union-attr]
+        assert any(better.name in note for note in bench.hooks.notes)
+        # on an older libc than this one the installed files may not run: there the index decides
+        old = replace(snapshot.target, libc=("glibc", "2.17"))
+        (fast,) = local_index(bench, server).lock(snapshot, old).artifacts()
+        assert fast.filename == better.name
