@@ -339,5 +339,5 @@ async def test_processes_close_gracefully(start, how):
         else:
             one.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(one.wait) == 0
-    assert "Closing Nanny" in second.log
-    assert "Closing scheduler" in first.log
+    assert "envsync-told-to-end" in second.log
+    assert "envsync-told-to-end" in first.log
