@@ -98,8 +98,8 @@ def test_the_running_interpreter_is_seen_as_a_run_of_it_sees_itself(tmp_path: Pa
     here = capture()
     there = capture(sys.executable)
     assert here.interpreter == there.interpreter
-    pick = lambda snapshot: {(one.name, one.version, one.record) for one in snapshot.winners}  # noqa: E731
-    assert pick(here) == pick(there)
+    mine, theirs = ({(one.name, one.version, one.record) for one in each.winners} for each in (here, there))
+    assert mine == theirs
     assert here.digest == there.digest
     assert Snapshot.from_dict(json.loads(json.dumps(here.to_dict()))) == here
 

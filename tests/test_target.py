@@ -21,7 +21,7 @@ def test_the_running_interpreter_is_described_as_packaging_sees_it() -> None:
     seen = packaging.markers.default_environment()
     made = current.marker_environment()
     for key in ("python_version", "python_full_version", "sys_platform", "platform_machine", "os_name"):
-        assert made[key] == seen[key]  # type: ignore[literal-required]
+        assert made[key] == seen[key]
 
 
 def test_tags_go_from_the_newest_libc_to_the_oldest_and_stop_at_the_hosts() -> None:
