@@ -27,6 +27,7 @@ from envsync.supply import Supply
 from envsync.target import Target
 from tests.index_server import write_wheel
 from tests.lab.machines import Lab, Machine, Process
+from tests.small import lock_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -35,13 +36,13 @@ Machines = Callable[..., Machine]
 
 
 @pytest.fixture
-async def opens(lab: Lab, tmp_path: Path) -> AsyncIterator[Open]:
+async def opens(lab: Lab, machine: Machines) -> AsyncIterator[Open]:  # sessions end before machines
     # The interpreter and the static uv are the same in every test: the real cache keeps them.
     async with AsyncExitStack() as stack:
 
-        async def open_it(machine: Machine, *, grace: float = 10.0, cache: str | None = None) -> Session:
+        async def open_it(at: Machine, *, grace: float = 10.0, cache: str | None = None) -> Session:
             host = await stack.enter_async_context(
-                parse_host(machine.name, SSHOptions(config=(lab.config,), identities=(lab.key,)))
+                parse_host(at.name, SSHOptions(config=(lab.config,), identities=(lab.key,)))
             )
             supply = Supply(default_store(), read_settings())
             return await stack.enter_async_context(
@@ -82,6 +83,34 @@ async def test_nothing_there_but_a_shell(opens: Open, machine: Machines, tmp_pat
     assert not found.created
     assert found.report == made.report
     assert time.monotonic() - began < 5
+
+
+NO_CXX = "rm /usr/lib/*-linux-gnu/libstdc++.so.6* /usr/lib/*-linux-gnu/libgcc_s.so.1; ldconfig"
+LOADED = """
+import numpy, os
+numpy.linalg.inv(numpy.eye(3))
+lines = open("/proc/self/maps").read().split()
+print(*sorted({os.path.dirname(word) for word in lines if "/libstdc++.so" in word}))
+"""
+
+
+@pytest.mark.parametrize("lacks", [True, False])
+async def test_libraries_that_every_wheel_expects(
+    opens: Open, machine: Machines, tmp_path: Path, lacks: bool
+) -> None:
+    """numpy needs libstdc++: the host's own, and the one that came with the interpreter where it has none."""
+    bare = machine("bare")
+    if lacks:
+        bare.exec("sh", "-c", NO_CXX)
+    session = await opens(bare)
+    lock = Lock.read(lock_of(tmp_path, ["numpy==2.2.6"]))
+    made = await session.realise(lock)
+    remote = await session.spawn("w", [made.python, "-c", LOADED], cluster="c")
+    assert await remote.wait() == 0, remote.tail()
+    (place,) = remote.tail()[0].split()
+    assert place.startswith("/root/.cache/envsync/pythons/") == lacks
+    assert place.startswith("/usr/lib") != lacks
+    assert (await (await opens(bare)).realise(lock)).report == made.report
 
 
 async def test_the_hosts_own_python_is_used(opens: Open, machine: Machines) -> None:

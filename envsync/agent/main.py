@@ -1,4 +1,4 @@
-"""The agent's command line: ``python agent.pyz serve|receive|process|scan``."""
+"""The agent's command line: ``python agent.pyz serve|receive|process|scan|supplement``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def main(argv: list[str]) -> int:
     Parameters
     ----------
     argv : list of str
-        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG`` or
-        ``scan [--no-records]``.
+        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
+        ``scan [--no-records]`` or ``supplement PYTHON``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -44,5 +44,10 @@ def main(argv: list[str]) -> int:
 
         sys.stdout.write(json.dumps(scan(records="--no-records" not in rest)) + "\n")
         return 0
-    sys.stderr.write("usage: agent.pyz serve|receive|process|scan ...\n")
+    if verb == "supplement":
+        from .pythons import supplement
+
+        supplement(rest[0])
+        return 0
+    sys.stderr.write("usage: agent.pyz serve|receive|process|scan|supplement ...\n")
     return 2

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator
 
 from .layout import Cache, fresh
 
-__all__ = ["choose", "find", "look"]
+__all__ = ["choose", "find", "look", "supplement"]
 
 Python = Dict[str, Any]
 
 _MINORS = tuple(range(8, 21))
+_BUNDLE = Path("lib/envsync")  # of a shipped interpreter: libraries that it looks for
 _HOMES = (
     "/usr/local/bin",
     "/usr/bin",
@@ -121,6 +124,43 @@ def choose(pythons: Iterable[Python], version: str, implementation: str) -> Pyth
         p for p in fit if p["version"].split(".")[:2] == minor and p["version"].replace(".", "").isdigit()
     ]
     return max(same, key=lambda p: [int(part) for part in p["version"].split(".")], default=None)
+
+
+def supplement(executable: str) -> None:
+    """Give a shipped interpreter, of its spare libraries, those that this host lacks.
+
+    Wheels expect libstdc++ and libgcc_s of every system; one that has its own is to use that. Hosts
+    that share a file system may differ, so each looks for itself.
+
+    Parameters
+    ----------
+    executable : str
+        An interpreter of this host, shipped or not.
+    """
+    root = Path(os.path.realpath(executable)).parent.parent
+    spares = sorted((root / _BUNDLE / "spare").glob("*.so*"))  # libgcc_s first: the other one needs it
+    if not spares:
+        return
+    if Path(os.path.realpath(sys.executable)).parent.parent != root:
+        # What an interpreter finds depends on where it looks: only that one can tell.
+        command = [executable, "-I", "-S", sys.argv[0], "supplement", executable]
+        with contextlib.suppress(subprocess.SubprocessError):
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60, check=True
+            )
+        return
+    for spare in spares:
+        if not _loads(spare.name) and _loads(str(spare)):
+            with contextlib.suppress(FileNotFoundError):  # another agent did it
+                spare.rename(root / _BUNDLE / spare.name)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _candidates(cache: Cache, hints: Iterable[str]) -> Iterator[str]:

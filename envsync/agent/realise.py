@@ -14,7 +14,7 @@ from .blobs import link
 from .folderlock import FolderLock
 from .installing import Runner, explain, is_network, mismatched, pylock, reachable, uv_settings
 from .layout import Cache, Emit, Problem, checked_digest, disk_problem, fresh, remove, taken_back
-from .pythons import choose, find, look
+from .pythons import choose, find, look, supplement
 
 __all__ = ["realise", "report", "sweep", "unpack_python"]
 
@@ -140,6 +140,7 @@ def _existing(prefix: Path) -> dict[str, Any] | None:
     facts = _facts(prefix, prefix, interpreter)
     if _records(facts) != records:
         return None
+    supplement(interpreter["executable"])
     return _answer(prefix, facts, created=False, notes=state.get("notes", []))
 
 
@@ -191,6 +192,7 @@ class _Build:
     def _make(self, building: Path) -> dict[str, Any]:
         count = len(self.artifacts)
         self.emit({"event": "step", "text": f"installing {count} package{'' if count == 1 else 's'}"})
+        supplement(self.python["executable"])
         self._venv(building)
         problem = self._install(building)
         if problem is not None:
