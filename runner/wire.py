@@ -110,6 +110,8 @@ class Wire:
         finally:
             self._answers.pop(number, None)
             self._watchers.pop(number, None)
+            if answer.done() and not answer.cancelled():
+                answer.exception()  # looked at, also where sending failed first
 
     async def close(self, patience: float) -> None:
         """End the agent, and with it all that it started; silent if it is gone already.
@@ -177,7 +179,8 @@ class Wire:
 
     async def _live(self) -> None:
         """Send signs of life; give up on an agent that gives none."""
-        while True:
+        # The end is looked for, not only waited for: older Pythons' wait_for can swallow a cancellation.
+        while self.ended is None and not self._closing:
             await asyncio.sleep(self._beat)
             with contextlib.suppress(EnvsyncError):
                 await self._send({"do": "ping"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -280,6 +281,33 @@ async def test_agent_killed_its_processes_die_and_the_client_is_told(session: Se
         await session.spawn("w2", ["true"], cluster="c")
     with pytest.raises(AgentError):
         await remote.said(5)
+
+
+async def test_a_host_closed_before_its_session_keeps_nobody_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Local()
+    session = await Session.open(host, cache=str(tmp_path), supply=supply(tmp_path), grace=0.6)
+    await session.spawn("w", ["sleep", "300"], cluster="c")
+    await host.close()
+    began = time.monotonic()
+    while time.monotonic() < began + 0.5:  # some signs of life find nobody
+        await asyncio.sleep(0.05)
+    await asyncio.wait_for(session.close(), 2)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_a_session_is_closed_while_its_host_is(tmp_path: Path) -> None:
+    host = Local()
+    session = await Session.open(host, cache=str(tmp_path), supply=supply(tmp_path), grace=0.6)
+    await session.spawn("w", ["sh", "-c", "trap '' TERM; sleep 300; sleep 300"], cluster="c")
+    began = time.monotonic()
+    closing = asyncio.ensure_future(host.close())
+    await asyncio.sleep(0.3)
+    await session.close()
+    await closing
+    assert time.monotonic() - began < 10  # the agent gives the process 5
 
 
 async def test_term_to_the_agent_ends_it_in_order(session: Session) -> None:
