@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from benchmarks.timing import ROUNDS, Table
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- table -->", "<!-- /table -->"
-PARTS = {
+PARTS: dict[str, Callable[[], list[Table]]] = {
     "look": lambda: [look()],
     "lock": lambda: [lock()],
     "realise": realise,
@@ -47,8 +48,7 @@ def main() -> None:
     os.environ.pop("PIP_FIND_LINKS", None)
     text = [machine()]
     for name in options.parts or PARTS:
-        tables: list[Table] = PARTS[name]()
-        for table in tables:
+        for table in PARTS[name]():
             text.append(table.markdown())
             print(f"\n{text[-1]}", flush=True)
     print(f"\n{text[0]}")

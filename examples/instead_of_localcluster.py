@@ -13,7 +13,7 @@ def mean_of_squares(cluster_class: type[Any], **keywords: Any) -> float:
     """A library function that takes the class of the cluster, as many do."""
     with cluster_class(**keywords) as cluster, Client(cluster) as client:
         squares = client.map(lambda x: x * x, range(100))
-        return client.submit(lambda values: sum(values) / len(values), squares).result()
+        return float(client.submit(lambda values: sum(values) / len(values), squares).result())
 
 
 def main() -> None:

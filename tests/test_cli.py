@@ -45,7 +45,7 @@ def make_environment(prefix: Path, *wheels: Path) -> Path:
     uv = BIN / "uv"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, prefix], check=True)
     install = [uv, "pip", "install", "--quiet", "--offline", "--no-index", "--python", prefix]
-    subprocess.run([*install, *wheels], check=True)
+    subprocess.run([*map(str, install), *map(str, wheels)], check=True)
     return prefix
 
 
@@ -216,7 +216,7 @@ def test_diff_of_two_environments_as_json(envsync: Run, prefixes: dict[str, Path
 
 
 def test_a_reader_that_goes_away_is_no_error(prefixes: dict[str, Path], tmp_path: Path) -> None:
-    command = [BIN / "envsync", "snapshot", "--no-lock", "--json"]
+    command = [str(BIN / "envsync"), "snapshot", "--no-lock", "--json"]
     reader, writer = os.pipe()
     os.close(reader)
     process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
