@@ -129,10 +129,11 @@ class Lock:
     def report(self) -> dict[str, Any]:
         """Return what is wanted, in the form that comparisons take."""
         distributions = []
-        for package in self.pylock.packages:
-            entry: dict[str, Any] = {"name": str(package.name), "version": str(package.version)}
-            if package.name in self.records:
-                entry["record"] = self.records[package.name]
+        for artifact in self.artifacts():
+            entry: dict[str, Any] = {"name": artifact.name, "version": artifact.version}
+            entry["tags"] = _tags(artifact.filename)
+            if artifact.name in self.records:
+                entry["record"] = self.records[artifact.name]
             distributions.append(entry)
         return {
             "who": f"lock {self.name}",
@@ -394,6 +395,12 @@ def _read(text: str) -> Lock:
         raise LockError(f"[tool.envsync] is not as envsync writes it: {error}", hint=RELOCK) from error
     _check_edits(lock, _get(table, "digest", str), _get(table, "checks", dict))
     return lock
+
+
+def _tags(filename: str) -> list[str]:
+    """Write a wheel's compressed tags out, as the WHEEL file of what it installs does."""
+    pythons, abis, platforms = (part.split(".") for part in filename.removesuffix(".whl").split("-")[-3:])
+    return sorted("-".join(tag) for tag in itertools.product(pythons, abis, platforms))
 
 
 def _get(table: Mapping[str, Any], key: str, kind: type[Any]) -> Any:

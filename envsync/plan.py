@@ -57,6 +57,14 @@ def make_plan(snapshot: Snapshot) -> Plan:
             where=snapshot.interpreter.prefix,
             hint="Make the environment with venv or uv. A lock of its pip part alone would lack packages.",
         )
+    abi = snapshot.interpreter.soabi.split("-")[1:2]
+    if snapshot.interpreter.implementation == "cpython" and abi and not abi[0].isdigit():
+        raise UnsupportedError(
+            f"this is a special build of CPython, free-threaded or debug (its ABI is {abi[0]}), and this"
+            " envsync cannot lock for those yet",
+            where=snapshot.interpreter.prefix,
+            hint="Use a plain build of the same version.",
+        )
     pins: dict[str, Distribution] = {}
     local: dict[str, Distribution] = {}
     trees: dict[str, Distribution] = {}

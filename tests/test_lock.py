@@ -138,7 +138,9 @@ def test_credentials_and_queries_are_not_written() -> None:
 
 def test_report_is_what_is_wanted() -> None:
     report = full().report()
-    assert report["distributions"][0] == {"name": "alpha", "version": "1.0", "record": "a" * 64}
+    alpha = report["distributions"][0]
+    assert (alpha["name"], alpha["version"], alpha["record"]) == ("alpha", "1.0", "a" * 64)
+    assert alpha["tags"] == ["py3-none-any"]
     assert report["interpreter"] == {"implementation": "cpython", "version": "3.11.7"}
     assert report["platform"] == {"system": "linux", "machine": "x86_64", "libc": ["glibc", "2.36"]}
     assert report["trees"] == {"src": "d" * 64, "cwd": "e" * 64}

@@ -454,3 +454,9 @@ def test_another_build_than_is_installed_is_not_taken(bench: Bench, tmp_path: Pa
         old = replace(snapshot.target, libc=("glibc", "2.17"))
         (fast,) = local_index(bench, server).lock(snapshot, old).artifacts()
         assert fast.filename == better.name
+
+
+def test_special_builds_of_python_are_refused(bench: Bench, shared: Snapshot) -> None:
+    free_threaded = replace(shared.interpreter, soabi="cpython-313t-x86_64-linux-gnu")
+    with pytest.raises(UnsupportedError, match="free-threaded"):
+        bench.lock(replace(shared, interpreter=free_threaded))
