@@ -201,9 +201,9 @@ class _Job:
         newest = question.newest(name)
         known = f"Its wheels are {scope_of(files)}." if files else "The index has no wheel of it at all."
         other = (
-            f" {newest} has one; allow substitutes to lock that instead."
+            f" {newest} has one; allow substitutes to lock that instead (--allow-substitutes)."
             if newest and newest != version
-            else ""
+            else " Install a version that has one, publish one to your own index, or lock for such a machine."
         )
         return NoWheelError(
             f"{name} {version} has no wheel for {self.target.describe()}",

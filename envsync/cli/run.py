@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -84,6 +85,8 @@ def command(
         with watch() as hooks:
             from envsync.runner import SSH, SyncedCluster
 
+            if not current().verbose:  # that it closed without starting up: our error says it, and why
+                logging.getLogger("distributed.deploy.spec").setLevel(logging.ERROR)
             stack.enter_context(terminated_as_interrupted())
             place = SSH(names) if backend == "ssh" else None
             cluster = stack.enter_context(SyncedCluster(place, hooks=hooks, **keywords))
