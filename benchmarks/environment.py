@@ -39,12 +39,23 @@ def run(*arguments: str | os.PathLike[str], **environment: str) -> None:
     subprocess.run(arguments, check=True, env={**os.environ, **settings(), **environment})
 
 
+def _copy(source: Path) -> Path:
+    """Copy what git tracks: setuptools would leave its build folder in the checkout, and find it there again."""
+    shutil.rmtree(source, ignore_errors=True)
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
+    for name in filter(None, listing.decode().split("\0")):
+        if (ROOT / name).exists():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, source / name, follow_symlinks=False)
+    return source
+
+
 @functools.cache
 def prefix() -> Path:
     """Return the environment, made if it is not there or holds something else."""
     here = folder()
     shutil.rmtree(here / "dist", ignore_errors=True)
-    run(uv(), "build", "--quiet", "--wheel", "--out-dir", here / "dist", ROOT)
+    run(uv(), "build", "--quiet", "--wheel", "--out-dir", here / "dist", _copy(here / "source"))
     (wheel,) = (here / "dist").glob("*.whl")
     made = here / "environment"
     mark = made / "made-of"
