@@ -40,7 +40,7 @@ def run(*arguments: str | os.PathLike[str], **environment: str) -> None:
 
 
 def _copy(source: Path) -> Path:
-    """Copy what git tracks: setuptools would leave its build folder in the checkout, and find it there again."""
+    """Copy what git tracks: in the checkout setuptools would leave, and find again, a build folder."""
     shutil.rmtree(source, ignore_errors=True)
     listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True).stdout
     for name in filter(None, listing.decode().split("\0")):
