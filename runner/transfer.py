@@ -7,9 +7,12 @@ import io
 import json
 import shlex
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from envsync.errors import AgentError, EnvsyncError, HostError, UnfitHostError
+from envsync.runner.hosts.local import Local
+from envsync.runner.packing import packed
 from envsync.runner.wire import error_of
 
 if TYPE_CHECKING:
@@ -57,48 +60,65 @@ async def send(session: Session, digests: Sequence[str], *, what: str = "") -> N
     hooks.step(where, f"sending {what or 'files'}")
     channel = await session.host.start(agent_command(session.python, session.agent, "receive", session.cache))
     async with channel:
-        sending = asyncio.create_task(_write(channel, store, sizes, hooks, where))
+        pack = not isinstance(session.host, Local)  # through a pipe it would only take time
+        sending = asyncio.create_task(_write(channel, _frames(store, sizes, pack=pack), sizes, hooks, where))
         try:
             problem = await _answers(channel, set(digests), where)
         except BaseException:
             sending.cancel()
             raise
-        sending.cancel()
+        if problem is not None:
+            sending.cancel()
         result = (await asyncio.gather(sending, return_exceptions=True))[0]
         # What the client could not read, or what the host said, comes before a pipe that broke because of it.
         if isinstance(result, EnvsyncError) and not isinstance(result, HostError):
             raise result
         if problem is not None:
             raise problem
-    total = sum(sizes.values())
+    total = result if isinstance(result, int) else sum(sizes.values())
     hooks.done(where, f"sent {what or 'files'}: {len(sizes)}, {total / 1e6:.1f} MB", time.monotonic() - began)
 
 
-async def _write(channel: Channel, store: Store, sizes: dict[str, int], hooks: Hooks, where: str) -> None:
+async def _write(
+    channel: Channel, frames: Iterator[tuple[bytes, int]], sizes: dict[str, int], hooks: Hooks, where: str
+) -> int:
+    """Write the stream; return how many bytes of blobs went over."""
     done, total = 0, sum(sizes.values())
-    frames = _frames(store, sizes)
     try:
-        while chunk := await asyncio.to_thread(next, frames, b""):
+        while (piece := await asyncio.to_thread(next, frames, None)) is not None:
+            chunk, saved = piece
             await channel.write(chunk)
+            total -= saved
             done = min(done + len(chunk), total)
             hooks.progress(where, done, total, "B")
     finally:
         await channel.write_eof()
+    return total
 
 
-def _frames(store: Store, sizes: dict[str, int]) -> Iterator[bytes]:
-    """Yield the stream in pieces of about the same size, however small the blobs are."""
+def _frames(store: Store, sizes: dict[str, int], *, pack: bool) -> Iterator[tuple[bytes, int]]:
+    """Yield the stream in pieces of about the same size, however small the blobs are.
+
+    With each goes how many bytes packing saved since the piece before.
+    """
     buffer = io.BytesIO()
+    saved = 0
     for digest, size in sizes.items():
-        buffer.write(json.dumps({"digest": digest, "size": size}).encode() + b"\n")
-        with store.open(digest) as file:
+        frame: dict[str, Any] = {"digest": digest, "size": size}
+        with ExitStack() as stack:
+            file = stack.enter_context(store.open(digest))
+            if pack and (smaller := packed(store, digest, file, size)) is not None:
+                file = stack.enter_context(smaller[0])
+                frame["packed"] = smaller[1]
+                saved += size - smaller[1]
+            buffer.write(json.dumps(frame).encode() + b"\n")
             while data := file.read(_CHUNK):
                 buffer.write(data)
                 if buffer.tell() >= _CHUNK:
-                    yield buffer.getvalue()
-                    buffer = io.BytesIO()
+                    yield buffer.getvalue(), saved
+                    buffer, saved = io.BytesIO(), 0
     buffer.write(b'{"end": true}\n')
-    yield buffer.getvalue()
+    yield buffer.getvalue(), saved
 
 
 async def _answers(channel: Channel, expected: set[str], where: str) -> EnvsyncError | None:

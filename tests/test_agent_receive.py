@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -48,6 +49,26 @@ def test_blobs_arrive_and_are_answered(cache: Cache) -> None:
     assert lacking(cache, map(digest_of, blobs)) == []
     assert [cache.blob(digest_of(blob)).read_bytes() for blob in blobs] == blobs
     assert cache.blob(digest_of(b"one")).stat().st_mode & 0o777 == 0o600
+
+
+def test_packed_ones_are_checked_as_what_they_are(cache: Cache) -> None:
+    source = b"import os\n" * 300_000
+
+    def sent(body: bytes, digest: str) -> bytes:
+        head = {"digest": digest, "size": len(source), "packed": len(body)}
+        return json.dumps(head).encode() + b"\n" + body
+
+    good, other = zlib.compress(source, 1), zlib.compress(source + b"more", 1)
+    damaged = good[:50] + b"\xff" * 50 + good[100:]
+    absent = [digest_of(name) for name in (b"other", b"damaged", b"not packed at all")]
+    stream = sent(good, digest_of(source)) + sent(other, absent[0]) + sent(damaged, absent[1])
+    stream += sent(b"plain", absent[2]) + frame(b"behind") + END
+    status, answers = take(cache, stream)
+    assert status == 1
+    assert [list(answer) for answer in answers] == [["stored"], *[["error", "digest"]] * 3, ["stored"]]
+    assert cache.blob(digest_of(source)).read_bytes() == source
+    assert lacking(cache, absent) == absent
+    assert unfinished(cache) == []
 
 
 def test_a_wrong_one_is_named_and_the_others_arrive(cache: Cache) -> None:

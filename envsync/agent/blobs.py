@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 from shutil import copyfile
-from typing import Any, BinaryIO, Iterable
+from typing import Any, BinaryIO, Iterable, Iterator, Mapping
 
 from .layout import Cache, Problem, checked_digest, disk_problem, fresh, taken_back
 
@@ -24,10 +25,10 @@ def lacking(cache: Cache, digests: Iterable[str]) -> list[str]:
 def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
     """Store a stream of blobs.
 
-    A frame is a line ``{"digest": ..., "size": ...}`` and so many bytes; the line ``{"end": true}`` ends the
-    stream, and without it the stream was cut off. Each frame is answered by a line ``{"stored": digest}`` or
-    ``{"error": ...}``. A blob appears whole or not at all:
-    after a stream that broke, what is lacking is asked for again.
+    A frame is a line ``{"digest": ..., "size": ...}`` and so many bytes, or with ``"packed": n`` as many
+    bytes of a zlib stream; the line ``{"end": true}`` ends the stream, and without it the stream was cut off.
+    Each frame is answered by a line ``{"stored": digest}`` or ``{"error": ...}``. A blob appears whole or not
+    at all: after a stream that broke, what is lacking is asked for again.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
         if frame.get("end"):
             return status
         try:
-            answer = {"stored": _keep(cache, frame["digest"], int(frame["size"]), source)}
+            answer = {"stored": _keep(cache, frame["digest"], int(frame["size"]), _body(frame, source))}
         except Problem as problem:
             answer, status = {"error": problem.to_dict(), "digest": frame["digest"]}, 1
         except EOFError:
@@ -60,25 +61,26 @@ def receive(cache: Cache, source: BinaryIO, answers: BinaryIO) -> int:
         answers.flush()
 
 
-def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
-    left, problem = size, None
+def _keep(cache: Cache, digest: str, size: int, body: Iterator[bytes]) -> str:
+    written, problem = 0, None
     sha = hashlib.sha256()
     with taken_back(fresh(cache.blobs, ".unfinished-")) as part:
         try:
             target = cache.blob(checked_digest(digest))
             target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                while left:
-                    data = _some(source, left)
-                    left -= len(data)
+                for data in body:
+                    written += len(data)
+                    if written > size:
+                        break
                     sha.update(data)
                     file.write(data)
         except Problem as error:
             problem = error
         except OSError as error:
             problem = disk_problem(error, "what was sent could not be kept")
-        while left:  # the next frame starts behind this one, whatever happened to it
-            left -= len(_some(source, left))
+        for _ in body:  # the next frame starts behind this one, whatever happened to it
+            pass
         if problem is not None:
             raise problem
         if sha.hexdigest() != digest:
@@ -91,11 +93,21 @@ def _keep(cache: Cache, digest: str, size: int, source: BinaryIO) -> str:
     return digest
 
 
-def _some(source: BinaryIO, most: int) -> bytes:
-    data = source.read(min(_CHUNK, most))
-    if not data:
-        raise EOFError
-    return data
+def _body(frame: Mapping[str, Any], source: BinaryIO) -> Iterator[bytes]:
+    """Yield a frame's bytes, unpacked. At its end the stream stands behind the frame, whatever was in it."""
+    left = int(frame.get("packed", frame["size"]))
+    unpacker = zlib.decompressobj() if "packed" in frame else None
+    while left:
+        data = source.read(min(_CHUNK, left))
+        if not data:
+            raise EOFError
+        left -= len(data)
+        if unpacker is not None:
+            try:
+                data = unpacker.decompress(data)
+            except zlib.error:
+                data = b""  # the digest will tell
+        yield data
 
 
 def link(source: Path, target: Path) -> None:
