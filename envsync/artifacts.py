@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from packaging.version import Version
 from envsync.errors import LockError
 from envsync.indexes import without_credentials
 
-__all__ = ["RELOCK", "WHEELS_FOLDER", "Artifact", "Excluded", "Substitution", "TreeRef"]
+__all__ = ["RELOCK", "WHEELS_FOLDER", "Artifact", "Excluded", "Substitution", "TreeRef", "wheel_tags"]
 
 WHEELS_FOLDER = "envsync-wheels"
 RELOCK = "Locks are not edited by hand: make it again with: envsync snapshot"
@@ -169,3 +170,12 @@ def _shown(url: str | None) -> str | None:
 
 def _filename_of(url: str) -> str:
     return unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+
+
+def wheel_tags(filename: str) -> set[str]:
+    """Write the compressed tags of a wheel's file name out, as its WHEEL file does (PEP 425).
+
+    Quicker than `packaging.utils.parse_wheel_filename`, which checks what is known to be right here.
+    """
+    parts = [part.split(".") for part in filename.removesuffix(".whl").split("-")[-3:]]
+    return {"-".join(tag) for tag in itertools.product(*parts)}

@@ -26,7 +26,7 @@ from packaging.pylock import (
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from envsync.artifacts import RELOCK, WHEELS_FOLDER, Artifact, Excluded, Substitution, TreeRef
+from envsync.artifacts import RELOCK, WHEELS_FOLDER, Artifact, Excluded, Substitution, TreeRef, wheel_tags
 from envsync.errors import EnvsyncError, LockError, LockVersionError, StoreError
 from envsync.snapshot import CondaRecord
 from envsync.target import Target
@@ -131,7 +131,7 @@ class Lock:
         distributions = []
         for artifact in self.artifacts():
             entry: dict[str, Any] = {"name": artifact.name, "version": artifact.version}
-            entry["tags"] = _tags(artifact.filename)
+            entry["tags"] = sorted(wheel_tags(artifact.filename))
             if artifact.name in self.records:
                 entry["record"] = self.records[artifact.name]
             distributions.append(entry)
@@ -395,12 +395,6 @@ def _read(text: str) -> Lock:
         raise LockError(f"[tool.envsync] is not as envsync writes it: {error}", hint=RELOCK) from error
     _check_edits(lock, _get(table, "digest", str), _get(table, "checks", dict))
     return lock
-
-
-def _tags(filename: str) -> list[str]:
-    """Write a wheel's compressed tags out, as the WHEEL file of what it installs does."""
-    pythons, abis, platforms = (part.split(".") for part in filename.removesuffix(".whl").split("-")[-3:])
-    return sorted("-".join(tag) for tag in itertools.product(pythons, abis, platforms))
 
 
 def _get(table: Mapping[str, Any], key: str, kind: type[Any]) -> Any:

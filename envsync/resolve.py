@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
 from envsync import wheels
+from envsync.artifacts import wheel_tags
 from envsync.errors import NoWheelError, ResolveError, ToolError
 from envsync.hooks import Hooks
 from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution, TreeRef
@@ -155,6 +156,8 @@ class _Job:
             python=executable if found else sys.executable,
             version=there.python,
             platform="" if found and platform is here else uv_platform(platform),
+            target=platform,
+            installed={name: one.tags for name, one in self.plan.pins.items()},
         )
 
     def local_wheel(self, distribution: Distribution) -> Artifact:
@@ -426,9 +429,7 @@ def _same_build(distribution: Distribution, artifact: Artifact | Found) -> bool:
     """Whether the locked wheel is the build that is installed: its files can be compared by their hashes."""
     if not _same_version(artifact.version, distribution.version):
         return False
-    pythons, abis, platforms = artifact.filename.removesuffix(".whl").split("-")[-3:]
-    locked = {(p, a, f) for p in pythons.split(".") for a in abis.split(".") for f in platforms.split(".")}
-    return any(tuple(tag.split("-")) in locked for tag in distribution.tags)
+    return not wheel_tags(artifact.filename).isdisjoint(distribution.tags)
 
 
 def _same_version(one: str, other: str) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from envsync.artifacts import wheel_tags
 from envsync.errors import ResolveError, ToolError, UnsupportedError
 from envsync.indexes import without_credentials
 from envsync.uv import run_uv
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from envsync.indexes import IndexSettings
     from envsync.target import Target
+
+_Choice = Callable[[str, "Sequence[Mapping[str, Any]]"], "Mapping[str, Any]"]
 
 __all__ = ["Found", "Question", "culprits", "refused", "scope_of", "uv_platform"]
 
@@ -79,23 +82,27 @@ class Question:
         The Python version to resolve for.
     platform : str
         uv's name for the platform to resolve for; "" for this machine.
+    target : Target
+        What the best of several wheels is judged by.
+    installed : mapping of str to tuple of str
+        The tags of what is installed, by name: of several wheels, that build is meant.
     """
 
     settings: IndexSettings
     python: str
     version: str
     platform: str = ""
+    target: Target
+    installed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def pins(self, requirements: Iterable[str]) -> dict[str, Found]:
         """Look up exactly these, without what they require."""
-        return _read_answer(
-            run_uv([*self._args("pylock.toml"), "--no-deps", "-"], **self._input(requirements))
-        )
+        return self._read(run_uv([*self._args("pylock.toml"), "--no-deps", "-"], **self._input(requirements)))
 
     def closure(self, requirements: Iterable[str], constraints: Path) -> dict[str, Found]:
         """Resolve these and what they require, wheels only."""
         args = [*self._args("pylock.toml"), "--only-binary", ":all:", "--constraints", str(constraints), "-"]
-        return _read_answer(run_uv(args, **self._input(requirements)))
+        return self._read(run_uv(args, **self._input(requirements)))
 
     def indexes(self, found: Iterable[Found]) -> dict[str, str]:
         """Return the index that each package was found in.
@@ -138,10 +145,24 @@ class Question:
         """Return the newest version of a package that has a wheel, or ""."""
         args = [*self._args("pylock.toml"), "--no-deps", "--only-binary", ":all:", "-"]
         try:
-            found = _read_answer(run_uv(args, **self._input([name])))
+            found = self._read(run_uv(args, **self._input([name])))
         except ToolError:
             return ""
         return found[name].version if name in found else ""
+
+    def _read(self, text: str) -> dict[str, Found]:
+        return _read_answer(text, self._choose)
+
+    def _choose(self, name: str, wheels: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+        """Of several wheels that would do, return the installed build, else what installers like best."""
+        installed = set(self.installed.get(name, ()))
+        ranks = {str(tag): rank for rank, tag in enumerate(self.target.tags())}
+
+        def rank(wheel: Mapping[str, Any]) -> tuple[bool, int]:
+            tags = wheel_tags(_filename(wheel))
+            return not installed & tags, min(ranks.get(tag, len(ranks)) for tag in tags)
+
+        return min(wheels, key=rank)
 
     def _args(self, form: str, *, platform: bool = True) -> list[str]:
         args = ["pip", "compile", "--quiet", "--no-header", "--format", form, "--python", self.python]
@@ -160,7 +181,7 @@ def _filename(entry: Mapping[str, Any]) -> str:
     return str(named) if named else unquote((entry.get("url") or entry["path"]).rsplit("/", 1)[-1])
 
 
-def _read_answer(text: str) -> dict[str, Found]:
+def _read_answer(text: str, choose: _Choice) -> dict[str, Found]:
     """Read uv's lock. It is not checked against PEP 751 here: ours is, which is made of it."""
     packages = tomllib.loads(_UNUSED.sub("", text)).get("packages", [])
     found = {}
@@ -168,7 +189,8 @@ def _read_answer(text: str) -> dict[str, Found]:
         name = str(package["name"])
         if name in found:
             raise ResolveError(f"uv gave more than one {name}, so that nothing says which is meant")
-        entry = next(iter(package.get("wheels", ())), package.get("archive"))
+        wheels = package.get("wheels", ())
+        entry = choose(name, wheels) if len(wheels) > 1 else next(iter(wheels), package.get("archive"))
         if entry is None:
             found[name] = Found(name=name, version=str(package.get("version", "")))
             continue

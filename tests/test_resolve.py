@@ -435,7 +435,7 @@ def test_an_index_that_is_not_reached(
 
 def test_another_build_than_is_installed_is_not_taken(bench: Bench, tmp_path: Path) -> None:
     minor = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    write_wheel(tmp_path / "index", "fast", "1.0", tag="py3-none-any", body="made = 'first'\n")
+    first = write_wheel(tmp_path / "index", "fast", "1.0", tag="py3-none-any", body="made = 'first'\n")
     with IndexServer(tmp_path / "index") as server:
         snapshot = bench.environment("--default-index", server.url, "fast")
         better = write_wheel(
@@ -445,6 +445,7 @@ def test_another_build_than_is_installed_is_not_taken(bench: Bench, tmp_path: Pa
             tag=f"{minor}-{minor}-manylinux_2_17_x86_64",
             body="made = 'later'\n",
         )
+        first.unlink()
         lock = local_index(bench, server).lock(snapshot)
         (fast,) = lock.artifacts()
         assert fast.filename == "fast-1.0-py3-none-any.whl"
@@ -460,3 +461,18 @@ def test_special_builds_of_python_are_refused(bench: Bench, shared: Snapshot) ->
     free_threaded = replace(shared.interpreter, soabi="cpython-313t-x86_64-linux-gnu")
     with pytest.raises(UnsupportedError, match="free-threaded"):
         bench.lock(replace(shared, interpreter=free_threaded))
+
+
+def test_of_several_wheels_the_installed_build_is_locked(bench: Bench, tmp_path: Path) -> None:
+    minor = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    for tag in (f"{minor}-{minor}-manylinux_2_17_x86_64", f"{minor}-{minor}-manylinux_2_5_x86_64"):
+        write_wheel(tmp_path / "index", "fast", "1.0", tag=tag, body=f"made = {tag!r}\n")
+    with IndexServer(tmp_path / "index") as server:
+        snapshot = bench.environment("--default-index", server.url, "fast")
+        (fast,) = local_index(bench, server).lock(snapshot).artifacts()
+        assert fast.url is not None
+        assert "2_17" in fast.filename  # what uv installed, the better match
+        (installed,) = snapshot.distributions
+        older = replace(installed, tags=(f"{minor}-{minor}-manylinux_2_5_x86_64",))
+        (fast,) = local_index(bench, server).lock(replace(snapshot, distributions=(older,))).artifacts()
+        assert "2_5" in fast.filename

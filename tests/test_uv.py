@@ -6,11 +6,13 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from envsync.errors import ToolError
 from envsync.indexes import Index, IndexSettings
+from envsync.target import Target
 from envsync.uv import default_index, explain, find_uv, run_uv, scrub, secrets_in
 from envsync.uv_compile import Question
 from tests.index_server import IndexServer, write_wheel
@@ -102,7 +104,7 @@ def test_without_an_index_none_is_asked(tmp_path: Path) -> None:
     with IndexServer(tmp_path) as server:
         write_wheel(tmp_path, "there", "1.0")
         settings = IndexSettings(indexes=(Index(url=server.url, default=True),))
-        question = {"python": sys.executable, "version": "3.11"}
+        question: dict[str, Any] = {"python": sys.executable, "version": "3.11", "target": Target.current()}
         assert "there" in Question(settings=settings, **question).pins(["there==1.0"])
         asked = len(server.requests)
         assert asked
