@@ -44,11 +44,11 @@ class _Commands(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
+        output = ctx.ensure_object(Output)  # the command's own, too, wherever its options stand
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
         except EnvsyncError as error:
-            output = ctx.obj if isinstance(ctx.obj, Output) else Output()
             say_error(error, output)
             ctx.exit(exit_code(error, ctx.invoked_subcommand or ""))
         except KeyboardInterrupt:
