@@ -206,16 +206,21 @@ def record_of(artifact: Artifact, store: Store) -> str:
     """
     from envsync.plugins.scan import record_digest
 
+    known = recall("records", artifact.sha256)
+    if isinstance(known, str):
+        return known
     with store.open(artifact.sha256) as file:
         try:
             with zipfile.ZipFile(file) as wheel:
                 name = next(name for name in wheel.namelist() if name.endswith(".dist-info/RECORD"))
-                return record_digest(wheel.read(name).decode())
+                digest = record_digest(wheel.read(name).decode())
         except (StopIteration, zipfile.BadZipFile) as error:
             raise BuildError(
                 f"{artifact.filename} is not a wheel: {error or 'it has no RECORD'}",
                 hint="Remove it from the cache and make the lock again.",
             ) from error
+    remember("records", artifact.sha256, digest)
+    return digest
 
 
 def _filename(distribution: Distribution, info: Path) -> str:
