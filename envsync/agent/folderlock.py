@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
 import os
 import secrets
-import socket
 import threading
 import time
 from pathlib import Path
@@ -14,8 +13,9 @@ from types import TracebackType
 from typing import Callable
 
 from .layout import remove
+from .owner import Owner, lives, read_owner, write_owner
 
-__all__ = ["FolderLock"]
+__all__ = ["FolderLock", "break_lock"]
 
 _BEAT = 2.0
 
@@ -36,7 +36,7 @@ class FolderLock:
         Seconds without a touch after which the holder counts as dead.
     """
 
-    def __init__(self, path: Path, waiting: Callable[[dict[str, str]], None], *, stale: float = 20.0) -> None:
+    def __init__(self, path: Path, waiting: Callable[[Owner], None], *, stale: float = 20.0) -> None:
         self._path = path
         self._waiting = waiting
         self._stale = stale
@@ -49,12 +49,12 @@ class FolderLock:
         seen: object = None
         since = time.monotonic()
         while not self._take():
-            owner = _owner(self._path)
+            owner = read_owner(self._path)
             state = (owner.get("token"), _touched(self._path))
             if state != seen:
                 seen, since = state, time.monotonic()
-            if _dead(owner) or time.monotonic() - since > self._stale:
-                self._break(owner.get("token"))
+            if lives(owner) is False or time.monotonic() - since > self._stale:
+                break_lock(self._path, owner.get("token"))
                 continue
             if not told and owner:
                 told = True
@@ -73,19 +73,21 @@ class FolderLock:
         self._stop.set()
         if self._beat is not None:
             self._beat.join()
-        if _owner(self._path).get("token") == self._token:
+        if read_owner(self._path).get("token") == self._token:
             remove(self._path)
 
     def _take(self) -> bool:
         # Made under another name with its owner in it, then renamed: nobody ever sees it without its owner.
         made = self._path.with_name(f"{self._path.name}.{self._token}")
         made.mkdir(mode=0o700, exist_ok=True)
-        (made / "owner").write_text(json.dumps({**_self(), "token": self._token}), encoding="utf-8")
+        write_owner(made, token=self._token)
         try:
             made.rename(self._path)  # onto a folder that is not empty: refused
-        except OSError:
+        except OSError as error:
             remove(made)
-            return False
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise
         return True
 
     def _live(self) -> None:
@@ -93,47 +95,26 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 os.utime(self._path)
 
-    def _break(self, token: str | None) -> None:
-        aside = self._path.with_name(f"{self._path.name}.broken-{secrets.token_hex(6)}")
-        try:
-            self._path.rename(aside)
-        except OSError:
-            return  # another one was quicker
-        if _owner(aside).get("token") != token:
-            with contextlib.suppress(OSError):
-                aside.rename(self._path)  # it had changed hands in between: back with it
-        remove(aside)
 
+def break_lock(path: Path, token: str | None) -> None:
+    """Take a lock away from a dead holder, unless it has changed hands meanwhile.
 
-def _self() -> dict[str, str]:
-    return {
-        "host": socket.gethostname(),
-        "boot": _text(Path("/proc/sys/kernel/random/boot_id")),
-        "namespace": _link(Path("/proc/self/ns/pid")),
-        "pid": str(os.getpid()),
-        "started": _started(os.getpid()),
-    }
-
-
-def _dead(owner: dict[str, str]) -> bool:
-    """Return whether the owner was a process of this very machine, and is gone."""
-    here = _self()
-    same = bool(here["boot"]) and all(owner.get(key) == here[key] for key in ("boot", "namespace"))
-    return same and owner.get("started") != _started(int(owner.get("pid", "0")))
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in clock ticks, which tells it from a later one of the same number."""
-    fields = _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else ""
-
-
-def _owner(path: Path) -> dict[str, str]:
+    Parameters
+    ----------
+    path : Path
+        The lock's folder.
+    token : str or None
+        The dead holder's, as its owner file has it.
+    """
+    aside = path.with_name(f"{path.name}.broken-{secrets.token_hex(6)}")
     try:
-        owner = json.loads((path / "owner").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
+        path.rename(aside)
+    except OSError:
+        return  # another one was quicker
+    if read_owner(aside).get("token") != token:
+        with contextlib.suppress(OSError):
+            aside.rename(path)  # back with it
+    remove(aside)
 
 
 def _touched(path: Path) -> float:
@@ -141,17 +122,3 @@ def _touched(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: Path) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""

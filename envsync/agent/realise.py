@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import tarfile
-import time
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -16,10 +15,9 @@ from .installing import Runner, explain, is_network, mismatched, pylock, reachab
 from .layout import Cache, Emit, Problem, checked_digest, disk_problem, fresh, remove, taken_back
 from .pythons import choose, find, look, supplement
 
-__all__ = ["realise", "report", "sweep", "unpack_python"]
+__all__ = ["realise", "report", "unpack_python"]
 
 _SCHEMA = 1
-_ABANDONED = 6 * 3600.0  # seconds after which an unfinished build has no owner any more
 _PTH = (
     "import os, sys; sys.path.extend(filter(None, os.environ.get('ENVSYNC_TREES', '').split(os.pathsep)))\n"
 )
@@ -112,20 +110,6 @@ def unpack_python(cache: Cache, version: str, digest: str) -> dict[str, Any]:
             "The host's C library is older, or its machine another: install a Python 3 there.",
         )
     return found
-
-
-def sweep(cache: Cache, seconds: float = _ABANDONED) -> list[str]:
-    """Remove what builds that crashed left behind, if it is old enough, and return its names."""
-    gone = []
-    for folder in (cache.envs, cache.trees, cache.pythons, cache.blobs):
-        with contextlib.suppress(OSError):
-            for path in folder.iterdir():
-                if path.name.startswith((".building-", ".old-", ".placing-", ".unpacking-", ".unfinished-")):
-                    with contextlib.suppress(OSError):
-                        if time.time() - path.stat().st_mtime > seconds:
-                            remove(path)
-                            gone.append(path.name)
-    return gone
 
 
 def _existing(prefix: Path) -> dict[str, Any] | None:

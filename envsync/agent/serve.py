@@ -21,16 +21,18 @@ from .blobs import lacking
 from .family import adopt, descendants, end_all, reap
 from .installing import Runner
 from .layout import Cache, Problem, checked_name, disk_problem, fresh, remove, taken_back
+from .leftovers import sweep, touch_runs
 from .placing import place_trees
 from .probe import probe
 from .pythons import find
-from .realise import realise, report, sweep, unpack_python
+from .realise import realise, report, unpack_python
 from .supervise import Child, spawn
 
 __all__ = ["serve"]
 
 _WAITING = 2000  # log events that may wait for a slow client
 _TIDY = 5.0  # seconds between two looks for what adopted processes left
+_TOUCH = 600.0  # seconds between two signs of life for agents elsewhere that share the file system
 _GRACE = 5.0  # seconds that processes have to end by themselves when the agent ends
 
 Answer = Callable[..., Any]
@@ -91,7 +93,7 @@ class _Server:
                 "pid": os.getpid(),
             }
         )
-        threading.Thread(target=_tidy, args=(self.cache,), daemon=True).start()
+        threading.Thread(target=self._tidy, daemon=True).start()
         try:
             self._listen()
         finally:
@@ -195,6 +197,14 @@ class _Server:
         except KeyError:
             raise Problem("process", f"there is no process {request['key']}") from None
 
+    def _tidy(self) -> None:
+        _unpack_agent(self.cache)
+        sweep(self.cache)
+        while True:
+            time.sleep(_TOUCH)
+            running = [key for key, child in list(self.children.items()) if not child.ended.is_set()]
+            touch_runs(self.cache, running)
+
     def _stop_all(self) -> None:
         stopping = [threading.Thread(target=c.stop, args=(_GRACE,)) for c in self.children.values()]
         for thread in stopping:
@@ -269,9 +279,8 @@ class _Out:
                 return
 
 
-def _tidy(cache: Cache) -> None:
-    """Remove what crashes left, and unpack the agent, so that the next one finds itself compiled."""
-    sweep(cache)
+def _unpack_agent(cache: Cache) -> None:
+    """Unpack the agent beside its archive, so that the next one finds itself compiled."""
     archive = Path(sys.argv[0]).resolve()
     folder = archive.with_suffix("")
     part = fresh(cache.bin, ".unpacking-")

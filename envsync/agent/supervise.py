@@ -17,6 +17,7 @@ from typing import Any, Mapping
 
 from .family import descendants, end_all
 from .layout import Cache, Emit, Problem, checked_name, disk_problem, remove
+from .owner import write_owner
 
 __all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "spawn"]
 
@@ -78,15 +79,28 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
     cluster, name = checked_name(request["cluster"]), checked_name(request["name"])
     folder = cache.runs / cluster / name
     files = [folder / checked_name(path) for path in request["files"]]
-    try:
-        for each in (cache.runs, folder.parent, folder):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            each.chmod(0o700)
-        for path in files:
-            _write(path, base64.b64decode(request["files"][path.name]))
-        log = os.fdopen(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
-    except OSError as error:
-        raise disk_problem(error, f"process {name} could not be prepared") from error
+    given = [*files, folder / "owner"]
+    if len({*given, folder / "log"}) != len(files) + 2:
+        raise Problem("usage", f"process {name} cannot be given a file called owner or log")
+    with contextlib.ExitStack() as failing:
+        failing.callback(_remove_all, given)
+        try:
+            for each in (cache.runs, folder.parent, folder):
+                each.mkdir(mode=0o700, parents=True, exist_ok=True)
+                each.chmod(0o700)
+            write_owner(folder, files=[path.name for path in files])  # first: whatever follows can be swept
+            for path in files:
+                _write(path, base64.b64decode(request["files"][path.name]))
+            log = os.fdopen(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
+        except OSError as error:
+            raise disk_problem(error, f"process {name} could not be prepared") from error
+        failing.callback(log.close)
+        popen = _start(request, name, folder)
+        failing.pop_all()
+    return Child(f"{cluster}/{name}", popen, log, given, emit)
+
+
+def _start(request: Mapping[str, Any], name: str, folder: Path) -> subprocess.Popen[bytes]:
     environment = base_environment()
     for key, value in request["env"].items():
         environment.pop(key, None)
@@ -94,7 +108,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
             environment[key] = value
     argv = list(request["argv"])
     try:
-        popen = subprocess.Popen(
+        return subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -105,13 +119,16 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
             preexec_fn=die_with_parent(),
         )
     except (OSError, ValueError) as error:
-        log.close()
         raise Problem(
             "process",
             f"process {name} could not be started: {argv[0]}: {getattr(error, 'strerror', None) or error}",
             "Look whether the program is there and may be executed.",
         ) from error
-    return Child(f"{cluster}/{name}", popen, log, files, emit)
+
+
+def _remove_all(paths: list[Path]) -> None:
+    for path in paths:
+        remove(path)
 
 
 class Child:
@@ -126,7 +143,7 @@ class Child:
     log : binary file
         Closed at its end.
     files : list of Path
-        What it was given to read; removed at its end, since keys are among it.
+        What it was given to read, and whose it is; removed at its end, since keys are among it.
     emit : callable
         Where its events go.
     """
@@ -218,8 +235,7 @@ class Child:
         self._reader.join(1.0)
         with contextlib.suppress(OSError):
             self._log.close()
-        for path in self._files:
-            remove(path)
+        _remove_all(self._files)
         self._emit({"event": "exit", "key": self.key, "code": code, "tail": list(self._tail)})
         self.ended.set()
 

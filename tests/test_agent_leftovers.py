@@ -1,0 +1,167 @@
+"""What crashed agents leave is found and removed; what living ones use is not touched."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from envsync.agent.layout import Cache
+from envsync.agent.leftovers import sweep, touch_runs
+from envsync.agent.owner import lives, myself, write_owner
+from envsync.errors import AgentError
+from envsync.indexes import IndexSettings
+from envsync.runner.hosts.local import Local
+from envsync.runner.session import Session
+from envsync.store import FolderStore
+from envsync.supply import Supply
+
+DAY = 86400.0
+ELSEWHERE = {"boot": "another", "namespace": "pid:[1]", "pid": "1", "started": "1", "host": "elsewhere"}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def dead() -> dict[str, str]:
+    """Describe a process of this machine that is gone."""
+    code = "import json; from envsync.agent.owner import myself; print(json.dumps(myself()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    described: dict[str, str] = json.loads(done.stdout)
+    return described
+
+
+def run_folder(cache: Cache, name: str, owner: dict[str, str] | None) -> Path:
+    folder = cache.runs / "cluster" / name
+    folder.mkdir(parents=True)
+    for file in ("config.json", "key.pem", "log", "results.csv"):
+        (folder / file).write_text(file)
+    if owner is not None:
+        (folder / "owner").write_text(json.dumps({**owner, "files": ["config.json", "key.pem"]}))
+    return folder
+
+
+def build(cache: Cache, digit: str, owner: dict[str, str] | None) -> Path:
+    digest = digit * 64
+    made = cache.envs / f".building-{digest}-0123456789ab"
+    made.mkdir(parents=True)
+    if owner is not None:
+        lock = cache.envs / f".lock-{digest}"
+        lock.mkdir()
+        (lock / "owner").write_text(json.dumps({**owner, "token": "x"}))
+    return made
+
+
+def age(path: Path, seconds: float) -> None:
+    for each in (*path.iterdir(), path) if path.is_dir() else (path,):
+        os.utime(each, (time.time() - seconds,) * 2)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_a_dead_agents_processes_were_given_goes_at_once(cache: Cache, dead: dict[str, str]) -> None:
+    assert lives(dead) is False
+    folder = run_folder(cache, "w", dead)
+    sweep(cache)
+    assert names(folder) == ["log", "results.csv"]
+    age(folder, 13 * DAY)
+    sweep(cache)
+    assert names(folder) == ["log", "results.csv"]
+    age(folder, 15 * DAY)
+    sweep(cache)
+    assert list(cache.runs.iterdir()) == []
+
+
+def test_a_living_agents_are_not_touched_however_old(cache: Cache) -> None:
+    folder = run_folder(cache, "w", myself())
+    age(folder, 100 * DAY)
+    assert sweep(cache) == []
+    assert len(names(folder)) == 5
+
+
+def test_one_elsewhere_lives_as_long_as_it_touches_its_folders(cache: Cache) -> None:
+    folder = run_folder(cache, "w", ELSEWHERE)
+    age(folder, 100 * DAY)
+    touch_runs(cache, ["cluster/w", "cluster/gone"])
+    assert sweep(cache) == []
+    age(folder / "owner", 2 * DAY)
+    sweep(cache)
+    assert names(folder) == ["log", "results.csv"]
+
+
+def test_a_number_that_another_process_has_now_is_no_sign_of_life(cache: Cache) -> None:
+    assert lives(myself()) is True
+    assert lives({**myself(), "started": "1"}) is False
+    assert lives({**ELSEWHERE, "pid": "999999999"}) is None
+    assert lives({}) is None
+
+
+def test_names_in_an_owner_file_lead_nowhere_else(cache: Cache, dead: dict[str, str], tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    folder = run_folder(cache, "w", None)
+    (folder / "owner").write_text(json.dumps({**dead, "files": ["../../../precious", str(precious)]}))
+    sweep(cache)
+    assert precious.read_text() == "kept"
+
+
+def test_builds_that_nobody_goes_on_with(cache: Cache, dead: dict[str, str]) -> None:
+    left = [build(cache, "a", dead), build(cache, "b", None)]
+    kept = [build(cache, "c", myself()), build(cache, "d", ELSEWHERE)]
+    whole = cache.environment("e" * 64)
+    whole.mkdir()
+    sweep(cache)
+    assert [path.exists() for path in (*left, *kept, whole)] == [False, False, True, True, True]
+    assert [name[:8] for name in names(cache.envs) if "lock" in name] == [".lock-cc", ".lock-dd"]
+
+
+def test_unfinished_files_go_when_they_are_old(cache: Cache) -> None:
+    young, old = cache.blobs / ".unfinished-1", cache.bin / ".uv-2"
+    for path in (young, old):
+        path.parent.mkdir(parents=True)
+        path.write_text("half")
+    age(old, DAY)
+    assert sweep(cache) == ["bin/.uv-2"]
+    assert young.exists()
+
+
+async def test_the_next_agent_removes_the_keys_of_one_that_was_killed(tmp_path: Path) -> None:
+    supply = Supply(FolderStore(tmp_path / "store"), IndexSettings())
+    files = {"key.pem": b"secret"}
+    async with await Session.open(Local(), cache=str(tmp_path / "cache"), supply=supply) as living:
+        kept = await living.spawn("w", ["sleep", "60"], cluster="living", files=files)
+        killed = await Session.open(Local(), cache=str(tmp_path / "cache"), supply=supply)
+        lost = await killed.spawn("w", ["sleep", "60"], cluster="lost", files=files)
+        os.kill(killed.facts["pid"], signal.SIGKILL)
+        with pytest.raises(AgentError):
+            await lost.wait()
+        await killed.close()
+        assert Path(lost.folder, "key.pem").exists()
+        async with await Session.open(Local(), cache=str(tmp_path / "cache"), supply=supply):
+            until = time.monotonic() + 10
+            while Path(lost.folder, "key.pem").exists() and time.monotonic() < until:
+                await asyncio.sleep(0.05)
+        assert names(Path(lost.folder)) == ["log"]
+        assert names(Path(kept.folder)) == ["key.pem", "log", "owner"]
+        with pytest.raises(AgentError, match="no-such-program"):
+            await living.spawn("x", ["no-such-program"], cluster="living", files=files)
+        assert names(Path(living.run_folder("living", "x"))) == ["log"]
+        with pytest.raises(AgentError, match="owner or log"):
+            await living.spawn("y", ["true"], cluster="living", files={"log": b""})
+
+
+def test_write_owner_is_this_process(tmp_path: Path) -> None:
+    write_owner(tmp_path, token="t")
+    assert json.loads((tmp_path / "owner").read_text()) == {**myself(), "token": "t"}
