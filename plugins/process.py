@@ -7,7 +7,8 @@ runs this. It writes one line to its standard output, ``@envsync {"address": ...
 The configuration holds::
 
     options      keyword arguments of Scheduler, Nanny or Worker
-    nanny        false: a bare Worker instead of a Nanny
+    class        the class of a worker in full, a Nanny or a Worker; distributed's Nanny if not given
+    addresses    what a scheduler may listen on, if its options do not say: where ssh arrived, or the first
     dask         Dask's configuration, laid over the one found here
     tls          {"ca", "cert", "key"}: file names, relative to the configuration's folder
     env          environment variables for this process and its children
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import importlib
 import json
 import os
 import signal
@@ -92,6 +94,8 @@ async def _scheduler(config: Config, folder: str) -> Any:
     from distributed.scheduler import Scheduler
 
     options = dict(config.get("options") or {})
+    if not options.get("host") and not options.get("interface") and config.get("addresses"):
+        options["host"] = _address(config["addresses"])
     security = _security(config, folder)
     wanted: Mapping[str, Any] | None = config.get("wanted")
     policy = config.get("on_mismatch", "raise")
@@ -125,17 +129,8 @@ async def _worker(config: Config, folder: str) -> Any:
     options = dict(config.get("options") or {})
     scheduler = options.pop("scheduler")
     security = _security(config, folder)
-    server: Any
-    if config.get("nanny", True):
-        from distributed.nanny import Nanny
-
-        server = Nanny(scheduler, security=security, **options)
-    else:
-        from distributed.worker import Worker
-
-        for name in ("env", "preload_nanny", "preload_nanny_argv", "worker_port"):
-            options.pop(name, None)
-        server = Worker(scheduler, security=security, **options)
+    module, _, name = (config.get("class") or "distributed.nanny.Nanny").rpartition(".")
+    server: Any = getattr(importlib.import_module(module), name)(scheduler, security=security, **options)
     await server
     address = getattr(server, "worker_address", None) or server.address
     hello = {"address": address, "pid": os.getpid(), "differences": []}
@@ -148,6 +143,13 @@ async def _worker(config: Config, folder: str) -> Any:
             error = {"kind": "mismatch", "message": message, "differences": hello["differences"]}
             return None, {"error": error}, MISMATCH
     return server, hello, 0
+
+
+def _address(addresses: Sequence[str]) -> str:
+    """Return the one of this host's addresses that others are likeliest to reach."""
+    connection = os.environ.get("SSH_CONNECTION", "").split()
+    arrived = connection[2] if len(connection) == 4 else ""
+    return arrived if arrived in addresses else addresses[0]
 
 
 async def _retire(server: Any) -> None:

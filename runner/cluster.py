@@ -17,21 +17,22 @@ from distributed.deploy.spec import SpecCluster
 from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
-from envsync.hooks import Hooks
 from envsync.runner.backends import Backend, Local
-from envsync.runner.options import Options, given_credentials, plain_config
-from envsync.runner.processes import DaskProcess, Launch, Place, SchedulerProcess, WorkerProcess
+from envsync.runner.logged import LoggedHooks
+from envsync.runner.options import Options, plain_config
+from envsync.runner.places import Place, wanted_of
+from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
 from envsync.runner.seats import Seats
-from envsync.runner.tls import Authority, Credentials
-from envsync.runner.tunnel import reach
+from envsync.runner.trust import Trust
+from envsync.runner.tunnel import reach_scheduler
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
 
     from distributed.security import Security
 
+    from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
     from envsync.runner.provision import Prepared
@@ -103,6 +104,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     ...     client = cluster.get_client()
     """
 
+    status: Any
+
     def __init__(
         self,
         backend: Backend | None = None,
@@ -157,14 +160,14 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         )
         self.env = env
         self.cwd = None if cwd is None else str(cwd)
-        self.hooks = hooks or _Logged()
+        self.hooks = hooks or LoggedHooks()
         self.wanted: dict[str, Any] | None = None
         self.places: tuple[Place, ...] = ()
         self.seats: Seats | None = None
         self._start_timeout = start_timeout
         self._report_timeout = report_timeout
         self._run_name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name or 'envsync'}-{uuid.uuid4().hex[:12]}")
-        self._authority, self._given, client_security = self._trust(security)
+        self.trust = Trust.of(security, local=self.backend.local, name=self._run_name)
         self.prepared: list[Prepared] = []
         self._hosts: list[Host] = []
         self.launch: Launch | None = None
@@ -175,7 +178,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             super().__init__(
                 asynchronous=asynchronous,
                 loop=loop,
-                security=client_security,
+                security=self.trust.client,
                 silence_logs=silence_logs,
                 name=name,
                 scheduler_sync_interval=scheduler_sync_interval,
@@ -183,32 +186,6 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         except BaseException:
             self._give_up()
             raise
-
-    def _trust(
-        self, security: bool | Security | None
-    ) -> tuple[Authority | None, Mapping[str, Credentials] | None, Any]:
-        """Return the cluster's authority or the user's credentials, and the client's security."""
-        from distributed.security import Security
-
-        if security is None:
-            configured = Security()
-            security = configured if configured.require_encryption else not self.backend.local
-        if security is True:
-            authority = Authority(self._run_name)
-            return authority, None, authority.issue("client").security()
-        if security is False:
-            return None, None, Security(require_encryption=False)
-        return None, given_credentials(security), security
-
-    def _credentials(self, role: str, names: tuple[str, ...]) -> Credentials | None:
-        if self._authority is not None:
-            return self._authority.issue(role, names)
-        return self._given[role] if self._given is not None else None
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether its processes speak TLS."""
-        return self._authority is not None or self._given is not None
 
     # Start and end
 
@@ -246,7 +223,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hooks=self.hooks,
             cwd=self.cwd,
         )
-        self.places = places = tuple(_place(prepared) for prepared in self.prepared)
+        self.places = places = tuple(Place.of(prepared) for prepared in self.prepared)
         self.wanted = wanted_of(self.prepared)
         self.launch = Launch(
             cluster=self._run_name,
@@ -256,7 +233,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 "on_mismatch": self.options.on_mismatch,
                 "report_timeout": self._report_timeout,
             },
-            credentials=self._credentials,
+            credentials=self.trust.credentials,
             start_timeout=self._start_timeout,
             hooks=self.hooks,
             lost=self._process_lost,
@@ -268,7 +245,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             "options": {
                 "launch": self.launch,
                 "place": places[0],
-                "config": {"options": self.options.scheduler(places[0], encrypted=self.encrypted)},
+                "config": {
+                    "options": self.options.scheduler(encrypted=self.trust.encrypted),
+                    "addresses": list(places[0].addresses),
+                },
                 "reach": self._reach,
             },
         }
@@ -362,7 +342,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         options = {
             "launch": self.launch,
             "place": place,
-            "config": self.options.worker(spec, encrypted=self.encrypted),
+            "config": self.options.worker(spec, encrypted=self.trust.encrypted),
             "nthreads": spec.nthreads,
             "memory_limit": spec.memory_limit,
         }
@@ -372,30 +352,18 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     async def _reach(self, scheduler: SchedulerProcess, hello: Mapping[str, Any]) -> str | None:
         """Return the scheduler's address from here; a tunnel's where it cannot be reached straight."""
-        dashboard = hello.get("dashboard")
         if self.backend.local:
             return None
-        host = scheduler.place.session.host
-        scheme, _, rest = hello["address"].partition("://")
-        address, _, port = rest.rpartition(":")
-        context: ssl.SSLContext | None = self.security.get_connection_args("client").get("ssl_context")
-        way, there, tunnel = await reach(host, address.strip("[]"), int(port), context)
-        if tunnel:
-            self.hooks.note(host.name, f"port {port} cannot be reached from here: going through {host.name}")
-        if dashboard is not None:
-            self._dashboard = await self._reach_dashboard(scheduler, address, dashboard)
-        return f"{scheme}://{way}:{there}" if tunnel else None
-
-    async def _reach_dashboard(
-        self, scheduler: SchedulerProcess, address: str, port: int
-    ) -> tuple[str, int] | None:
-        inside = self.options.dashboard_host(encrypted=self.encrypted)
-        try:
-            way, there, tunnel = await reach(scheduler.place.session.host, inside or address, port)
-        except EnvsyncError as error:
-            self.hooks.warning(scheduler.place.name, f"the dashboard cannot be reached: {error}")
-            return None
-        return (way, there) if tunnel or inside else None
+        way = await reach_scheduler(
+            scheduler.place.session.host,
+            hello["address"],
+            hello.get("dashboard"),
+            inside=self.options.dashboard_host(encrypted=self.trust.encrypted),
+            context=self.security.get_connection_args("client").get("ssl_context"),
+            hooks=self.hooks,
+        )
+        self._dashboard = way.dashboard
+        return way.address
 
     @property
     def dashboard_link(self) -> str:
@@ -451,55 +419,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         return await ship(self)
 
 
-def wanted_of(prepared: Sequence[Prepared]) -> dict[str, Any]:
-    """Return what every process should have: the first host's lock and trees, and others' that differ."""
-
-    def one(host: Prepared) -> dict[str, Any]:
-        return {**host.lock.report(), "trees": {tree.name: tree.digest for tree, _ in host.trees}}
-
-    first = prepared[0]
-    others = {
-        host.session.host.name: one(host)
-        for host in prepared
-        if host.lock.digest != first.lock.digest or host.lock.target != first.lock.target
-    }
-    return {**one(first), **({"variants": others} if others else {})}
-
-
-def _place(prepared: Prepared) -> Place:
-    session = prepared.session
-    place = Place(
-        name=session.host.name,
-        session=session,
-        python=prepared.environment.python,
-        addresses=tuple(session.facts.get("addresses") or ()),
-    )
-    place.put(prepared.trees)
-    return place
-
-
 def _lock(env: Lock | str | Path | None) -> Lock | None:
     if env is None or not isinstance(env, (str, os.PathLike)):
         return env
     from envsync.lock import Lock
 
     return Lock.read(env)
-
-
-class _Logged(Hooks):
-    """Tells the logger, which shows warnings where nothing is configured."""
-
-    def step(self, where: str, what: str) -> None:
-        logger.info("%s: %s", where, what)
-
-    def done(self, where: str, what: str, seconds: float) -> None:
-        logger.info("%s: %s (%.1f s)", where, what, seconds)
-
-    def failed(self, where: str, why: str) -> None:
-        logger.error("%s: %s", where, why)
-
-    def note(self, where: str, text: str) -> None:
-        logger.info("%s: %s", where, text)
-
-    def warning(self, where: str, text: str) -> None:
-        logger.warning("%s: %s", where, text)

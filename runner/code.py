@@ -11,6 +11,7 @@ from distributed.protocol import pickle
 
 from envsync.errors import ClusterError
 from envsync.plugins.gate import Carried, swap
+from envsync.runner.places import wanted_of
 
 if TYPE_CHECKING:
     from envsync.runner.cluster import SyncedCluster
@@ -72,8 +73,6 @@ def _pack(cwd: str | None, wanted: set[str] | None) -> list[Manifest]:
 
 async def _turn(cluster: SyncedCluster, timeout: float) -> None:
     """Have the scheduler and the nannies use the new folders, then start every worker anew."""
-    from envsync.runner.cluster import wanted_of
-
     assert cluster.launch is not None
     old = {place.name: [*place.front, *place.back] for place in cluster.places}
     by_host = {one.session.host.name: one for one in cluster.prepared}

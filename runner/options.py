@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import ClusterError
-from envsync.runner.tls import Credentials
+from distributed.nanny import Nanny
+from distributed.utils import import_term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from distributed.security import Security
-
     from envsync.hooks import Hooks
     from envsync.runner.layout import WorkerSpec
-    from envsync.runner.processes import Place
 
-__all__ = ["Options", "given_credentials", "plain_config"]
+__all__ = ["Options", "plain_config"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -85,8 +81,10 @@ class Options:
     @property
     def nanny(self) -> bool:
         """Whether workers run under a nanny."""
-        name = self.worker_class_name
-        return name is None or name.rpartition(".")[2] != "Worker" or not name.startswith("distributed.")
+        if self.worker_class is None:
+            return True
+        found = import_term(self.worker_class) if isinstance(self.worker_class, str) else self.worker_class
+        return issubclass(found, Nanny)
 
     @property
     def worker_class_name(self) -> str | None:
@@ -112,7 +110,7 @@ class Options:
             return None if named in ("0.0.0.0", "[::]", "") else named  # noqa: S104 - compared, not bound
         return LOOPBACK if encrypted and not self.local else None
 
-    def scheduler(self, place: Place, *, encrypted: bool) -> dict[str, Any]:
+    def scheduler(self, *, encrypted: bool) -> dict[str, Any]:
         """Return the arguments of the Scheduler."""
         dashboard = self.dashboard_address
         if dashboard is not None:
@@ -120,7 +118,7 @@ class Options:
             if inside is not None:
                 dashboard = f"{inside}:{str(dashboard).rpartition(':')[2]}"
         return {
-            "host": self._listen(place),
+            "host": LOOPBACK if self.local and self.host is None and not self.interface else self.host,
             "port": self.scheduler_port,
             "interface": self.interface,
             "protocol": self.scheme(encrypted=encrypted),
@@ -151,19 +149,9 @@ class Options:
             "options": options,
             "env": spec.environment(),
             "cpus": list(spec.cpus),
-            "nanny": self.nanny,
+            "class": self.worker_class_name,
         }
-        if self.worker_class_name is not None:
-            config["worker_class"] = self.worker_class_name
         return config
-
-    def _listen(self, place: Place) -> str | None:
-        """Return the address that the scheduler listens on."""
-        if self.host is not None or self.interface:
-            return self.host
-        if self.local:
-            return LOOPBACK
-        return place.addresses[0] if place.addresses else None
 
 
 def plain_config(config: Mapping[str, Any], hooks: Hooks) -> dict[str, Any]:
@@ -193,34 +181,3 @@ def _plain(value: object) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def given_credentials(security: Security) -> dict[str, Credentials] | None:
-    """Return what a Security object of the user's gives each role; None if it asks for no encryption.
-
-    Raises
-    ------
-    ClusterError
-        It asks for encryption, and has no certificate for a role, or a file that cannot be read.
-    """
-    if not security.require_encryption and not security.tls_ca_file:
-        return None
-    found = {}
-    for role in ("scheduler", "worker"):
-        parts = security.get_tls_config_for_role(role)
-        texts = {name: _text(parts[name], f"{role}'s {name}") for name in ("ca_file", "cert")}
-        key = _text(parts["key"], f"{role}'s key") if parts["key"] else texts["cert"]
-        found[role] = Credentials(ca=texts["ca_file"], cert=texts["cert"], key=key)
-    return found
-
-
-def _text(value: str | None, what: str) -> str:
-    hint = "Give the Security object certificates for scheduler, worker and client, or pass security=True."
-    if not value:
-        raise ClusterError(f"the Security object has no {what}", hint=hint)
-    if "\n" in value:
-        return value
-    try:
-        return Path(value).read_text(encoding="ascii")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClusterError(f"the {what} cannot be read: {error}", hint=hint) from error

@@ -18,58 +18,18 @@ from envsync.plugins.compare import Difference
 from envsync.runner.tls import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Mapping
 
     from envsync.hooks import Hooks
-    from envsync.runner.session import Remote, Session
-    from envsync.trees import Manifest
+    from envsync.runner.places import Place
+    from envsync.runner.remote import Remote
 
-__all__ = ["DaskProcess", "Launch", "Place", "SchedulerProcess", "WorkerProcess"]
+__all__ = ["DaskProcess", "Launch", "SchedulerProcess", "WorkerProcess"]
 
 GRACE = 5.0
 """Seconds that a process has to close by itself before it is made to."""
 
 _CONFIG = "config.json"
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Place:
-    """A host with the environment on it.
-
-    Attributes
-    ----------
-    name : str
-        The host, as the user wrote it.
-    session : Session
-        Its agent.
-    python : str
-        The environment's interpreter there.
-    front, back : tuple of str
-        Folders of source trees there: before and after the installed packages.
-    addresses : tuple of str
-        What it can be reached by, the best first.
-    """
-
-    name: str
-    session: Session = field(repr=False)
-    python: str
-    front: tuple[str, ...] = ()
-    back: tuple[str, ...] = ()
-    addresses: tuple[str, ...] = ()
-
-    def put(self, trees: Iterable[tuple[Manifest, str]]) -> None:
-        """Have processes that start from now on find these source trees."""
-        trees = tuple(trees)
-        self.front = tuple(folder for manifest, folder in trees if manifest.position == "front")
-        self.back = tuple(folder for manifest, folder in trees if manifest.position == "back")
-
-    def environment(self) -> dict[str, str | None]:
-        """Return the environment variables that its processes need."""
-        return {
-            "PYTHONPATH": ":".join(self.front) or None,
-            "ENVSYNC_TREES": ":".join(self.back) or None,
-            "ENVSYNC_HOST": self.name,
-        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

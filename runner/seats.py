@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envsync.runner.options import Options
-    from envsync.runner.processes import Place
+    from envsync.runner.places import Place
 
 __all__ = ["Seats"]
 

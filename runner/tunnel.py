@@ -5,15 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from envsync.errors import EnvsyncError
+
 if TYPE_CHECKING:
+    from envsync.hooks import Hooks
     from envsync.runner.hosts.base import Host
 
-__all__ = ["reach", "reachable"]
+__all__ = ["Way", "reach", "reach_scheduler", "reachable"]
 
 PATIENCE = 1.5
 """Seconds to try the straight way for: a firewall that drops says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a scheduler is reached from here.
+
+    Attributes
+    ----------
+    address : str or None
+        Its address from here; None if that is its own.
+    dashboard : tuple of str and int, or None
+        Where its dashboard is from here; None if that is where it says itself.
+    """
+
+    address: str | None
+    dashboard: tuple[str, int] | None
 
 
 async def reachable(
@@ -64,3 +84,53 @@ async def reach(
     if await reachable(address, port, context):
         return address, port, False
     return "127.0.0.1", await host.forward(address, port), True
+
+
+async def reach_scheduler(
+    host: Host,
+    address: str,
+    dashboard: int | None,
+    *,
+    inside: str | None,
+    context: ssl.SSLContext | None,
+    hooks: Hooks,
+) -> Way:
+    """Find the way to a scheduler and its dashboard.
+
+    Parameters
+    ----------
+    host : Host
+        Where it runs.
+    address : str
+        What it calls itself, such as ``"tls://10.0.0.1:8786"``.
+    dashboard : int or None
+        The port of its dashboard.
+    inside : str or None
+        Where the dashboard listens on its host, if not where the scheduler does.
+    context : ssl.SSLContext or None
+        What clients speak TLS with.
+    hooks : Hooks
+        Told about tunnels.
+
+    Raises
+    ------
+    HostError
+        The scheduler cannot be reached.
+    """
+    scheme, _, rest = address.partition("://")
+    ip, _, port = rest.rpartition(":")
+    ip = ip.strip("[]")
+    way, there, tunnel = await reach(host, ip, int(port), context)
+    if tunnel:
+        hooks.note(host.name, f"port {port} cannot be reached from here: going through ssh")
+    found = None
+    if dashboard is not None:
+        try:
+            if inside is not None:
+                found = ("127.0.0.1", await host.forward(inside, dashboard))
+            else:
+                page, page_port, through = await reach(host, ip, dashboard)
+                found = (page, page_port) if through else None
+        except EnvsyncError as error:
+            hooks.warning(host.name, f"the dashboard cannot be reached: {error}")
+    return Way(address=f"{scheme}://{way}:{there}" if tunnel else None, dashboard=found)
