@@ -7,16 +7,16 @@ from distributed import LocalCluster
 from envsync.runner.layout import devices, layout, local_layout, memory_bytes, spread
 
 GIB = 2**30
-PLAIN = {"cores": 8, "memory": 64 * GIB, "numa": [list(range(8))], "gpus": []}
+LEFT, RIGHT = tuple(range(8)), tuple(range(8, 16))
+NUMA = [{"node": 0, "cores": list(LEFT), "memory": 1}, {"node": 1, "cores": list(RIGHT), "memory": 1}]
+PLAIN = {"cores": 8, "memory": 64 * GIB, "numa": NUMA[:1], "gpus": [], "cuda_visible_devices": None}
 GPUS = {
     "cores": 16,
     "memory": 128 * GIB,
-    "numa": [list(range(8)), list(range(8, 16))],
+    "numa": NUMA,
     "gpus": [
-        {"uuid": "GPU-a", "numa": 0},
-        {"uuid": "GPU-b", "numa": 0},
-        {"uuid": "GPU-c", "numa": 1},
-        {"uuid": "GPU-d", "numa": 1},
+        {"index": index, "uuid": f"GPU-{letter}", "numa": index // 2, "mig": None}
+        for index, letter in enumerate("abcd")
     ],
 }
 
@@ -49,7 +49,7 @@ def test_one_worker_per_gpu_pinned_beside_it():
         "GPU-d",
     ]
     assert [one.resources for one in specs] == [{"GPU": 1}] * 4
-    assert [one.cpus for one in specs] == [tuple(range(8))] * 2 + [tuple(range(8, 16))] * 2
+    assert [one.cpus for one in specs] == [LEFT] * 2 + [RIGHT] * 2
     assert [one.nthreads for one in specs] == [1] * 4
     assert specs[0].memory_limit == 32 * GIB
 
@@ -63,24 +63,46 @@ def test_fewer_workers_than_gpus_share_them_out():
 def test_more_workers_than_gpus_share_each():
     specs = layout(GPUS, n_workers=8)
     assert [one.gpus for one in specs] == [
-        (name,) for name in "GPU-a GPU-b GPU-c GPU-d".split() for _ in range(2)
+        (name,) for name in ["GPU-a", "GPU-b", "GPU-c", "GPU-d"] for _ in range(2)
     ]
     assert [one.resources["GPU"] for one in specs] == [0.5] * 8
 
 
 def test_mig_instances_stand_in_for_their_gpu():
-    facts = {
-        **GPUS,
-        "gpus": [{"uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]}, {"uuid": "GPU-b"}],
-    }
+    gpus = [
+        {"uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]},
+        {"uuid": "GPU-b", "mig": None},
+        {"uuid": "GPU-c", "mig": []},
+    ]
+    facts = {**GPUS, "gpus": gpus}
     assert [device.uuid for device in devices(facts)] == ["MIG-1", "MIG-2", "GPU-b"]
     assert [one.gpus for one in layout(facts)] == [("MIG-1",), ("MIG-2",), ("GPU-b",)]
 
 
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        ("2,0", ["GPU-c", "GPU-a"]),
+        ("GPU-d", ["GPU-d"]),
+        ("", []),
+        (None, ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]),
+    ],
+)
+def test_the_hosts_own_choice_of_gpus_is_kept(visible, expected):
+    assert [device.uuid for device in devices({**GPUS, "cuda_visible_devices": visible})] == expected
+
+
 def test_numa_nodes_bind_workers_where_no_core_is_lost():
-    facts = {"cores": 16, "memory": 64 * GIB, "numa": [list(range(8)), list(range(8, 16))]}
-    assert {one.cpus for one in layout(facts, n_workers=4)} == {tuple(range(8)), tuple(range(8, 16))}
+    facts = {"cores": 16, "memory": 64 * GIB, "numa": NUMA}
+    assert [one.cpus for one in layout(facts, n_workers=4)] == [LEFT] * 2 + [RIGHT] * 2
     assert layout(facts, n_workers=1)[0].cpus == ()
+    assert layout(facts, n_workers=3)[0].cpus == ()
+    allowed = {**facts, "affinity": [0, 1, 8, 9]}
+    assert [one.cpus for one in layout(allowed, n_workers=2)] == [(0, 1), (8, 9)]
+
+
+def test_half_a_core_is_a_core():
+    assert [one.nthreads for one in layout({"cores": 0.5, "memory": GIB})] == [1]
 
 
 def test_user_resources_come_on_top():
