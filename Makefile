@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = envsync runner plugins tests examples benchmarks
 READY = $(BIN)/.ready
+# a file's tests stay together: they share what is slow to make
+PARALLEL ?= -n logical --dist loadfile
 
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
@@ -33,10 +35,10 @@ demo: $(READY)
 # -rs lists every test that was skipped, and why
 test: $(READY)
 	$(BIN)/python -m tests.lab.install
-	$(BIN)/python -m pytest -rs
+	$(BIN)/python -m pytest -rs $(PARALLEL)
 
 unit: $(READY)
-	$(BIN)/python -m pytest -q -m "not lab and not slow"
+	$(BIN)/python -m pytest -q $(PARALLEL) -m "not lab and not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check $(SOURCES)
