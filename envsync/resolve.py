@@ -347,13 +347,14 @@ def _culprits(job: _Job, error: ToolError, names: Iterable[str]) -> list[str]:
     """Return the packages that cannot be had; any other failure is raised."""
     if error.returncode != 1:
         raise error
-    if refused(error):
+    found = [] if refused(error) else culprits(error, names)
+    refusal = error if refused(error) else job.question().refusal(found) if found else None
+    if refusal is not None:
         raise ResolveError(
-            f"an index does not let us in: {error.hint}",
+            f"an index does not let us in: {refusal.hint}",
             hint="Give the right credentials: in its URL, in UV_INDEX_<NAME>_USERNAME and _PASSWORD, in netrc"
             " or in the keyring.",
         ) from error
-    found = culprits(error, names)
     if not found:
         raise ResolveError(
             f"the installed versions do not fit together on {job.target.describe()}:\n  {error.message}",

@@ -150,6 +150,21 @@ class Question:
             return ""
         return found[name].version if name in found else ""
 
+    def refusal(self, names: Iterable[str]) -> ToolError | None:
+        """Ask again for what was not found, and return uv's error if an index wants other credentials.
+
+        uv says so only where it takes packages from the first index that has them.
+        """
+        if not self.settings.strategy.startswith("unsafe"):
+            return None
+        question = self._input(names)
+        question["env"]["UV_INDEX_STRATEGY"] = "first-index"
+        try:
+            run_uv([*self._args("pylock.toml"), "--no-deps", "-"], **question)
+        except ToolError as error:
+            return error if refused(error) else None
+        return None
+
     def _read(self, text: str) -> dict[str, Found]:
         return _read_answer(text, self._choose)
 
