@@ -11,13 +11,12 @@ that none can be lost or blamed on it when it is removed.
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence, cast
+from typing import TYPE_CHECKING, Any, Dict, Mapping, cast
 
 import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
@@ -29,7 +28,7 @@ from .scan import imported_distributions, scan
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
 
-__all__ = ["Carried", "Gate", "Verify", "by_value", "check", "check_aside", "look", "refuses", "swap"]
+__all__ = ["Carried", "Gate", "Verify", "by_value", "check", "check_aside", "look", "refuses"]
 
 logger = logging.getLogger("distributed.envsync")
 
@@ -82,43 +81,6 @@ def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> l
     return [difference.to_dict() for difference in found]
 
 
-def swap(old: Sequence[str], front: Sequence[str], back: Sequence[str]) -> int:
-    """Put new folders of source trees in the place of old ones, here and for the children of this process.
-
-    Modules that came from the old folders are forgotten, so that the next import reads the new ones.
-
-    Parameters
-    ----------
-    old : sequence of str
-        Folders that are on the path and go.
-    front, back : sequence of str
-        Folders that come before and after the installed packages.
-
-    Returns
-    -------
-    int
-        How many modules were forgotten.
-    """
-    gone = set(old)
-    places = [index for index, folder in enumerate(sys.path) if folder in gone]
-    first = places[0] if places else min(1, len(sys.path))
-    kept = [folder for folder in sys.path if folder not in gone]
-    sys.path[:] = [*kept[:first], *front, *kept[first:], *back]
-    for name, folders in (("PYTHONPATH", front), ("ENVSYNC_TREES", back)):
-        others = [one for one in os.environ.get(name, "").split(os.pathsep) if one and one not in gone]
-        os.environ[name] = os.pathsep.join([*folders, *others])
-    prefixes = tuple(folder.rstrip(os.sep) + os.sep for folder in gone)
-    stale = [
-        name
-        for name, module in list(sys.modules.items())
-        if prefixes and str(getattr(module, "__file__", None) or "").startswith(prefixes)
-    ]
-    for name in stale:
-        del sys.modules[name]
-    importlib.invalidate_caches()
-    return len(stale)
-
-
 async def check_aside(wanted: Mapping[str, Any], where: str = "", process: str = "") -> list[dict[str, Any]]:
     """`check`, without stopping the event loop meanwhile."""
     return await asyncio.get_running_loop().run_in_executor(
@@ -133,7 +95,8 @@ def refuses(differences: list[dict[str, Any]]) -> bool:
 
 def by_value(thing: Any) -> bytes:
     """Pickle something so that it loads where neither this module nor its neighbours can be imported."""
-    modules = [sys.modules[name] for name in (__name__, compare.__module__, scan.__module__)]
+    names = {__name__, compare.__module__, scan.__module__, getattr(thing, "__module__", __name__)}
+    modules = [sys.modules[name] for name in names]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

@@ -27,7 +27,7 @@ from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from distributed.security import Security
@@ -390,8 +390,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         if not verification.ok:
             warnings.warn(str(verification), stacklevel=2)
 
-    def verify(self, *, on_mismatch: str = "raise") -> Verification | Awaitable[Verification]:
-        """Compare every process, and this one, with the lock; see `envsync.runner.verify.verify`."""
+    def verify(self, *, on_mismatch: str = "raise") -> Verification:
+        """Compare every process, and this one, with the lock; see `envsync.runner.verify`."""
         from envsync.runner.verify import verify
 
         return verify(self, on_mismatch=on_mismatch)

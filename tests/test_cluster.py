@@ -20,13 +20,16 @@ import distributed
 import pytest
 from distributed import Client
 
-from envsync.errors import ClusterError, LockError, ProcessDied, StartTimeout
+from envsync.errors import ClusterError, LockError, MismatchError, ProcessDied, StartTimeout
 from envsync.runner import SyncedCluster
+from envsync.runner.places import Place
+from envsync.runner.verify import verify_async
 from tests.small import processes_in, wait_until_none
 
 pytestmark = pytest.mark.slow
 
-# pickles by value, as nothing of a test module does; a task with a client of its own
+# pickle by value; the second is a task with a client of its own
+_SLOW = "lambda x: (__import__('time').sleep(0.2), x)[1]"
 _INNER = """lambda dask: (dask.secede(), dask.get_client().submit(lambda: 7).result())[1]"""
 
 
@@ -42,7 +45,7 @@ def keywords(small_lock: Path) -> dict[str, Any]:
     return {"env": small_lock, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
 
 
-def test_it_stands_where_localcluster_stands(keywords, cache):
+def test_it_stands_where_localcluster_stands(keywords: dict[str, Any], cache: Path) -> None:
     with SyncedCluster(**{**keywords, "n_workers": 2}, name="mine", memory_limit="300 MB") as cluster:
         assert len(cluster.scheduler_info["workers"]) == 2
         assert set(cluster.workers) == {0, 1}
@@ -73,7 +76,7 @@ def test_it_stands_where_localcluster_stands(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_asynchronous_scaling(keywords, cache):
+async def test_asynchronous_scaling(keywords: dict[str, Any], cache: Path) -> None:
     async with (
         SyncedCluster(**keywords, asynchronous=True) as cluster,
         Client(cluster, asynchronous=True) as client,
@@ -96,12 +99,12 @@ async def test_asynchronous_scaling(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_adaptive_scaling(keywords, cache):
+async def test_adaptive_scaling(keywords: dict[str, Any], cache: Path) -> None:
     keywords["n_workers"] = 0
     async with SyncedCluster(**keywords, asynchronous=True) as cluster:
         cluster.adapt(minimum=0, maximum=2, interval="100ms", wait_count=2)
         async with Client(cluster, asynchronous=True) as client:
-            futures = client.map(lambda x: time.sleep(0.2) or x, range(20), pure=False)
+            futures = client.map(eval(_SLOW), range(20), pure=False)
             assert await asyncio.wait_for(client.gather(futures), 60) == list(range(20))
             assert 1 <= len(cluster.workers) <= 2
             client.cancel(futures)
@@ -110,7 +113,41 @@ async def test_adaptive_scaling(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(keywords, cache, caplog):
+@pytest.fixture
+def other_toolz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have something on every process's path that is not in the lock, as a host's own set-up may."""
+    (tmp_path / "toolz-0.0.1.dist-info").mkdir()
+    (tmp_path / "toolz-0.0.1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: toolz\nVersion: 0.0.1\n"
+    )
+    kept = Place.environment
+    monkeypatch.setattr(Place, "environment", lambda self: {**kept(self), "PYTHONPATH": str(tmp_path)})
+
+
+def test_what_differs_does_not_start(keywords: dict[str, Any], cache: Path, other_toolz: None) -> None:
+    with pytest.raises(MismatchError, match="not the wanted one") as caught:
+        SyncedCluster(**keywords)
+    assert "scheduler" in caught.value.where
+    [found] = [one for one in caught.value.differences if one.severity == "error"]
+    assert (found.subject, found.right) == ("toolz", "0.0.1")
+    wait_until_none(cache, 5)
+
+
+async def test_what_differs_is_warned_about_if_so_wished(
+    keywords: dict[str, Any], cache: Path, other_toolz: None
+) -> None:
+    cluster = SyncedCluster(**keywords, asynchronous=True, on_mismatch="warn")
+    with pytest.warns(UserWarning, match=r"error +scheduler on local, worker 0 on +toolz +\S+ +0\.0\.1"):
+        await cluster
+    async with cluster, Client(cluster, asynchronous=True) as client:
+        assert await client.submit(sum, [1, 2]) == 3
+        assert not (await verify_async(cluster, on_mismatch="ignore")).ok
+    wait_until_none(cache, 5)
+
+
+async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
+    keywords: dict[str, Any], cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with (
         SyncedCluster(**keywords, asynchronous=True) as cluster,
         Client(cluster, asynchronous=True) as client,
@@ -132,7 +169,7 @@ async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(keywords, 
     wait_until_none(cache, 5)
 
 
-async def test_tls_when_asked(keywords, cache):
+async def test_tls_when_asked(keywords: dict[str, Any], cache: Path) -> None:
     async with SyncedCluster(**keywords, asynchronous=True, security=True) as cluster:
         assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
         async with Client(cluster, asynchronous=True) as client:
@@ -153,7 +190,7 @@ async def test_tls_when_asked(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_a_given_security_object_is_sent_along(keywords):
+async def test_a_given_security_object_is_sent_along(keywords: dict[str, Any]) -> None:
     own = distributed.Security.temporary()
     async with SyncedCluster(**keywords, asynchronous=True, security=own) as cluster:
         assert cluster.scheduler_address.startswith("tls://")
@@ -161,7 +198,7 @@ async def test_a_given_security_object_is_sent_along(keywords):
             assert await client.submit(sum, [1, 2]) == 3
 
 
-def test_a_taken_port_is_a_clear_error(keywords, cache):
+def test_a_taken_port_is_a_clear_error(keywords: dict[str, Any], cache: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -172,7 +209,9 @@ def test_a_taken_port_is_a_clear_error(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_a_worker_that_dies_at_start_shows_its_last_lines(keywords, cache):
+async def test_a_worker_that_dies_at_start_shows_its_last_lines(
+    keywords: dict[str, Any], cache: Path
+) -> None:
     with pytest.raises(ProcessDied, match="no_such_module_at_all") as caught:
         async with SyncedCluster(**keywords, asynchronous=True, preload=["no_such_module_at_all"]):
             pass
@@ -181,13 +220,15 @@ async def test_a_worker_that_dies_at_start_shows_its_last_lines(keywords, cache)
     wait_until_none(cache, 5)
 
 
-def test_a_start_that_takes_too_long_is_given_up(keywords, cache):
+def test_a_start_that_takes_too_long_is_given_up(keywords: dict[str, Any], cache: Path) -> None:
     with pytest.raises(StartTimeout, match=r"scheduler: it did not come up within 0\.05 s"):
         SyncedCluster(**keywords, start_timeout=0.05)
     wait_until_none(cache, 5)
 
 
-async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(keywords, cache):
+async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(
+    keywords: dict[str, Any], cache: Path
+) -> None:
     async with SyncedCluster(**keywords, asynchronous=True) as cluster:
         async with Client(cluster, asynchronous=True) as client:
             future = client.submit(time.sleep, 600)
@@ -198,14 +239,14 @@ async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(keywords,
     wait_until_none(cache, 5)
 
 
-def test_no_such_lock(keywords, cache, tmp_path):
+def test_no_such_lock(keywords: dict[str, Any], cache: Path, tmp_path: Path) -> None:
     keywords["env"] = tmp_path / "pylock.none.toml"
     with pytest.raises(LockError, match="no such lock"):
         SyncedCluster(**keywords)
     wait_until_none(cache, 5)
 
 
-async def test_an_interrupted_start_leaves_nothing(keywords, cache):
+async def test_an_interrupted_start_leaves_nothing(keywords: dict[str, Any], cache: Path) -> None:
     cluster = SyncedCluster(**keywords, asynchronous=True)
     starting = asyncio.ensure_future(cluster.__aenter__())
     await until(lambda: len(processes_in(cache)) >= 2)
@@ -216,7 +257,7 @@ async def test_an_interrupted_start_leaves_nothing(keywords, cache):
     wait_until_none(cache, 10)
 
 
-def test_the_client_killed_takes_everything_along(small_lock, cache):
+def test_the_client_killed_takes_everything_along(small_lock: Path, cache: Path) -> None:
     script = (
         "import sys, time\n"
         "if __name__ == '__main__':\n"
@@ -226,7 +267,7 @@ def test_the_client_killed_takes_everything_along(small_lock, cache):
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    client = subprocess.Popen(
+    client: Any = subprocess.Popen(
         [sys.executable, "-c", script, str(small_lock)], stdout=subprocess.PIPE, text=True, env=os.environ
     )
     try:
@@ -239,7 +280,7 @@ def test_the_client_killed_takes_everything_along(small_lock, cache):
     wait_until_none(cache, 12)
 
 
-async def test_plain_workers_without_a_nanny(keywords, cache):
+async def test_plain_workers_without_a_nanny(keywords: dict[str, Any], cache: Path) -> None:
     async with SyncedCluster(**keywords, asynchronous=True, worker_class=distributed.Worker) as cluster:
         async with Client(cluster, asynchronous=True) as client:
             assert await client.submit(sum, [1, 2]) == 3
@@ -247,7 +288,7 @@ async def test_plain_workers_without_a_nanny(keywords, cache):
     wait_until_none(cache, 5)
 
 
-async def test_options_and_configuration_arrive(keywords):
+async def test_options_and_configuration_arrive(keywords: dict[str, Any]) -> None:
     with dask.config.set({"distributed.worker.memory.spill": 0.42}):
         async with SyncedCluster(
             **keywords,
@@ -278,7 +319,9 @@ async def test_options_and_configuration_arrive(keywords):
         ({"plugins": {object()}}, TypeError, "plugins"),
     ],
 )
-def test_senseless_options_are_refused_before_anything_starts(small_lock, cache, bad, error, text):
+def test_senseless_options_are_refused_before_anything_starts(
+    small_lock: Path, cache: Path, bad: Any, error: Any, text: Any
+) -> None:
     with pytest.raises(error, match=text):
         SyncedCluster(env=small_lock, **bad)
     assert not processes_in(cache)

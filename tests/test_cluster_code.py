@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -58,7 +59,7 @@ if __name__ == "__main__":
 """
 
 
-def test_changed_code_is_shipped_and_read_anew(tmp_path):
+def test_changed_code_is_shipped_and_read_anew(tmp_path: Path) -> None:
     prefix, uv = tmp_path / "environment", str(find_uv())
     project = tmp_path / "project"
     (project / "src").mkdir(parents=True)
@@ -68,10 +69,16 @@ def test_changed_code_is_shipped_and_read_anew(tmp_path):
         '[project]\nname = "mine"\nversion = "1"\n'
         '[tool.setuptools]\npackage-dir = {"" = "src"}\npy-modules = ["mine"]\n'
     )
+    ours = tmp_path / "ours"  # of its own: whoever edits this checkout meanwhile changes a source tree
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("envsync", "runner", "plugins"):
+        shutil.copytree(ROOT / name, ours / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, ours)
     pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
     subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(prefix)], check=True)
     subprocess.run(
-        [uv, "pip", "install", "-q", "-p", str(prefix), *pins, "-e", str(ROOT), "-e", str(project)],
+        [uv, "pip", "install", "-q", "-p", str(prefix), *pins, "-e", str(ours), "-e", str(project)],
         check=True,
     )
     work = tmp_path / "work"

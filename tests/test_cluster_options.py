@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -31,21 +32,21 @@ from envsync.runner.trust import Trust
     ],
 )
 def test_a_dashboard_without_password_is_not_on_the_wire_of_an_encrypted_cluster(
-    local, encrypted, address, expected
-):
+    local: Any, encrypted: Any, address: Any, expected: Any
+) -> None:
     options = Options(local=local, dashboard_address=address).scheduler(encrypted=encrypted)
     assert options["dashboard_address"] == expected
     assert options["dashboard"] is (expected is not None)
 
 
-def test_a_local_scheduler_listens_on_loopback_only():
+def test_a_local_scheduler_listens_on_loopback_only() -> None:
     assert Options(local=True).scheduler(encrypted=False)["host"] == "127.0.0.1"
     assert Options(local=True, host="10.0.0.1").scheduler(encrypted=False)["host"] == "10.0.0.1"
     assert Options(local=True, interface="eth0").scheduler(encrypted=False)["host"] is None
     assert Options(local=False).scheduler(encrypted=True)["host"] is None
 
 
-def test_protocols():
+def test_protocols() -> None:
     assert Options(local=True).scheme(encrypted=False) == "tcp://"
     assert Options(local=True).scheme(encrypted=True) == "tls://"
     assert Options(local=True, protocol="ucx").scheme(encrypted=False) == "ucx://"
@@ -62,11 +63,11 @@ def test_protocols():
         ("distributed.Worker", False),
     ],
 )
-def test_worker_classes(given, nanny):
+def test_worker_classes(given: Any, nanny: Any) -> None:
     assert Options(local=True, worker_class=given).nanny is nanny
 
 
-def test_configuration_that_cannot_be_written_down_is_told():
+def test_configuration_that_cannot_be_written_down_is_told() -> None:
     class Noted(Hooks):
         notes: list[str] = []  # noqa: RUF012
 
@@ -78,7 +79,7 @@ def test_configuration_that_cannot_be_written_down_is_told():
     assert [note for note in Noted.notes if "a.c" in note]
 
 
-def test_tls_is_on_wherever_bytes_leave_the_machine():
+def test_tls_is_on_wherever_bytes_leave_the_machine() -> None:
     assert not Trust.of(None, local=True, name="c").encrypted
     assert Trust.of(None, local=False, name="c").encrypted
     assert not Trust.of(False, local=False, name="c").encrypted
@@ -92,7 +93,7 @@ def test_tls_is_on_wherever_bytes_leave_the_machine():
         Trust.of(None, local=True, name="c")
 
 
-def test_given_certificates_may_be_files_or_text(tmp_path):
+def test_given_certificates_may_be_files_or_text(tmp_path: Path) -> None:
     credentials = Authority("theirs").issue("worker")
     for name, data in credentials.files().items():
         (tmp_path / name).write_bytes(data)
@@ -115,7 +116,7 @@ def test_given_certificates_may_be_files_or_text(tmp_path):
         Trust.of(given, local=False, name="c")
 
 
-def test_backends():
+def test_backends() -> None:
     backend = SSH(["a", "b", "a"], scheduler="c")
     assert [host.name for host in backend.hosts()] == ["c", "a", "b"]
     assert not backend.workers_on_first
@@ -150,7 +151,7 @@ def fill(seats: Seats, number: int) -> dict[Any, dict[str, Any]]:
     return taken
 
 
-def test_workers_are_spread_and_names_are_used_again():
+def test_workers_are_spread_and_names_are_used_again() -> None:
     seats, _ = seated(Options(local=False, n_workers=4), 3)
     assert seats.initial == 4
     taken = fill(seats, 4)
@@ -159,7 +160,7 @@ def test_workers_are_spread_and_names_are_used_again():
     assert seats.take(taken)[0] == "node0-0"
 
 
-def test_more_workers_than_seats_go_round():
+def test_more_workers_than_seats_go_round() -> None:
     seats, _ = seated(Options(local=False), 2, gpus=[{"uuid": "GPU-a", "mig": None}])
     assert seats.initial == 2
     taken = fill(seats, 4)
@@ -167,7 +168,7 @@ def test_more_workers_than_seats_go_round():
     assert {entry["options"]["spec"].gpus for entry in taken.values()} == {("GPU-a",)}
 
 
-def test_lost_hosts_get_no_more_workers():
+def test_lost_hosts_get_no_more_workers() -> None:
     seats, sessions = seated(Options(local=False, n_workers=2), 2)
     sessions[0].ended = OSError("gone")
     assert set(fill(seats, 2)) == {"node1-0", "node1-1"}
@@ -176,6 +177,6 @@ def test_lost_hosts_get_no_more_workers():
         fill(seats, 1)
 
 
-def test_local_workers_have_numbers_for_names():
+def test_local_workers_have_numbers_for_names() -> None:
     seats, _ = seated(Options(local=True, n_workers=2), 1)
     assert list(fill(seats, 3)) == [0, 1, 2]

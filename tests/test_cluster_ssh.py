@@ -49,7 +49,9 @@ def keywords(small_lock: Path) -> dict[str, Any]:
     return {"env": small_lock, "n_workers": 3, "threads_per_worker": 1, "asynchronous": True}
 
 
-async def test_three_bare_hosts(ssh, keywords, hosts, tmp_path):
+async def test_three_bare_hosts(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], tmp_path: Path
+) -> None:
     async with (
         SyncedCluster(ssh(), **keywords) as cluster,
         Client(cluster, asynchronous=True) as client,
@@ -88,7 +90,7 @@ async def test_three_bare_hosts(ssh, keywords, hosts, tmp_path):
     await no_survivors(hosts, 5)
 
 
-async def test_the_layout_is_from_the_probe(ssh, keywords, hosts):
+async def test_the_layout_is_from_the_probe(ssh: Any, keywords: dict[str, Any], hosts: list[Machine]) -> None:
     del keywords["n_workers"], keywords["threads_per_worker"]
     async with SyncedCluster(ssh(hosts[1].name), **keywords, threads_per_worker=100) as cluster:
         [info] = cluster.scheduler_info["workers"].values()
@@ -98,7 +100,9 @@ async def test_the_layout_is_from_the_probe(ssh, keywords, hosts):
     await no_survivors(hosts, 5)
 
 
-async def test_a_scheduler_on_a_host_of_its_own(ssh, keywords, hosts):
+async def test_a_scheduler_on_a_host_of_its_own(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine]
+) -> None:
     backend = ssh(hosts[1].name, hosts[2].name, scheduler=hosts[0].name)
     async with SyncedCluster(backend, **{**keywords, "n_workers": 2}) as cluster:
         assert cluster.scheduler_address.startswith(f"tls://{hosts[0].address}:")
@@ -106,7 +110,9 @@ async def test_a_scheduler_on_a_host_of_its_own(ssh, keywords, hosts):
     await no_survivors(hosts, 5)
 
 
-async def test_blocked_ports_are_tunnelled_to(ssh, keywords, hosts, lab):
+async def test_blocked_ports_are_tunnelled_to(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], lab: Lab
+) -> None:
     for machine in hosts:
         machine.block(source=lab.gateway)
     try:
@@ -127,7 +133,7 @@ async def test_blocked_ports_are_tunnelled_to(ssh, keywords, hosts, lab):
     await no_survivors(hosts, 5)
 
 
-async def test_the_client_killed_leaves_no_survivor(small_lock, hosts, lab):
+async def test_the_client_killed_leaves_no_survivor(small_lock: Path, hosts: list[Machine], lab: Lab) -> None:
     script = (
         "import sys, time\n"
         "if __name__ == '__main__':\n"
@@ -139,7 +145,7 @@ async def test_the_client_killed_leaves_no_survivor(small_lock, hosts, lab):
         "    print('up', flush=True)\n"
         "    time.sleep(600)\n"
     )
-    client = subprocess.Popen(
+    client: Any = subprocess.Popen(
         [sys.executable, "-c", script, str(small_lock), *(machine.name for machine in hosts)],
         stdout=subprocess.PIPE,
         text=True,
@@ -154,7 +160,9 @@ async def test_the_client_killed_leaves_no_survivor(small_lock, hosts, lab):
     await no_survivors(hosts, 15)
 
 
-async def test_a_host_that_is_lost_takes_only_its_workers(ssh, keywords, hosts, lab):
+async def test_a_host_that_is_lost_takes_only_its_workers(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], lab: Lab
+) -> None:
     doomed = lab.host("bare")
     backend = ssh(hosts[0].name, doomed.name)
     async with (
@@ -170,14 +178,18 @@ async def test_a_host_that_is_lost_takes_only_its_workers(ssh, keywords, hosts, 
     await no_survivors(hosts, 5)
 
 
-async def test_one_host_that_is_not_there_stops_the_start(ssh, keywords, hosts):
+async def test_one_host_that_is_not_there_stops_the_start(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine]
+) -> None:
     with pytest.raises(ConnectError, match="no-such-host"):
         async with SyncedCluster(ssh(hosts[0].name, "no-such-host.invalid"), **keywords):
             pass
     await no_survivors(hosts, 5)
 
 
-async def test_a_worker_added_by_hand_with_another_version_is_refused(ssh, keywords, hosts, lab, tmp_path):
+async def test_a_worker_added_by_hand_with_another_version_is_refused(
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], lab: Lab, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     uv = str(find_uv())
     pins = [f"{name}=={version(name)}" for name in sorted(CORE)]

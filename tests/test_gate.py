@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Running:
     def __init__(self, role: str, config: dict[str, Any], folder: Path, **environment: str) -> None:
         file = folder / "config.json"
         file.write_text(json.dumps(config))
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [sys.executable, "-c", PROCESS, role, str(file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -59,7 +60,7 @@ class Running:
         return "".join(self.lines)
 
     def wait(self) -> int:
-        code = self.process.wait(30)
+        code: int = self.process.wait(30)
         self._thread.join(10)
         return code
 
@@ -74,8 +75,8 @@ class Running:
 
 
 @pytest.fixture
-def start(tmp_path):
-    running = []
+def start(tmp_path: Path) -> Iterator[Any]:
+    running: list[Running] = []
 
     def start(role: str, config: dict[str, Any], **environment: str) -> Running:
         folder = tmp_path / str(len(running))
@@ -125,12 +126,12 @@ def another_click(folder: Path) -> str:
     return str(folder)
 
 
-def by_hand(address: str, start, **environment: str) -> Running:
+def by_hand(address: str, start: Any, **environment: str) -> Any:
     """A worker that knows nothing of us."""
     return start("worker", worker(address, None, "by-hand"), **environment)
 
 
-async def test_an_equal_worker_runs_tasks(start, wanted):
+async def test_an_equal_worker_runs_tasks(start: Any, wanted: dict[str, Any]) -> None:
     address = start("scheduler", scheduler(wanted)).said()["address"]
     hello = start("worker", worker(address, wanted, "w")).said()
     assert "error" not in hello
@@ -141,7 +142,9 @@ async def test_an_equal_worker_runs_tasks(start, wanted):
         assert not state["refused"]
 
 
-async def test_a_different_worker_runs_none_of_the_queued_tasks(start, wanted, tmp_path):
+async def test_a_different_worker_runs_none_of_the_queued_tasks(
+    start: Any, wanted: dict[str, Any], tmp_path: Path
+) -> None:
     address = start("scheduler", scheduler(wanted)).said()["address"]
     async with Client(address, asynchronous=True) as client:
         marks = tmp_path / "marks"
@@ -163,11 +166,13 @@ async def test_a_different_worker_runs_none_of_the_queued_tasks(start, wanted, t
         assert {mark.read_text() for mark in marks.iterdir()} == {"same"}
 
 
-def _suspicious(dask_scheduler):
+def _suspicious(dask_scheduler: Any) -> Any:
     return sum(task.suspicious for task in dask_scheduler.tasks.values())
 
 
-async def test_our_own_worker_says_why_it_was_refused(start, wanted, tmp_path):
+async def test_our_own_worker_says_why_it_was_refused(
+    start: Any, wanted: dict[str, Any], tmp_path: Path
+) -> None:
     address = start("scheduler", scheduler(wanted)).said()["address"]
     other = start("worker", worker(address, wanted, "w"), PYTHONPATH=another_click(tmp_path / "other"))
     error = other.said()["error"]
@@ -177,7 +182,9 @@ async def test_our_own_worker_says_why_it_was_refused(start, wanted, tmp_path):
     assert await asyncio.to_thread(other.wait) == 4
 
 
-async def test_a_worker_that_its_nanny_restarts_is_looked_at_again(start, wanted, tmp_path):
+async def test_a_worker_that_its_nanny_restarts_is_looked_at_again(
+    start: Any, wanted: dict[str, Any], tmp_path: Path
+) -> None:
     later = tmp_path / "later"
     later.mkdir()
     address = start("scheduler", scheduler(wanted)).said()["address"]
@@ -192,7 +199,7 @@ async def test_a_worker_that_its_nanny_restarts_is_looked_at_again(start, wanted
         assert [entry["name"] for entry in state["refused"]] == ["w"]
 
 
-async def test_warn_admits_and_remembers(start, wanted, tmp_path):
+async def test_warn_admits_and_remembers(start: Any, wanted: dict[str, Any], tmp_path: Path) -> None:
     address = start("scheduler", scheduler(wanted, on_mismatch="warn")).said()["address"]
     by_hand(address, start, PYTHONPATH=another_click(tmp_path / "other"))
     async with Client(address, asynchronous=True) as client:
@@ -204,7 +211,7 @@ async def test_warn_admits_and_remembers(start, wanted, tmp_path):
         assert event["action"] == "admitted-different"
 
 
-async def test_another_python_is_refused_at_the_door(start, wanted):
+async def test_another_python_is_refused_at_the_door(start: Any, wanted: dict[str, Any]) -> None:
     address = start("scheduler", scheduler(wanted, on_mismatch="warn")).said()["address"]
     answer = await register(address, python="3.10.1.final.0")
     assert answer["status"] == "error"
@@ -212,14 +219,14 @@ async def test_another_python_is_refused_at_the_door(start, wanted):
     assert "worker-plugins" not in answer
 
 
-async def test_another_msgpack_is_refused_at_the_door(start, wanted):
+async def test_another_msgpack_is_refused_at_the_door(start: Any, wanted: dict[str, Any]) -> None:
     address = start("scheduler", scheduler(wanted)).said()["address"]
     answer = await register(address, msgpack="0.1")
     assert answer["status"] == "error"
     assert "msgpack is 0.1 there" in answer["message"]
 
 
-async def test_a_silent_worker_gets_no_task_and_is_removed(start, wanted):
+async def test_a_silent_worker_gets_no_task_and_is_removed(start: Any, wanted: dict[str, Any]) -> None:
     address = start("scheduler", scheduler(wanted, report_timeout=1.0)).said()["address"]
     async with Client(address, asynchronous=True) as client:
         future = client.submit(sum, [1, 2])
@@ -227,7 +234,7 @@ async def test_a_silent_worker_gets_no_task_and_is_removed(start, wanted):
         await comm.write(message(address))
         assert (await comm.read())["status"] == "OK"
         await comm.write([{"op": "worker-status-change", "status": "running", "stimulus_id": "test"}])
-        heard = []
+        heard: list[dict[str, Any]] = []
         with contextlib.suppress(OSError):
             while not any(one.get("op") == "close" for one in heard):
                 heard += await asyncio.wait_for(comm.read(), 20)
@@ -275,7 +282,7 @@ def message(address: str, **versions: str) -> dict[str, Any]:
     }
 
 
-async def register(address: str, **versions: str) -> dict[str, Any]:
+async def register(address: str, **versions: str) -> Any:
     comm = await connect(address)
     await comm.write(message(address, **versions))
     try:
@@ -284,7 +291,7 @@ async def register(address: str, **versions: str) -> dict[str, Any]:
         comm.abort()
 
 
-async def test_a_scheduler_without_what_is_wanted_does_not_listen(start, wanted):
+async def test_a_scheduler_without_what_is_wanted_does_not_listen(start: Any, wanted: dict[str, Any]) -> None:
     more = {**wanted, "distributions": [*wanted["distributions"], {"name": "numpy", "version": "2.0"}]}
     refused = start("scheduler", scheduler(more))
     error = refused.said()["error"]
@@ -294,7 +301,7 @@ async def test_a_scheduler_without_what_is_wanted_does_not_listen(start, wanted)
     assert await asyncio.to_thread(refused.wait) == 4
 
 
-async def test_other_trees_can_be_wanted_later(start, wanted, tmp_path):
+async def test_other_trees_can_be_wanted_later(start: Any, wanted: dict[str, Any], tmp_path: Path) -> None:
     digest = "ab" * 32
     folder = tmp_path / digest
     folder.mkdir()
@@ -310,7 +317,7 @@ async def test_other_trees_can_be_wanted_later(start, wanted, tmp_path):
         assert "error" not in fresh.said()
 
 
-async def test_a_taken_port_is_one_clear_line(start, wanted):
+async def test_a_taken_port_is_one_clear_line(start: Any, wanted: dict[str, Any]) -> None:
     first = start("scheduler", scheduler(None)).said()
     port = int(first["address"].rpartition(":")[2])
     second = start("scheduler", {"options": {"host": "127.0.0.1", "port": port, "dashboard": False}})
@@ -320,7 +327,7 @@ async def test_a_taken_port_is_one_clear_line(start, wanted):
     assert await asyncio.to_thread(second.wait) == 3
 
 
-async def test_a_bad_option_is_told_with_its_traceback(start):
+async def test_a_bad_option_is_told_with_its_traceback(start: Any) -> None:
     broken = start("scheduler", {"options": {"no_such_option": 1}})
     assert "no_such_option" in broken.said()["error"]["message"]
     assert await asyncio.to_thread(broken.wait) == 1
@@ -328,7 +335,7 @@ async def test_a_bad_option_is_told_with_its_traceback(start):
 
 
 @pytest.mark.parametrize("how", ["stdin", "sigterm"])
-async def test_processes_close_gracefully(start, how):
+async def test_processes_close_gracefully(start: Any, how: Any) -> None:
     first = start("scheduler", scheduler(None))
     address = first.said()["address"]
     second = start("worker", worker(address, None, "w"))

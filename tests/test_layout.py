@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import dask.system
 import pytest
 from distributed import LocalCluster
@@ -21,25 +23,25 @@ GPUS = {
 }
 
 
-def test_without_gpus_as_localcluster_divides_cores():
+def test_without_gpus_as_localcluster_divides_cores() -> None:
     specs = layout(PLAIN)
     assert [(one.nthreads, one.memory_limit, one.gpus) for one in specs] == [(2, 16 * GIB, None)] * 4
     assert specs[0].environment() == {}
     assert specs[0].resources == {}
 
 
-def test_threads_decide_the_number_of_workers():
+def test_threads_decide_the_number_of_workers() -> None:
     assert [one.nthreads for one in layout(PLAIN, threads_per_worker=4)] == [4, 4]
     assert [one.nthreads for one in layout(PLAIN, threads_per_worker=100)] == [100]
 
 
-def test_number_of_workers_decides_the_threads():
+def test_number_of_workers_decides_the_threads() -> None:
     specs = layout(PLAIN, n_workers=3)
     assert [one.nthreads for one in specs] == [3, 3, 3]
     assert layout(PLAIN, n_workers=0) == ()
 
 
-def test_one_worker_per_gpu_pinned_beside_it():
+def test_one_worker_per_gpu_pinned_beside_it() -> None:
     specs = layout(GPUS)
     assert [one.gpus for one in specs] == [("GPU-a",), ("GPU-b",), ("GPU-c",), ("GPU-d",)]
     assert [one.environment()["CUDA_VISIBLE_DEVICES"] for one in specs] == [
@@ -54,13 +56,13 @@ def test_one_worker_per_gpu_pinned_beside_it():
     assert specs[0].memory_limit == 32 * GIB
 
 
-def test_fewer_workers_than_gpus_share_them_out():
+def test_fewer_workers_than_gpus_share_them_out() -> None:
     specs = layout(GPUS, n_workers=2)
     assert [one.gpus for one in specs] == [("GPU-a", "GPU-b"), ("GPU-c", "GPU-d")]
     assert [one.resources["GPU"] for one in specs] == [2, 2]
 
 
-def test_more_workers_than_gpus_share_each():
+def test_more_workers_than_gpus_share_each() -> None:
     specs = layout(GPUS, n_workers=8)
     assert [one.gpus for one in specs] == [
         (name,) for name in ["GPU-a", "GPU-b", "GPU-c", "GPU-d"] for _ in range(2)
@@ -68,7 +70,7 @@ def test_more_workers_than_gpus_share_each():
     assert [one.resources["GPU"] for one in specs] == [0.5] * 8
 
 
-def test_mig_instances_stand_in_for_their_gpu():
+def test_mig_instances_stand_in_for_their_gpu() -> None:
     gpus = [
         {"uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]},
         {"uuid": "GPU-b", "mig": None},
@@ -88,11 +90,11 @@ def test_mig_instances_stand_in_for_their_gpu():
         (None, ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]),
     ],
 )
-def test_the_hosts_own_choice_of_gpus_is_kept(visible, expected):
+def test_the_hosts_own_choice_of_gpus_is_kept(visible: Any, expected: Any) -> None:
     assert [device.uuid for device in devices({**GPUS, "cuda_visible_devices": visible})] == expected
 
 
-def test_numa_nodes_bind_workers_where_no_core_is_lost():
+def test_numa_nodes_bind_workers_where_no_core_is_lost() -> None:
     facts = {"cores": 16, "memory": 64 * GIB, "numa": NUMA}
     assert [one.cpus for one in layout(facts, n_workers=4)] == [LEFT] * 2 + [RIGHT] * 2
     assert layout(facts, n_workers=1)[0].cpus == ()
@@ -101,11 +103,11 @@ def test_numa_nodes_bind_workers_where_no_core_is_lost():
     assert [one.cpus for one in layout(allowed, n_workers=2)] == [(0, 1), (8, 9)]
 
 
-def test_half_a_core_is_a_core():
+def test_half_a_core_is_a_core() -> None:
     assert [one.nthreads for one in layout({"cores": 0.5, "memory": GIB})] == [1]
 
 
-def test_user_resources_come_on_top():
+def test_user_resources_come_on_top() -> None:
     assert layout(GPUS, resources={"disk": 2})[0].resources == {"GPU": 1, "disk": 2}
 
 
@@ -121,17 +123,17 @@ def test_user_resources_come_on_top():
         ("64GiB", 16 * GIB),
     ],
 )
-def test_memory_limits(limit, expected):
+def test_memory_limits(limit: Any, expected: Any) -> None:
     assert memory_bytes(limit, 16 * GIB, 4) == expected
 
 
-def test_spread_is_even():
+def test_spread_is_even() -> None:
     assert spread(7, 3) == [3, 2, 2]
     assert spread(1, 3) == [1, 0, 0]
 
 
 @pytest.mark.parametrize("bad", [{"n_workers": -1}, {"threads_per_worker": 0}])
-def test_senseless_numbers_are_refused(bad):
+def test_senseless_numbers_are_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         layout(PLAIN, **bad)
 
@@ -146,7 +148,7 @@ def test_senseless_numbers_are_refused(bad):
         {"n_workers": 2, "threads_per_worker": 3},
     ],
 )
-async def test_the_local_layout_is_localclusters_own(asked):
+async def test_the_local_layout_is_localclusters_own(asked: Any) -> None:
     # threads, not processes, only so that nothing has to be started: the arithmetic is looked at
     specs, later = local_layout(**asked, cores=dask.system.CPU_COUNT, memory=10 * GIB)
     cluster = LocalCluster(**asked, asynchronous=True, dashboard_address=None)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -11,7 +13,9 @@ from distributed.security import Security
 from envsync.runner.tls import Authority, Credentials
 
 
-def context(credentials: Credentials, purpose: ssl.Purpose, tmp_path, strict: bool = True) -> ssl.SSLContext:
+def context(
+    credentials: Credentials, purpose: ssl.Purpose, tmp_path: Path, strict: bool = True
+) -> ssl.SSLContext:
     folder = tmp_path / str(id(credentials))
     folder.mkdir(exist_ok=True)
     for name, data in credentials.files().items():
@@ -29,7 +33,7 @@ async def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
     """Connect both over loopback; return what the server read."""
     heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    async def serve(reader, writer):
+    async def serve(reader: Any, writer: Any) -> None:
         data = await reader.read(5)
         writer.write(data)
         await writer.drain()
@@ -48,7 +52,7 @@ async def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> str:
         return await heard
 
 
-async def test_roles_trust_each_other_under_strict_verification(tmp_path):
+async def test_roles_trust_each_other_under_strict_verification(tmp_path: Path) -> None:
     authority = Authority("test")
     scheduler = authority.issue("scheduler", ["node1", "10.0.0.1", "fe80::1%eth0"])
     worker = authority.issue("worker")
@@ -58,7 +62,7 @@ async def test_roles_trust_each_other_under_strict_verification(tmp_path):
         assert await handshake(server, context(one, ssl.Purpose.SERVER_AUTH, tmp_path)) == "hello"
 
 
-async def test_another_clusters_certificate_is_refused(tmp_path):
+async def test_another_clusters_certificate_is_refused(tmp_path: Path) -> None:
     ours, theirs = Authority("test"), Authority("test")
     server = context(ours.issue("scheduler"), ssl.Purpose.CLIENT_AUTH, tmp_path)
     stranger = theirs.issue("client")
@@ -68,7 +72,7 @@ async def test_another_clusters_certificate_is_refused(tmp_path):
         await handshake(server, trusting)
 
 
-async def test_a_client_cannot_pose_as_a_scheduler(tmp_path):
+async def test_a_client_cannot_pose_as_a_scheduler(tmp_path: Path) -> None:
     authority = Authority("test")
     impostor = context(authority.issue("client"), ssl.Purpose.CLIENT_AUTH, tmp_path)
     victim = context(authority.issue("worker"), ssl.Purpose.SERVER_AUTH, tmp_path)
@@ -76,7 +80,7 @@ async def test_a_client_cannot_pose_as_a_scheduler(tmp_path):
         await handshake(impostor, victim)
 
 
-def test_names_are_in_the_certificate():
+def test_names_are_in_the_certificate() -> None:
     credentials = Authority("test").issue("scheduler", ["node1", "10.0.0.1", "bücher.example.org", "node1"])
     certificate = x509.load_pem_x509_certificate(credentials.cert.encode())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -85,14 +89,14 @@ def test_names_are_in_the_certificate():
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["10.0.0.1"]
 
 
-def test_the_key_is_not_shown():
+def test_the_key_is_not_shown() -> None:
     credentials = Authority("test").issue("client")
     assert "PRIVATE KEY" in credentials.key
     assert "PRIVATE KEY" not in repr(credentials)
     assert "PRIVATE KEY" not in repr(credentials.security())
 
 
-async def test_distributed_speaks_with_the_memory_only_client(tmp_path):
+async def test_distributed_speaks_with_the_memory_only_client(tmp_path: Path) -> None:
     authority = Authority("test")
     scheduler = authority.issue("scheduler")
     for name, data in scheduler.files().items():
@@ -104,7 +108,7 @@ async def test_distributed_speaks_with_the_memory_only_client(tmp_path):
         tls_scheduler_key=str(tmp_path / "key.pem"),
     )
 
-    async def serve(comm):
+    async def serve(comm: Any) -> None:
         await comm.write({"heard": await comm.read()})
         await comm.close()
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from distributed import Client, LocalCluster, Security
@@ -42,11 +42,11 @@ def workers(number: int, *found: str) -> list[Checked]:
 SCHEDULER = Checked(kind="scheduler", process="scheduler")
 
 
-def test_equal_is_one_sentence():
+def test_equal_is_one_sentence() -> None:
     assert str(Verification(processes=(SCHEDULER, *workers(2)))) == "1 scheduler and 2 workers: all as wanted"
 
 
-def test_identical_differences_of_many_workers_are_one_row():
+def test_identical_differences_of_many_workers_are_one_row() -> None:
     verification = Verification(processes=(SCHEDULER, *workers(8, "pandas")))
     assert not verification.ok
     assert verification.rows() == [
@@ -60,13 +60,13 @@ def test_identical_differences_of_many_workers_are_one_row():
     assert lines[0].index("subject") == lines[1].index("pandas")
 
 
-def test_few_workers_are_named_with_their_hosts():
+def test_few_workers_are_named_with_their_hosts() -> None:
     mixed = (SCHEDULER, *workers(2, "pandas"), *workers(6))
     [row] = Verification(processes=mixed).rows()
     assert row[1] == "worker 0 on node0, worker 1 on node1"
 
 
-def test_worst_first_and_notes_are_no_fault():
+def test_worst_first_and_notes_are_no_fault() -> None:
     one = Checked(
         kind="worker",
         process="worker 0",
@@ -78,14 +78,14 @@ def test_worst_first_and_notes_are_no_fault():
     assert Verification(processes=(noted,)).summary() == "1 worker: usable (1 note)"
 
 
-def test_a_process_that_could_not_be_looked_at_is_a_fault():
+def test_a_process_that_could_not_be_looked_at_is_a_fault() -> None:
     silent = Checked(kind="worker", process="worker 0", trouble="OSError: no route")
     verification = Verification(processes=(silent,))
     assert not verification.ok
     assert "OSError: no route" in str(verification)
 
 
-def test_long_cells_are_wrapped_within_the_width():
+def test_long_cells_are_wrapped_within_the_width() -> None:
     rows = [("error", "worker 0", "a" * 80, "1", "2", "do this, " * 30)]
     lines = table(rows, width=120).splitlines()
     assert max(map(len, lines)) <= 120
@@ -93,7 +93,7 @@ def test_long_cells_are_wrapped_within_the_width():
     assert "".join(line[first : first + 34].strip() for line in lines[1:]) == "a" * 80
 
 
-def test_forms():
+def test_forms() -> None:
     verification = Verification(processes=(SCHEDULER, *workers(1, "<b>")), wanted="lock")
     assert "&lt;b&gt;" in verification._repr_html_()
     assert "<b>" not in verification._repr_html_()
@@ -111,18 +111,18 @@ def own() -> dict[str, Any]:
     return report
 
 
-async def test_a_cluster_that_we_did_not_start(own):
+async def test_a_cluster_that_we_did_not_start(own: dict[str, Any]) -> None:
     async with (
         LocalCluster(n_workers=2, threads_per_worker=1, asynchronous=True, dashboard_address=":0") as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         for target in (cluster, client):
-            verification = await verify(target, wanted=own)
+            verification = await verify_async(target, wanted=own)
             assert verification.ok, str(verification)
             assert [one.kind for one in verification.processes] == ["scheduler", "worker", "worker", "client"]
 
         # without anything to compare with, it is this process's environment
-        assert (await verify(client)).ok
+        assert (await cast(Any, verify(client))).ok
         more = {**own, "distributions": [*own["distributions"], {"name": "numpy", "version": "2.0"}]}
         with pytest.raises(MismatchError, match="numpy") as caught:
             await verify_async(client, wanted=more)
@@ -145,7 +145,7 @@ async def test_a_cluster_that_we_did_not_start(own):
         }
 
 
-def test_by_address_with_certificates(own):
+def test_by_address_with_certificates(own: dict[str, Any]) -> None:
     with LocalCluster(
         n_workers=1, threads_per_worker=1, security=True, dashboard_address=":0", processes=True
     ) as cluster:
@@ -177,7 +177,7 @@ def scheduler(prefix: Path, *arguments: str) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_lacks_what_the_client_has(tmp_path, own):
+def test_a_scheduler_that_lacks_what_the_client_has(tmp_path: Path, own: dict[str, Any]) -> None:
     prefix, uv = tmp_path / "other", str(find_uv())
     pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
     subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(prefix)], check=True)
