@@ -43,7 +43,7 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
     """
     prepared = cluster.prepared
     before = {tree.name: tree.digest for tree, _ in prepared[0].trees}
-    manifests = await asyncio.to_thread(_pack, cluster.cwd, None if cluster.env is None else set(before))
+    manifests = await code_now(cluster)
     after = {manifest.name: manifest.digest for manifest in manifests}
     changed = len({name for name in {**before, **after} if before.get(name) != after.get(name)})
     if not changed:
@@ -57,6 +57,12 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
     await _turn(cluster, timeout)
     cluster.hooks.done("cluster", f"{changed} source trees changed", time.monotonic() - began)
     return changed
+
+
+async def code_now(cluster: SyncedCluster) -> list[Manifest]:
+    """Pack the local code of a cluster's client as it is now; where a lock was given, what that names."""
+    names = {tree.name for tree, _ in cluster.prepared[0].trees}
+    return await asyncio.to_thread(_pack, cluster.cwd, None if cluster.env is None else names)
 
 
 def _pack(cwd: str | None, wanted: set[str] | None) -> list[Manifest]:

@@ -216,8 +216,9 @@ async def verify_async(
     if wanted is None:
         wanted = own
     else:
-        found = compare(dict(wanted), own, where="here", process="client")
-        client = Checked(kind="client", process="client", differences=tuple(found))
+        if getattr(target, "prepared", None):
+            own["trees"] = await _own_trees(target)
+        client = Checked(kind="client", process="client", differences=client_differences(own, wanted))
     if isinstance(target, str):
         arguments = security.get_connection_args("client") if security is not None else None
         connection = rpc(target, connection_args=arguments)
@@ -242,13 +243,30 @@ async def verify_async(
     return verification
 
 
+def client_differences(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[Difference, ...]:
+    """Return how a cluster differs from its client: what the client has is what its tasks will need.
+
+    Parameters
+    ----------
+    own : Report
+        The client's, as it is now.
+    wanted : Report
+        Of the lock that the cluster runs in.
+    """
+    return tuple(compare(own, wanted, where="here", process="client"))
+
+
 def _own_report() -> dict[str, Any]:
     from envsync.snapshot import capture
 
-    report: dict[str, Any] = capture().report()
-    # A process of a cluster that envsync did not start says nothing about source trees.
-    report.pop("trees", None)
-    return report
+    return dict(capture().report())
+
+
+async def _own_trees(cluster: Any) -> dict[str, str]:
+    """Return the digests of the local code of a SyncedCluster's client, as it is now."""
+    from envsync.runner.code import code_now
+
+    return {manifest.name: manifest.digest for manifest in await code_now(cluster)}
 
 
 async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Checked]:
