@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import logging
 import os
 import re
@@ -27,7 +28,7 @@ from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from distributed.security import Security
@@ -279,7 +280,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     async def _close(self) -> None:
         try:
-            await super()._close()
+            with _unsaid("Cluster closed without starting up"):
+                await super()._close()
         finally:
             prepared, self.prepared = self.prepared, []
             hosts, self._hosts = self._hosts, []
@@ -314,7 +316,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.hooks.failed(process.place.name, f"{process.label} {why}")
             lines = "".join(f"\n  | {line}" for line in remote.tail())
             logger.warning("%s: %s%s", process.where, why, lines)
-        self._cluster_manager_logs.append((None, f"{process.where}: {why}"))
+        self._cluster_manager_logs.append((datetime.datetime.now(), f"{process.where}: {why}"))
         if process is self.scheduler:
             self.loop.add_callback(self._close)
         elif self.workers.get(process.name) is process:
@@ -417,6 +419,21 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         if self.status != Status.running:
             raise ClusterError("the cluster is not running", hint="Start it before its code is synced.")
         return await ship(self)
+
+
+@contextlib.contextmanager
+def _unsaid(message: str) -> Iterator[None]:
+    """Keep SpecCluster from logging what the error that is raised says better."""
+    log = logging.getLogger("distributed.deploy.spec")
+
+    def other(record: logging.LogRecord) -> bool:
+        return record.msg != message
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)
 
 
 def _lock(env: Lock | str | Path | None) -> Lock | None:

@@ -239,10 +239,13 @@ async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(
     wait_until_none(cache, 5)
 
 
-def test_no_such_lock(keywords: dict[str, Any], cache: Path, tmp_path: Path) -> None:
+def test_no_such_lock(
+    keywords: dict[str, Any], cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keywords["env"] = tmp_path / "pylock.none.toml"
     with pytest.raises(LockError, match="no such lock"):
         SyncedCluster(**keywords)
+    assert not caplog.records
     wait_until_none(cache, 5)
 
 
