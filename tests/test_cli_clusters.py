@@ -219,3 +219,17 @@ def test_check_and_diff_answer_with_their_exit_codes(
         assert done.returncode == 1
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("error") and "toolz" in line]
         assert (line.split()[-1] == "0.1") is (sides[1] == address), done.stdout
+
+
+def test_only_what_cannot_be_reached_is_called_so(cluster: LocalCluster) -> None:
+    """What is wrong in a comparison is not the scheduler's fault."""
+    from envsync.cli.check import look_at_cluster
+    from envsync.errors import ClusterError
+    from envsync.snapshot import capture
+
+    broken = {**capture().report(), "trees": 5}
+    with pytest.raises(TypeError):
+        look_at_cluster(cluster.scheduler_address, {}, wanted={**broken, "distributions": 5})
+    for address in ("tls://127.0.0.1:1", "nothing://127.0.0.1:1"):
+        with pytest.raises(ClusterError, match="was not reached"):
+            look_at_cluster(address, {}, wanted=broken)

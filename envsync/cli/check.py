@@ -69,10 +69,12 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
     Raises
     ------
     ClusterError
-        The scheduler was not reached.
+        The scheduler was not reached, or went away.
     """
+    import asyncio
     from dataclasses import replace
 
+    from distributed.comm import CommClosedError
     from distributed.security import Security
 
     from envsync.runner.verify import verify
@@ -85,11 +87,27 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
     chosen = {key: value for key, value in given.items() if value is not None}
     security = Security(**chosen)
     try:
-        found = verify(address, on_mismatch="ignore", wanted=wanted, security=security)
-    except (OSError, TypeError, ValueError) as error:
+        asyncio.run(_reach(address, security.get_connection_args("client")))
+    except (OSError, TypeError, ValueError) as error:  # also schemes and certificates that do not fit
         raise ClusterError(
             f"the scheduler was not reached: {error}",
             where=address,
             hint="Check the address; for tls:// the --tls options too.",
         ) from error
+    try:
+        found = verify(address, on_mismatch="ignore", wanted=wanted, security=security)
+    except CommClosedError as error:
+        raise ClusterError(
+            f"the scheduler went away while it was looked at: {error}",
+            where=address,
+            hint="See whether it still runs, and look again.",
+        ) from error
     return replace(found, processes=tuple(one for one in found.processes if one.kind != "client"))
+
+
+async def _reach(address: str, arguments: dict[str, Any]) -> None:
+    """Connect to a scheduler and hang up: whatever goes wrong later is not the address."""
+    from distributed.comm import connect
+
+    comm = await connect(address, **arguments)
+    await comm.close()
