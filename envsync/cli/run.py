@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.output import command as make_command
 from envsync.cli.output import current, terminated_as_interrupted, watch
 
@@ -78,7 +79,7 @@ def command(
         "memory_limit": memory_limit,
         "env": lock_file,
         "on_mismatch": on_mismatch,
-        "cwd": _first_folder(arguments),
+        "cwd": first_folder(arguments),
     }
     keywords = {key: value for key, value in keywords.items() if value is not None}
     with contextlib.ExitStack() as stack:
@@ -100,27 +101,26 @@ def command(
 
 
 def _demand_same_environment(program: str) -> None:
-    """Refuse a Python of another environment: the cluster would have ours, and the script its own."""
+    """Refuse what a Python of another environment runs: the cluster would have ours, and the script its own."""
     from envsync.errors import EnvsyncError
 
-    if not Path(program).name.startswith("python"):
+    python = python_of(program)
+    if python is None or shutil.which(python) is None:
         return
     asked = subprocess.run(
-        [program, "-c", "import sys; print(sys.prefix)"], capture_output=True, text=True, check=False
+        [python, "-c", "import sys; print(sys.prefix)"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     prefix = asked.stdout.strip()
     if prefix and Path(prefix).resolve() != Path(sys.prefix).resolve():
+        what = program if python == program else f"what runs {program}"
         raise EnvsyncError(
-            f"{program} is the Python of {prefix}, and this envsync reproduces {sys.prefix}",
+            f"{what} is the Python of {prefix}, and this envsync reproduces {sys.prefix}",
             hint=f"Install dask-envsync there and run its envsync, or run the script with {sys.executable}.",
         )
-
-
-def _first_folder(arguments: Sequence[str]) -> str:
-    """Return the folder that comes first on the command's path: that of its script, as Python has it."""
-    script = next((one for one in arguments[1:2] if one.endswith(".py")), None)
-    script = arguments[0] if arguments[0].endswith(".py") else script
-    return str(Path(script).resolve().parent if script else Path.cwd())
 
 
 @contextlib.contextmanager
