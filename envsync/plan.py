@@ -45,10 +45,17 @@ def make_plan(snapshot: Snapshot) -> Plan:
     Raises
     ------
     UnsupportedError
-        There are conda packages.
+        There are conda packages, or the interpreter is not a plain CPython.
     ResolveError
         Some distributions cannot be reproduced as they are found: all of them are named.
     """
+    implementation = snapshot.interpreter.implementation
+    if implementation != "cpython":
+        raise UnsupportedError(
+            f"this environment is of {implementation}, and this envsync can lock for CPython only",
+            where=snapshot.interpreter.prefix,
+            hint="Make the environment with CPython.",
+        )
     if snapshot.conda:
         names = ", ".join(record.name for record in snapshot.conda[:5])
         raise UnsupportedError(
@@ -58,7 +65,7 @@ def make_plan(snapshot: Snapshot) -> Plan:
             hint="Make the environment with venv or uv. A lock of its pip part alone would lack packages.",
         )
     abi = snapshot.interpreter.soabi.split("-")[1:2]
-    if snapshot.interpreter.implementation == "cpython" and abi and not abi[0].isdigit():
+    if abi and not abi[0].isdigit():
         raise UnsupportedError(
             f"this is a special build of CPython, free-threaded or debug (its ABI is {abi[0]}), and this"
             " envsync cannot lock for those yet",

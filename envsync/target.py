@@ -64,7 +64,7 @@ class Target:
         )
 
     @classmethod
-    def from_probe(cls, probe: Mapping[str, Any], *, python: str) -> Target:
+    def from_probe(cls, probe: Mapping[str, Any], *, python: str, implementation: str = "cpython") -> Target:
         """Describe a host from what its agent's probe found.
 
         Parameters
@@ -73,11 +73,14 @@ class Target:
             With ``system``, ``machine``, ``libc`` and, where there are any, ``gpus`` with their ``driver``.
         python : str
             The version that is to run there: the client's.
+        implementation : str
+            Of that Python: the client's too.
         """
         libc = probe.get("libc")
         found = sorted({f"nvidia {gpu['driver']}" for gpu in probe.get("gpus", ()) if gpu.get("driver")})
         return cls(
             python=python,
+            implementation=implementation,
             system=str(probe.get("system", "linux")).lower(),
             machine=str(probe["machine"]),
             libc=None if libc is None else (str(libc[0]), str(libc[1])),

@@ -26,7 +26,8 @@ __all__ = ["demand_fit", "lock_for", "target_of"]
 
 def target_of(session: Session, snapshot: Snapshot) -> Target:
     """Return what to lock for: the client's own target where the host can run what is locked for it."""
-    there = Target.from_probe(session.facts, python=snapshot.interpreter.version)
+    python = snapshot.interpreter
+    there = Target.from_probe(session.facts, python=python.version, implementation=python.implementation)
     return snapshot.target if there.covers(snapshot.target) else there
 
 
@@ -113,7 +114,7 @@ def demand_fit(sessions: Sequence[Session], target: Target) -> None:
         The first that cannot, with what it is.
     """
     for session in sessions:
-        there = Target.from_probe(session.facts, python=target.python)
+        there = Target.from_probe(session.facts, python=target.python, implementation=target.implementation)
         if not there.covers(target):
             raise UnfitHostError(
                 f"it cannot run what was locked for {target.describe()}: it is {there.describe()}",

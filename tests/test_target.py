@@ -81,6 +81,8 @@ def test_a_probe_becomes_a_target_with_its_driver() -> None:
     assert target.system == "linux"
     assert target.describe() == "Python 3.11.7, linux x86_64, glibc 2.28, nvidia 550.54.14"
     assert Target.from_dict(target.to_dict()) == target
+    assert target.implementation == "cpython"
+    assert Target.from_probe(probe, python="3.11.7", implementation="pypy").implementation == "pypy"
 
 
 @pytest.mark.parametrize("broken", [{}, {"python": 3}, {"python": "3.11.7", "implementation": ""}])

@@ -139,9 +139,10 @@ def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSett
 
     from envsync.target import Target
 
-    python = snapshot.interpreter.version
+    python, implementation = snapshot.interpreter.version, snapshot.interpreter.implementation
     if text.startswith("ssh://") or text == "local":
-        return Target.from_probe(asyncio.run(_probe(text, snapshot, store, settings, hooks)), python=python)
+        facts = asyncio.run(_probe(text, snapshot, store, settings, hooks))
+        return Target.from_probe(facts, python=python, implementation=implementation)
     match = _DESCRIBED.fullmatch(text)
     if match is None:
         raise ResolveError(
@@ -150,9 +151,7 @@ def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSett
         )
     machine, family, major, minor = match.groups()
     libc = ("glibc" if family == "manylinux" else "musl", f"{major}.{minor}")
-    return Target(
-        python=python, implementation=snapshot.interpreter.implementation, machine=machine, libc=libc
-    )
+    return Target(python=python, implementation=implementation, machine=machine, libc=libc)
 
 
 async def _probe(
