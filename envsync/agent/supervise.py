@@ -25,7 +25,7 @@ MARKER = b"@envsync "
 _TAIL = 30  # lines
 _LONGEST = 64 * 1024  # bytes of one line
 _WIDEST = 2000  # characters of a line of the tail
-_TAKEN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "UV_", "__PYVENV_LAUNCHER__")
+_TAKEN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "UV_", "PIP_", "__PYVENV_LAUNCHER__")
 
 
 def die_with_parent() -> Any | None:
@@ -55,7 +55,10 @@ def die_with_parent() -> Any | None:
 
 
 def base_environment() -> dict[str, str]:
-    """Return the agent's environment without what would lead another interpreter astray."""
+    """Return the agent's environment without what would lead another interpreter astray.
+
+    Nor has it the settings of uv and pip: passwords of indexes are among them.
+    """
     return {key: value for key, value in os.environ.items() if not key.startswith(_TAKEN)}
 
 
