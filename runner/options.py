@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,19 @@ LOOPBACK = "127.0.0.1"
 
 # LocalCluster takes these, deprecated; they do nothing unless they are set
 _VOID = ("start", "ip", "services", "worker_services")
+
+# the first words of the settings that dask.yaml and distributed.yaml know, and of two that older ones knew
+_NAMESPACES = frozenset(
+    (
+        *("temporary-directory", "visualization", "tokenize", "dataframe", "array", "optimization", "admin"),
+        *("distributed", "shuffle", "rmm", "ucx"),
+    )
+)
+_OURS = frozenset(("scheduler", "scheduler-address", "pool", "num-workers"))  # of this process alone
+_TLS = frozenset(("distributed.comm.tls", "distributed.scheduler.dashboard.tls"))
+_SECRET = re.compile(r"passw|passphrase|secret|credential|token|auth|keys?(?![a-z])")
+_HARMLESS = frozenset(("optimization.fuse.rename-keys",))
+_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,24 +169,57 @@ class Options:
 
 
 def plain_config(config: Mapping[str, Any], hooks: Hooks) -> dict[str, Any]:
-    """Return Dask's configuration without what only this process can use, or cannot be written down."""
+    """Return the part of Dask's configuration that its processes elsewhere need.
 
-    def plain(part: Mapping[str, Any], path: str) -> dict[str, Any]:
+    That is what Dask's and distributed's own defaults speak of, under whatever spelling. Other packages'
+    settings stay here, and so does what only this process can use, what cannot be written down, what belongs
+    to TLS (certificates have a way of their own) and whatever looks like a secret.
+
+    Parameters
+    ----------
+    config : mapping
+        The whole configuration.
+    hooks : Hooks
+        Told the names, never the values, of settings that are left out.
+    """
+    left: list[str] = []
+
+    def plain(part: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         kept = {}
         for key, value in part.items():
-            where = f"{path}{key}"
-            if isinstance(value, dict):
-                kept[key] = plain(value, f"{where}.")
+            where = (*path, str(key))
+            name = ".".join(where).replace("_", "-").lower()
+            if name in _OURS:
                 continue
-            if where in ("scheduler-address", "scheduler", "distributed.comm.tls.ca-file"):
-                continue
-            if _plain(value):
-                kept[key] = value
+            if (not path and name not in _NAMESPACES) or name in _TLS:
+                if _says_something(value):
+                    left.append(".".join(where))
+            elif isinstance(value, dict):
+                kept[key] = plain(value, where)
+            elif not _plain(value) or (_says_something(value) and _secret(name, value)):
+                left.append(".".join(where))
             else:
-                hooks.note("here", f"Dask's setting {where} is not sent along: it is not of a plain type")
+                kept[key] = value
         return kept
 
-    return plain(config, "")
+    kept = plain(config, ())
+    if left:
+        hooks.note("here", f"these settings of Dask's are not sent along: {', '.join(sorted(left))}")
+    return kept
+
+
+def _says_something(value: object) -> bool:
+    if isinstance(value, dict):  # distributed.yaml itself gives the oldest TLS version
+        return any(_says_something(part) for key, part in value.items() if key != "min-version")
+    return value is not None
+
+
+def _secret(name: str, value: object) -> bool:
+    """Tell whether a setting looks like one that nobody else should see."""
+    if name in _HARMLESS:
+        return False
+    below = name.partition(".")[2]  # "tokenize" is nothing secret
+    return bool(_SECRET.search(below) or _WITH_PASSWORD.search(json.dumps(value)))
 
 
 def _plain(value: object) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import pytest
 from distributed import Nanny, Security, Worker
 
@@ -67,16 +68,72 @@ def test_worker_classes(given: Any, nanny: Any) -> None:
     assert Options(local=True, worker_class=given).nanny is nanny
 
 
+class Noted(Hooks):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, where: str, text: str) -> None:
+        self.notes.append(text)
+
+
 def test_configuration_that_cannot_be_written_down_is_told() -> None:
-    class Noted(Hooks):
-        notes: list[str] = []  # noqa: RUF012
+    hooks = Noted()
+    config = {"array": {"svg": {"size": 1}, "c": object()}, "dataframe": {"d": ["e"]}}
+    assert plain_config(config, hooks) == {"array": {"svg": {"size": 1}}, "dataframe": {"d": ["e"]}}
+    [note] = hooks.notes
+    assert note.endswith(": array.c")
 
-        def note(self, where: str, text: str) -> None:
-            self.notes.append(text)
 
-    config = {"a": {"b": 1, "c": object()}, "scheduler-address": "tcp://elsewhere:1", "d": ["e"]}
-    assert plain_config(config, Noted()) == {"a": {"b": 1}, "d": ["e"]}
-    assert [note for note in Noted.notes if "a.c" in note]
+def test_all_of_dasks_own_defaults_are_sent_and_nothing_is_said() -> None:
+    hooks = Noted()
+    files = [
+        str(Path(str(package.__file__)).with_name(f"{package.__name__}.yaml"))
+        for package in (dask, distributed)
+    ]
+    defaults = dask.config.merge(*dask.config.collect_yaml(files))
+    sent = plain_config(defaults, hooks)
+    assert hooks.notes == []
+    assert sent["distributed"]["comm"].pop("timeouts") == defaults["distributed"]["comm"]["timeouts"]
+    assert set(sent) == set(defaults)
+    assert sent["optimization"] == defaults["optimization"]
+    assert sent["distributed"]["worker"] == defaults["distributed"]["worker"]
+
+
+def test_secrets_are_not_sent_and_only_their_names_are_told() -> None:
+    hooks = Noted()
+    variables = {
+        "DASK_COILED__TOKEN": "canary-1",
+        "DASK_GATEWAY__AUTH__KWARGS": "{'password': 'canary-2'}",
+        "DASK_DISTRIBUTED__NANNY__PRE_SPAWN_ENVIRON": "{'STORE_SECRET_KEY': 'canary-3', 'THREADS': 1}",
+        "DASK_DISTRIBUTED__WORKER__API_TOKEN": "canary-4",
+        "DASK_DISTRIBUTED__DASHBOARD__LINK": "https://me:canary-5@dask.example.org/{port}/status",
+        "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY": "canary-6",
+        "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": "canary-7",
+        "DASK_SCHEDULER_ADDRESS": "tcp://canary-8:1",
+        "DASK_DISTRIBUTED__WORKER__MEMORY__SPILL": "0.5",
+        "DASK_TOKENIZE__ENSURE_DETERMINISTIC": "True",
+    }
+    sent = plain_config(dask.config.collect_env(variables), hooks)
+    assert sent == {
+        "distributed": {
+            "nanny": {"pre_spawn_environ": {"THREADS": 1}},
+            "worker": {"memory": {"spill": 0.5}},
+            "dashboard": {},
+            "comm": {},
+        },
+        "tokenize": {"ensure_deterministic": True},
+    }
+    [note] = hooks.notes
+    assert "canary" not in note
+    for name in ("coiled", "gateway", "STORE_SECRET_KEY", "api_token", "dashboard.link", "comm.tls"):
+        assert name in note
+
+
+@pytest.mark.parametrize("spelling", ["scheduler-address", "scheduler_address", "scheduler"])
+def test_where_this_process_finds_its_scheduler_is_not_sent(spelling: str) -> None:
+    assert plain_config({spelling: "tcp://elsewhere:1", "array": {"backend": "numpy"}}, Noted()) == {
+        "array": {"backend": "numpy"}
+    }
 
 
 def test_tls_is_on_wherever_bytes_leave_the_machine() -> None:
