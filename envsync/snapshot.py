@@ -261,7 +261,10 @@ class Snapshot:
         """Name what matters to a lock: Python, machine and what is installed; no paths, no local code."""
         held = [
             [self.target.implementation, self.target.python, self.target.system, self.target.machine],
-            [[one.name, one.version, one.record, bool(one.editable), _origin(one)] for one in self.winners],
+            [
+                [one.name, one.version, one.record, bool(one.editable), _origin(one), _required(one)]
+                for one in self.winners
+            ],
             [[one.name, one.version, one.build] for one in self.conda],
         ]
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()
@@ -374,6 +377,11 @@ def capture(python: str | None = None, *, cwd: str | None = None, verify_files: 
         findings=tuple(sorted(findings, key=lambda one: (order[one.severity], one.subject, one.text))),
         accelerators=target.accelerators,
     )
+
+
+def _required(distribution: Distribution) -> list[str]:
+    """Say what an editable project requires: no record of files covers that."""
+    return list(distribution.requires) if distribution.editable else []
 
 
 def _origin(distribution: Distribution) -> str | None:

@@ -363,3 +363,14 @@ def test_the_digest_names_no_folder_of_this_machine(env: Path, tmp_path: Path) -
     assert len(digests) == 1
     assert os.path.basename(str(env)) == "env"
     assert capture(str(env)).digest not in digests
+
+
+def test_the_digest_follows_what_an_editable_project_requires(env: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "mine", {"mine.py": ""})
+    info = by_hand(env, "mine", {"mine.pth": f"{source}\n"}, source)
+    before = capture(str(env))
+    write(info, {"METADATA": META.format(name="mine") + "Requires-Dist: numpy\n"})
+    after = capture(str(env))
+    assert [one.requires for one in after.winners if one.name == "mine"] == [("numpy",)]
+    assert [one.record for one in after.winners] == [one.record for one in before.winners]
+    assert after.digest != before.digest
