@@ -135,7 +135,7 @@ class Lock:
             if artifact.name in self.records:
                 entry["record"] = self.records[artifact.name]
             distributions.append(entry)
-        return {
+        report: dict[str, Any] = {
             "who": f"lock {self.name}",
             "interpreter": {"implementation": self.target.implementation, "version": self.target.python},
             "platform": {
@@ -146,6 +146,9 @@ class Lock:
             "distributions": distributions,
             "trees": {tree.name: tree.digest for tree in self.trees},
         }
+        if self.target.accelerators:
+            report["accelerators"] = list(self.target.accelerators)
+        return report
 
     def dumps(self) -> str:
         """Return the file's text."""

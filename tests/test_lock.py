@@ -15,6 +15,7 @@ from packaging.pylock import Pylock
 
 from envsync.errors import LockError, LockVersionError, StoreError
 from envsync.lock import Artifact, Excluded, Lock, Substitution, TreeRef
+from envsync.plugins.compare import compare
 from envsync.store import FolderStore
 from envsync.target import Target
 
@@ -145,6 +146,16 @@ def test_report_is_what_is_wanted() -> None:
     assert report["platform"] == {"system": "linux", "machine": "x86_64", "libc": ["glibc", "2.36"]}
     assert report["trees"] == {"src": "d" * 64, "cwd": "e" * 64}
     assert "imported" not in report
+    assert report["accelerators"] == ["nvidia 550.54"]
+    assert "accelerators" not in make(target=replace(TARGET, accelerators=())).report()
+
+
+@pytest.mark.parametrize("there", [[], ["nvidia 470.82"]])
+def test_an_accelerator_that_was_locked_for_is_missed_or_found_too_old(there: list[str]) -> None:
+    wanted = full().report()
+    kinds = [one.kind for one in compare(wanted, {**wanted, "who": "worker", "accelerators": there})]
+    assert kinds == ["driver"]
+    assert not compare(wanted, {**wanted, "who": "worker"})
 
 
 def test_an_edited_hash_names_the_package() -> None:
