@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from dataclasses import dataclass
@@ -91,12 +90,6 @@ class Artifact:
         if self.path is not None or (url is not None and url.endswith("/" + self.filename)):
             return None
         return None if url is not None and _filename_of(url) == self.filename else self.filename
-
-    @property
-    def check(self) -> str:
-        """A few digits, so that an edit of a lock can be laid at the right package's door."""
-        text = f"{self.name} {self.version} {self.sha256}"
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @classmethod
     def of(cls, package: Package) -> Artifact:

@@ -160,7 +160,6 @@ class Lock:
             "snapshot": self.snapshot,
             "target": dict(sorted(target.items())),
             "records": dict(sorted(self.records.items())),
-            "checks": {artifact.name: artifact.check for artifact in artifacts},
         }
         for key, entries in (
             ("trees", self.trees),
@@ -175,9 +174,10 @@ class Lock:
             "requires-python": str(self.pylock.requires_python or ""),
             "created-by": "envsync",
             "packages": [artifact.table() for artifact in artifacts],
-            "tool": {"envsync": table},
         }
-        return tomli_w.dumps({key: value for key, value in document.items() if value or key == "packages"})
+        document = {key: value for key, value in document.items() if value or key == "packages"}
+        table["checks"] = _checks(document, table)
+        return tomli_w.dumps({**document, "tool": {"envsync": table}})
 
     @classmethod
     def loads(cls, text: str, source: str = "") -> Lock:
@@ -396,7 +396,7 @@ def _read(text: str) -> Lock:
         if isinstance(error, LockError):
             raise
         raise LockError(f"[tool.envsync] is not as envsync writes it: {error}", hint=RELOCK) from error
-    _check_edits(lock, _get(table, "digest", str), _get(table, "checks", dict))
+    _check_edits(lock, document, table)
     return lock
 
 
@@ -408,19 +408,39 @@ def _get(table: Mapping[str, Any], key: str, kind: type[Any]) -> Any:
     return value
 
 
-def _check_edits(lock: Lock, digest: str, checks: Mapping[str, Any]) -> None:
+def _check_edits(lock: Lock, document: Mapping[str, Any], table: Mapping[str, Any]) -> None:
     artifacts = lock.artifacts()
     duplicates = [
         a.name for a, b in itertools.pairwise(sorted(artifacts, key=lambda one: one.name)) if a.name == b.name
     ]
     if duplicates:
         raise LockError(f"packages that are locked twice: {', '.join(duplicates)}", hint=RELOCK)
-    if _environment_digest(lock.target, artifacts) == digest:
+    digest, checks = _get(table, "digest", str), _get(table, "checks", dict)
+    found = _checks(document, table)
+    changed = sorted(part for part in checks.keys() | found.keys() if checks.get(part) != found.get(part))
+    if not changed and _environment_digest(lock.target, artifacts) == digest:
         return
-    found = {artifact.name: artifact.check for artifact in artifacts}
-    names = sorted(name for name in checks.keys() | found.keys() if checks.get(name) != found.get(name))
-    what = ", ".join(names) if names else "the target (Python, system, machine or libc) or the digest itself"
+    names = [_PARTS.get(part, part.removeprefix("package ")) for part in changed]
     raise LockError(
-        f"the lock was changed after it was made: its digest does not fit its content; this differs: {what}",
+        "the lock was changed after it was made: its digest does not fit its content; this differs: "
+        + (", ".join(names) or "the digest itself"),
         hint=RELOCK,
     )
+
+
+_PARTS = {
+    "digest": "the digest itself",
+    "target": "the target (Python, system, machine, libc or accelerators)",
+}
+
+
+def _checks(document: Mapping[str, Any], table: Mapping[str, Any]) -> dict[str, str]:
+    """A few digits of each part of the file, so that an edit can be laid at the right part's door."""
+    parts = {f"package {package['name']}": package for package in document["packages"]}
+    parts |= {key: value for key, value in document.items() if key not in ("packages", "tool")}
+    parts |= {key: value for key, value in table.items() if key != "checks"}
+    return {part: _check(parts[part]) for part in sorted(parts)}
+
+
+def _check(part: object) -> str:
+    return hashlib.sha256(json.dumps(part, sort_keys=True, default=str).encode()).hexdigest()[:8]

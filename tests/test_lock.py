@@ -182,6 +182,51 @@ def test_an_edited_target_is_named() -> None:
         Lock.loads(text)
 
 
+def edit(*path: Any, value: Any) -> Any:
+    """Return what sets a value deep in a document."""
+
+    def change(document: Any) -> None:
+        for key in path[:-1]:
+            document = document[key]
+        assert document.get(path[-1]) != value
+        document[path[-1]] = value
+
+    return change
+
+
+TABLE = ("tool", "envsync")
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (edit(*TABLE, "digest", value="0" * 64), "the digest itself"),
+        (edit(*TABLE, "snapshot", value="6" * 64), "snapshot"),
+        (edit(*TABLE, "target", "libc", value=["glibc", "2.17"]), "the target"),
+        (edit(*TABLE, "target", "accelerators", value=[]), "the target"),
+        (edit(*TABLE, "records", "alpha", value="c" * 64), "records"),
+        (edit(*TABLE, "trees", 0, "position", value="front"), "trees"),
+        (edit(*TABLE, "excluded", value=[]), "excluded"),
+        (edit(*TABLE, "substitutions", 0, "reason", value="none"), "substitutions"),
+        (edit(*TABLE, "conda", value=[{"name": "x", "version": "1", "build": "0", "channel": "c"}]), "conda"),
+        (edit(*TABLE, "more", value=1), "more"),
+        (edit(*TABLE, "checks", "trees", value="0" * 8), "trees"),
+        (edit("requires-python", value=">=3.8"), "requires-python"),
+        (edit("packages", 1, "index", value="https://mirror.example.org/simple"), "beta"),
+        (edit("packages", 1, "wheels", 0, "size", value=7), "beta"),
+        (
+            edit("packages", 0, "wheels", 0, "url", value="https://x.example.org/alpha-1.0-py3-none-any.whl"),
+            "alpha",
+        ),
+    ],
+)
+def test_any_edit_is_found_and_its_part_is_named(change: Any, part: str) -> None:
+    with pytest.raises(LockError, match="was changed after it was made") as caught:
+        Lock.loads(changed(full(), change))
+    differs = caught.value.message.partition("this differs: ")[2]
+    assert differs.partition(" (")[0] == part
+
+
 def test_a_version_that_its_file_contradicts() -> None:
     text = full().dumps().replace('version = "2.0"', 'version = "2.1"')
     with pytest.raises(LockError, match=r"not valid PEP 751.*packages\[1\]"):
