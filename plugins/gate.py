@@ -205,6 +205,19 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
             text = self._remember_refused(address, label, found, "")
             await comm.write({"status": "error", "message": text, "time": time.time()})
             return None
+        taken = [
+            f"{what} {value} taken"
+            for what, value, known in (
+                ("address", address, self.scheduler.workers),
+                ("name", message.get("name"), self.scheduler.aliases),
+            )
+            if value in known
+        ]
+        if taken:  # who is there already keeps what is known of it
+            logger.warning("A worker that wanted to register was refused: %s", taken[0])
+            await comm.write({"status": "error", "message": taken[0], "time": time.time()})
+            return None
+        self._stop_waiting(address)
         self.workers[address] = {
             "name": label,
             "state": "waiting",
@@ -270,18 +283,19 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         """Forget a worker that has gone."""
         self.workers.pop(worker, None)
         self._held.pop(worker, None)
-        timer = self._timers.pop(worker, None)
-        if timer is not None:
-            timer.cancel()
+        self._stop_waiting(worker)
 
     # Verdicts
+
+    def _stop_waiting(self, address: str) -> None:
+        timer = self._timers.pop(address, None)
+        if timer is not None:
+            timer.cancel()
 
     def _admit(self, address: str) -> None:
         entry = self.workers[address]
         entry["state"] = "different" if refuses(entry["differences"]) or entry["trouble"] else "equal"
-        timer = self._timers.pop(address, None)
-        if timer is not None:
-            timer.cancel()
+        self._stop_waiting(address)
         if entry["state"] == "different":
             logger.warning("%s", self._sentence(entry["name"], entry["differences"], entry["trouble"]))
             self.scheduler.log_event(TOPIC, {"action": "admitted-different", "worker": address, **entry})

@@ -245,6 +245,28 @@ async def test_a_silent_worker_gets_no_task_and_is_removed(start: Any, wanted: d
         future.release()
 
 
+@pytest.mark.parametrize("same", ["name", "address"])
+async def test_who_registers_twice_changes_nothing_for_who_is_there(
+    start: Any, wanted: dict[str, Any], same: Any
+) -> None:
+    address = start("scheduler", scheduler(wanted, report_timeout=1.0)).said()["address"]
+    worker_address = start("worker", worker(address, wanted, "w")).said()["address"]
+    async with Client(address, asynchronous=True) as client:
+        before = await client.scheduler.envsync_state()
+        comm = await connect(address)
+        again = {"name": "w"} if same == "name" else {"address": worker_address}
+        await comm.write({**message(address), **again})
+        answer = await asyncio.wait_for(comm.read(), 10)
+        assert answer["status"] == "error"
+        assert answer["message"].startswith(same)
+        comm.abort()
+        await asyncio.sleep(1.5)  # longer than a report may take
+        state = await client.scheduler.envsync_state()
+        assert state == before
+        assert [entry["state"] for entry in state["workers"].values()] == ["equal"]
+        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 10) == 3
+
+
 def message(address: str, **versions: str) -> dict[str, Any]:
     from distributed.versions import get_versions
 
