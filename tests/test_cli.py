@@ -149,6 +149,15 @@ def test_a_lock_and_its_summary(envsync: Run, prefixes: dict[str, Path], tmp_pat
     assert again.stderr == ""
 
 
+def test_the_cache_folder_of_the_probed_host_can_be_named(
+    envsync: Run, prefixes: dict[str, Path], tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    done = envsync("snapshot", "--python", prefixes["old"], "--for", "local", "--cache", there)
+    assert done.returncode == 0, done.stderr
+    assert list(there.iterdir())
+
+
 def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
     done = envsync("snapshot", "--json", "--python", prefixes["new"], "-o", "pylock.new.toml")
     assert done.returncode == 0, done.stderr
@@ -166,6 +175,7 @@ def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
         (["snapshot", "--python", "/nonexistent/python"], 3, "/nonexistent/python"),
         (["snapshot", "--for", "my-laptop"], 3, "'my-laptop' is no target"),
         (["snapshot", "--no-lock", "--for", "ssh://node1"], 2, "--no-lock says not to"),
+        (["snapshot", "--cache", "/tmp/x"], 2, "name one with --for"),
         (["diff", "."], 2, "Missing argument 'B'"),
         (["diff", "pylock.none.toml", "."], 2, "there is no such lock"),
         (["diff", "gopher://node1", "."], 2, "is nothing that can be looked at"),

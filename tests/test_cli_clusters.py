@@ -233,3 +233,23 @@ def test_only_what_cannot_be_reached_is_called_so(cluster: LocalCluster) -> None
     for address in ("tls://127.0.0.1:1", "nothing://127.0.0.1:1"):
         with pytest.raises(ClusterError, match="was not reached"):
             look_at_cluster(address, {}, wanted=broken)
+
+
+@pytest.mark.slow
+def test_the_cache_folder_of_the_hosts_can_be_named(small_lock: Path, tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    here.mkdir()
+    pushed = envsync("push", "--json", "--lock", small_lock, "--cache", there, "local", cwd=here)
+    assert pushed.returncode == 0, pushed.stderr
+    (host,) = json.loads(pushed.stdout)["hosts"]
+    assert host["created"]
+    assert Path(host["prefix"]).is_relative_to(there)
+
+    code = (
+        "from dask.distributed import Client\n"
+        "import sys; print(Client().submit(lambda: __import__('sys').prefix).result())"
+    )
+    command = ["--", sys.executable, "-c", code]
+    options = ["--lock", small_lock, "--cache", there, "-n", "1", "--on-mismatch", "warn"]
+    ran = envsync("run", *options, *command, cwd=here)
+    assert ran.stdout.strip() == host["prefix"], ran.stderr

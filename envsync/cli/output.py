@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Output",
+    "cache_option",
     "current",
     "exit_code",
     "output_options",
@@ -84,6 +85,11 @@ def output_options(function: _F) -> _F:
         option = click.option(*names, is_flag=True, expose_value=False, callback=_remember, help=text)
         function = option(function)
     return function
+
+
+cache_option = click.option(
+    "--cache", metavar="FOLDER", help="The cache folder on the hosts; ~/.cache/envsync there by default."
+)
 
 
 def exit_code(error: errors.EnvsyncError, command: str = "") -> int:

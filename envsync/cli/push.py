@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.output import cache_option, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.cli.output import result, terminated_as_interrupted, watch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,10 @@ __all__ = ["command"]
     is_flag=True,
     help="Where a pin has no wheel for a host, another version may stand in for it.",
 )
-def command(hosts: tuple[str, ...], lock_file: str | None, allow_substitutes: bool) -> None:
+@cache_option
+def command(
+    hosts: tuple[str, ...], lock_file: str | None, allow_substitutes: bool, cache: str | None
+) -> None:
     """Make this environment exist, verified, on every HOST: ssh://[user@]host[:port].
 
     A host needs neither Python nor uv nor the internet: what it lacks is sent. An environment that is there
@@ -40,12 +43,12 @@ def command(hosts: tuple[str, ...], lock_file: str | None, allow_substitutes: bo
 
     lock = None if lock_file is None else Lock.read(lock_file)
     with watch() as hooks, terminated_as_interrupted():
-        prepared = asyncio.run(_push(hosts, lock, allow_substitutes, hooks))
+        prepared = asyncio.run(_push(hosts, lock, allow_substitutes, cache, hooks))
     result({"hosts": [_to_dict(one) for one in prepared]}, lambda: "\n".join(map(_describe, prepared)))
 
 
 async def _push(
-    names: Sequence[str], lock: Lock | None, allow_substitutes: bool, hooks: Hooks
+    names: Sequence[str], lock: Lock | None, allow_substitutes: bool, cache: str | None, hooks: Hooks
 ) -> list[Prepared]:
     import asyncio
 
@@ -55,7 +58,12 @@ async def _push(
     hosts = [parse_host(name) for name in dict.fromkeys(names)]
     try:
         prepared = await prepare(
-            hosts, lock=lock, allow_substitutes=allow_substitutes, hooks=hooks, cwd=str(Path.cwd())
+            hosts,
+            lock=lock,
+            cache=cache,
+            allow_substitutes=allow_substitutes,
+            hooks=hooks,
+            cwd=str(Path.cwd()),
         )
         await asyncio.gather(*(one.session.close() for one in prepared))
     finally:

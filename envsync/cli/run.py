@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.command_line import first_folder, python_of
+from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.cli.output import current, terminated_as_interrupted, watch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -48,6 +48,7 @@ _NOT_EXECUTABLE = 126
     show_default=True,
     help="What to do about a process whose environment is not the wanted one.",
 )
+@cache_option
 @click.argument("arguments", metavar="-- COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
     backend: str,
@@ -57,6 +58,7 @@ def command(
     memory_limit: str | None,
     lock_file: str | None,
     on_mismatch: str,
+    cache: str | None,
     arguments: tuple[str, ...],
 ) -> None:
     """Start a cluster in this environment, run COMMAND here with it, and end the cluster.
@@ -84,12 +86,12 @@ def command(
     keywords = {key: value for key, value in keywords.items() if value is not None}
     with contextlib.ExitStack() as stack:
         with watch() as hooks:
-            from envsync.runner import SSH, SyncedCluster
+            from envsync.runner import SSH, Local, SyncedCluster
 
             if not current().verbose:  # that it closed without starting up: our error says it, and why
                 logging.getLogger("distributed.deploy.spec").setLevel(logging.ERROR)
             stack.enter_context(terminated_as_interrupted())
-            place = SSH(names) if backend == "ssh" else None
+            place = SSH(names, cache=cache) if backend == "ssh" else Local(cache=cache) if cache else None
             cluster = stack.enter_context(SyncedCluster(place, hooks=hooks, **keywords))
             environment = stack.enter_context(client_environment(cluster.scheduler_address, cluster.security))
         if not current().quiet and not current().json:
@@ -101,7 +103,7 @@ def command(
 
 
 def _demand_same_environment(program: str) -> None:
-    """Refuse what a Python of another environment runs: the cluster would have ours, and the script its own."""
+    """Refuse a Python of another environment: the cluster would have ours, and the script its own."""
     from envsync.errors import EnvsyncError
 
     python = python_of(program)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.cli.output import current, result, terminated_as_interrupted, watch
 from envsync.errors import ResolveError
 
 if TYPE_CHECKING:
@@ -50,8 +50,15 @@ _SHOWN = 10  # lines of a list, unless --verbose
     is_flag=True,
     help="Where a pin has no wheel for the target, lock another version, and write that into the lock.",
 )
+@cache_option
 def command(
-    python: str | None, target: str | None, no_lock: bool, verify: bool, output: str, allow_substitutes: bool
+    python: str | None,
+    target: str | None,
+    no_lock: bool,
+    verify: bool,
+    output: str,
+    allow_substitutes: bool,
+    cache: str | None,
 ) -> None:
     """Look at this environment and lock it, exactly, for the machines that will run it."""
     from envsync.snapshot import capture
@@ -62,13 +69,15 @@ def command(
         snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
         result(snapshot.to_dict(), lambda: "\n".join(describe_snapshot(snapshot)))
         return
+    if cache is not None and target is None:
+        raise click.UsageError("--cache is the cache folder of a host: name one with --for")
     from envsync.lock import lock_path
 
     file = lock_path(output)
     with watch() as hooks, terminated_as_interrupted():
         snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
         lock, manifests = make_lock(
-            snapshot, target, file=file, allow_substitutes=allow_substitutes, hooks=hooks
+            snapshot, target, cache=cache, file=file, allow_substitutes=allow_substitutes, hooks=hooks
         )
     result(
         {
@@ -98,7 +107,13 @@ def command(
 
 
 def make_lock(
-    snapshot: Snapshot, target: str | None, *, file: Path, allow_substitutes: bool, hooks: Hooks
+    snapshot: Snapshot,
+    target: str | None,
+    *,
+    cache: str | None,
+    file: Path,
+    allow_substitutes: bool,
+    hooks: Hooks,
 ) -> tuple[Lock, list[Manifest]]:
     """Resolve, and write the lock's file; return the lock and what goes with it file by file."""
     from envsync.indexes import read_settings
@@ -108,7 +123,9 @@ def make_lock(
 
     store = default_store()
     settings = read_settings(prefix=snapshot.interpreter.prefix)
-    chosen = snapshot.target if target is None else find_target(target, snapshot, store, settings, hooks)
+    chosen = snapshot.target
+    if target is not None:
+        chosen = find_target(target, snapshot, store, settings, hooks, cache=cache)
     manifests = [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
     lock = resolve(
         snapshot,
@@ -123,7 +140,15 @@ def make_lock(
     return lock, manifests
 
 
-def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSettings, hooks: Hooks) -> Target:
+def find_target(
+    text: str,
+    snapshot: Snapshot,
+    store: Store,
+    settings: IndexSettings,
+    hooks: Hooks,
+    *,
+    cache: str | None = None,
+) -> Target:
     """Return what to lock for: a host, which is probed, or a machine and its libc.
 
     The Python is always the snapshot's: a cluster's processes must have the client's.
@@ -141,7 +166,7 @@ def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSett
 
     python, implementation = snapshot.interpreter.version, snapshot.interpreter.implementation
     if text.startswith("ssh://") or text == "local":
-        facts = asyncio.run(_probe(text, snapshot, store, settings, hooks))
+        facts = asyncio.run(_probe(text, snapshot, store, settings, hooks, cache))
         return Target.from_probe(facts, python=python, implementation=implementation)
     match = _DESCRIBED.fullmatch(text)
     if match is None:
@@ -155,7 +180,12 @@ def find_target(text: str, snapshot: Snapshot, store: Store, settings: IndexSett
 
 
 async def _probe(
-    text: str, snapshot: Snapshot, store: Store, settings: IndexSettings, hooks: Hooks
+    text: str,
+    snapshot: Snapshot,
+    store: Store,
+    settings: IndexSettings,
+    hooks: Hooks,
+    cache: str | None,
 ) -> dict[str, Any]:
     from envsync.runner.hosts import parse_host
     from envsync.runner.session import Session
@@ -164,7 +194,7 @@ async def _probe(
     supply = Supply(store, settings, snapshot, hooks=hooks)
     async with (
         parse_host(text) as host,
-        await Session.open(host, supply=supply, hooks=hooks) as session,
+        await Session.open(host, cache=cache, supply=supply, hooks=hooks) as session,
     ):
         return dict(session.facts)
 
