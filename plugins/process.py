@@ -16,7 +16,6 @@ The configuration holds::
     wanted       the Report that every process is compared with
     on_mismatch  "raise", "warn" or "ignore"
     report_timeout  seconds that a worker has to report its environment
-    retire       true: a worker hands its data on before it closes
 """
 
 from __future__ import annotations
@@ -84,8 +83,6 @@ async def _run(role: str, config: Config, folder: str) -> int:
     closed = asyncio.ensure_future(server.finished())
     await asyncio.wait({closed, told}, return_when=asyncio.FIRST_COMPLETED)
     if not closed.done():
-        if role == "worker" and config.get("retire"):
-            await _retire(server)
         await server.close(reason="envsync-told-to-end")
     return 0
 
@@ -150,14 +147,6 @@ def _address(addresses: Sequence[str]) -> str:
     connection = os.environ.get("SSH_CONNECTION", "").split()
     arrived = connection[2] if len(connection) == 4 else ""
     return arrived if arrived in addresses else addresses[0]
-
-
-async def _retire(server: Any) -> None:
-    address = getattr(server, "worker_address", None) or server.address
-    try:
-        await asyncio.wait_for(server.scheduler.retire_workers(workers=[address], remove=True), 30)
-    except Exception:  # noqa: BLE001 - it ends whether or not its data could be saved
-        traceback.print_exc()
 
 
 def _security(config: Config, folder: str) -> Any:
