@@ -79,7 +79,7 @@ class SSH(Backend):
     ----------
     hosts : sequence of str
         Host names, aliases of ``~/.ssh/config``, ``user@host:port`` or ``ssh://`` addresses. A host that is
-        named twice counts once.
+        named twice, with ``ssh://`` or without, counts once.
     scheduler : str, optional
         Where the scheduler runs; the first of `hosts` by default, which runs workers too. A host that is not
         one of `hosts` runs nothing else.
@@ -94,6 +94,8 @@ class SSH(Backend):
     ------
     ValueError
         No host is named.
+    HostError
+        What is named cannot be one.
     """
 
     def __init__(
@@ -105,12 +107,14 @@ class SSH(Backend):
         grace: float = GRACE,
         **options: Any,
     ) -> None:
+        from envsync.runner.hosts import parse_host
+
         if isinstance(hosts, str):
             hosts = [hosts]
-        self.names = tuple(dict.fromkeys(hosts))
+        self.names = tuple(dict.fromkeys(parse_host(name).name for name in hosts))
         if not self.names:
             raise ValueError("SSH needs at least one host, such as SSH(['node1', 'node2'])")
-        self.scheduler = scheduler or self.names[0]
+        self.scheduler = parse_host(scheduler).name if scheduler else self.names[0]
         self.cache = cache
         self.grace = grace
         self.options = options

@@ -11,7 +11,7 @@ import distributed
 import pytest
 from distributed import Nanny, Security, Worker
 
-from envsync.errors import AgentError, ClusterError
+from envsync.errors import AgentError, ClusterError, HostError
 from envsync.hooks import Hooks
 from envsync.runner import SSH, Local
 from envsync.runner.options import Options, plain_config
@@ -181,6 +181,14 @@ def test_backends() -> None:
     assert Local().local
     with pytest.raises(ValueError, match="at least one host"):
         SSH([])
+
+
+def test_a_host_that_is_named_in_two_ways_counts_once() -> None:
+    backend = SSH(["node1", "ssh://node1", "ssh://me@node2:22/"], scheduler="ssh://node1")
+    assert [host.name for host in backend.hosts()] == ["node1", "me@node2:22"]
+    assert backend.workers_on_first
+    with pytest.raises(HostError):
+        SSH(["http://node1"])
 
 
 @dataclass
