@@ -28,10 +28,11 @@ from envsync.wheelfile import build_date, compressed_tags, rewrite, write
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from envsync.installed import InstalledFile
     from envsync.snapshot import Distribution, Snapshot
     from envsync.store import Store
 
-__all__ = ["build", "record_of", "repack"]
+__all__ = ["build", "files_key", "record_of", "repack"]
 
 FORMAT = 1  # of the wheels written here: raised when their bytes change for the same contents
 RACY = 2.0  # seconds: a file as young as this may change again without its time telling
@@ -71,12 +72,7 @@ def repack(
         A file is missing, or it was not installed from a wheel.
     """
     info = Path(distribution.location)
-    prefixes = prefixes_of(info.parent, snapshot.interpreter.prefix)
-    files = list(installed_files(distribution, info, prefixes))
-    key = _key(
-        *(distribution.name, distribution.version, distribution.tags, prefixes, build_date()),
-        [(file.name, file.recorded, file.status.st_size, file.status.st_mtime_ns) for file in files],
-    )
+    prefixes, files, key = _look(distribution, snapshot)
     made = _made("wheels", key, store)
     if made is None:
         filename = _filename(distribution, info)
@@ -102,6 +98,43 @@ def repack(
             f"is now: {', '.join(made['edited'])}",
         )
     return _artifact(made)
+
+
+def files_key(distribution: Distribution, snapshot: Snapshot, *, since: float | None = None) -> str | None:
+    """Name what `repack` would make a wheel of, without reading the files: by their sizes and times.
+
+    Parameters
+    ----------
+    distribution, snapshot
+        As for `repack`.
+    since : float, optional
+        A time.
+
+    Returns
+    -------
+    str or None
+        None if a file was changed after that time, or shortly before it.
+
+    Raises
+    ------
+    BuildError
+        As `repack`.
+    """
+    _, files, key = _look(distribution, snapshot)
+    newest = max((file.status.st_mtime for file in files), default=0)
+    return key if since is None or newest < since - RACY else None
+
+
+def _look(distribution: Distribution, snapshot: Snapshot) -> tuple[tuple[str, ...], list[InstalledFile], str]:
+    """Return where a distribution may lie, its files, and what those are named by."""
+    info = Path(distribution.location)
+    prefixes = prefixes_of(info.parent, snapshot.interpreter.prefix)
+    files = list(installed_files(distribution, info, prefixes))
+    key = _key(
+        *(distribution.name, distribution.version, distribution.tags, prefixes, build_date()),
+        [(file.name, file.recorded, file.status.st_size, file.status.st_mtime_ns) for file in files],
+    )
+    return prefixes, files, key
 
 
 def build(

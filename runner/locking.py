@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from typing import TYPE_CHECKING
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from envsync.errors import EnvsyncError, UnfitHostError
+from envsync.errors import BuildError, EnvsyncError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.lock import SCHEMA, Lock
 from envsync.store import recall, remember
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
     from envsync.runner.session import Session
     from envsync.snapshot import Snapshot
     from envsync.store import Store
+    from envsync.trees import Manifest
 
-__all__ = ["demand_fit", "lock_for", "target_of"]
+__all__ = ["demand_fit", "lock_anew", "lock_for", "target_of"]
 
 
 def target_of(session: Session, snapshot: Snapshot) -> Target:
@@ -42,6 +45,8 @@ def lock_for(
 ) -> Lock:
     """Lock a snapshot for a target, or take the lock that was made for the same before.
 
+    What was said when that lock was made is said again: nothing is left out in silence.
+
     Parameters
     ----------
     snapshot, target, store, settings, allow_substitutes, hooks
@@ -49,17 +54,12 @@ def lock_for(
     """
     hooks = hooks or Hooks()
     key = _lock_key(snapshot, target, settings, allow_substitutes)
-    known = recall("locks", key) if key else None
-    if isinstance(known, str):
-        with contextlib.suppress(EnvsyncError):
-            lock = Lock.loads(known, source="a lock in the cache")
-            local = [artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None]
-            if len(store.has(local)) == len(set(local)):
-                _repeat(lock, settings, hooks)
-                return lock
-    from envsync.resolve import resolve
-
-    lock = resolve(
+    lock, said = _known(recall("locks", key) if key else None, snapshot, store)
+    if lock is not None:
+        for severity, where, text in said:
+            (hooks.warning if severity == "warning" else hooks.note)(where, text)
+        return lock
+    return lock_anew(
         snapshot,
         target,
         store=store,
@@ -67,21 +67,90 @@ def lock_for(
         allow_substitutes=allow_substitutes,
         hooks=hooks,
     )
-    if key:
-        remember("locks", key, lock.dumps())
+
+
+def lock_anew(
+    snapshot: Snapshot,
+    target: Target,
+    *,
+    store: Store,
+    settings: IndexSettings,
+    manifests: Sequence[Manifest] = (),
+    allow_substitutes: bool = False,
+    hooks: Hooks | None = None,
+) -> Lock:
+    """Lock a snapshot for a target, whatever was locked before, and remember that for `lock_for`.
+
+    Parameters
+    ----------
+    snapshot, target, store, settings, manifests, allow_substitutes, hooks
+        As for `envsync.resolve.resolve`.
+    """
+    from envsync.resolve import resolve
+
+    began = time.time()
+    listener = _Listener(hooks or Hooks())
+    lock = resolve(
+        snapshot,
+        target,
+        store=store,
+        settings=settings,
+        manifests=manifests,
+        allow_substitutes=allow_substitutes,
+        hooks=listener,
+    )
+    key = _lock_key(snapshot, target, settings, allow_substitutes)
+    files = _files(lock, snapshot, since=began)
+    if key and None not in files.values():
+        text = replace(lock, trees=()).dumps()
+        remember("locks", key, {"lock": text, "files": files, "said": listener.said})
     return lock
 
 
-def _repeat(lock: Lock, settings: IndexSettings, hooks: Hooks) -> None:
-    """Say again what was said when the lock was made: nothing is left out in silence."""
-    for note in settings.notes:
-        hooks.note("here", note)
-    for one in lock.excluded:
-        hooks.note("here", f"{one.name} {one.version} is left out: {one.reason}")
-    for other in lock.substitutions:
-        hooks.warning(
-            "here", f"{other.name} {other.locked} is locked in place of {other.installed}: {other.reason}"
-        )
+class _Listener(Hooks):
+    """Passes everything on, and keeps what a person should know."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+        self.said: list[tuple[str, str, str]] = []
+        self.step = hooks.step  # type: ignore[method-assign]
+        self.progress = hooks.progress  # type: ignore[method-assign]
+        self.done = hooks.done  # type: ignore[method-assign]
+        self.failed = hooks.failed  # type: ignore[method-assign]
+
+    def note(self, where: str, text: str) -> None:
+        self.said.append(("note", where, text))
+        self._hooks.note(where, text)
+
+    def warning(self, where: str, text: str) -> None:
+        self.said.append(("warning", where, text))
+        self._hooks.warning(where, text)
+
+
+def _known(kept: Any, snapshot: Snapshot, store: Store) -> tuple[Lock | None, list[tuple[str, str, str]]]:
+    """Return a remembered lock and what was said of it, if it is still what would be made."""
+    if not isinstance(kept, dict):
+        return None, []
+    with contextlib.suppress(EnvsyncError):
+        lock = Lock.loads(kept["lock"], source="a lock in the cache")
+        local = {artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None}
+        if len(store.has(local)) == len(local) and _files(lock, snapshot) == kept["files"]:
+            return lock, kept["said"]
+    return None, []
+
+
+def _files(lock: Lock, snapshot: Snapshot, *, since: float | None = None) -> dict[str, str | None]:
+    """Name the installed files of which a lock has local wheels: these ship as they are, edited or not."""
+    from envsync.wheels import files_key
+
+    local = {artifact.name for artifact in lock.artifacts() if artifact.path is not None}
+    files: dict[str, str | None] = {}
+    for one in snapshot.winners:
+        if one.name in local and not one.editable:
+            files[one.name] = None
+            with contextlib.suppress(BuildError):  # where that matters, the wheel's making raises it
+                files[one.name] = files_key(one, snapshot, since=since)
+    return files
 
 
 def _lock_key(
@@ -99,7 +168,7 @@ def _lock_key(
     ]
     essentials = [
         *(SCHEMA, version("uv"), version("dask-envsync"), snapshot.digest, target.to_dict(), places),
-        *(settings.no_index, settings.strategy, sorted(settings.uv), allow_substitutes),
+        *(settings.no_index, settings.strategy, sorted(settings.uv), settings.notes, allow_substitutes),
     ]
     text = json.dumps(essentials, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()

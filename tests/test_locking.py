@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from envsync.errors import UnfitHostError, UnsupportedError
-from envsync.indexes import IndexSettings
+from envsync.indexes import Index, IndexSettings
+from envsync.lock import Lock
 from envsync.plan import make_plan
 from envsync.runner.hosts import Local
-from envsync.runner.locking import demand_fit, target_of
+from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.session import Session
 from envsync.snapshot import Snapshot, capture
 from envsync.store import FolderStore
 from envsync.supply import Supply
 from envsync.target import Target
+from envsync.uv import find_uv
+from tests.index_server import IndexServer, write_wheel
+from tests.test_provision import Told
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines")
 
@@ -48,3 +56,86 @@ def test_only_cpython_is_locked() -> None:
     with pytest.raises(UnsupportedError, match="of pypy") as error:
         make_plan(snapshot)
     assert error.value.where == snapshot.interpreter.prefix
+
+
+class Bench:
+    """An environment with a wheel that came from no index, and an index for the rest."""
+
+    def __init__(self, folder: Path, index: IndexServer) -> None:
+        self.index = index
+        self.prefix = folder / "venv"
+        self.settings = IndexSettings(indexes=(Index(url=index.url, default=True),))
+        self.store = FolderStore(folder / "store")
+        uv = find_uv()
+        subprocess.run([uv, "venv", "-q", "--python", sys.executable, self.prefix], check=True)
+        command = [uv, "pip", "install", "-q", "--python", str(self.prefix / "bin/python")]
+        own = write_wheel(folder / "own", "gamma", "1.0")
+        subprocess.run([*command, "--default-index", index.url, str(own), "alpha"], check=True)
+        (self.site,) = self.prefix.glob("lib/python*/site-packages")
+        self.age()
+
+    def age(self) -> None:
+        """Let an hour pass."""
+        for path in self.site.rglob("*"):
+            os.utime(path, (path.stat().st_mtime - 3600,) * 2)
+
+    def lock(self) -> tuple[Lock, Told]:
+        told = Told()
+        snapshot = capture(str(self.prefix / "bin/python"))
+        lock = lock_for(snapshot, snapshot.target, store=self.store, settings=self.settings, hooks=told)
+        return lock, told
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    write_wheel(tmp_path / "wheels", "alpha", "1.0")
+    with IndexServer(tmp_path / "wheels") as index:
+        yield Bench(tmp_path, index)
+
+
+def wheel(lock: Lock, name: str) -> str:
+    (found,) = (one.sha256 for one in lock.artifacts() if one.name == name)
+    return found
+
+
+def test_an_edited_file_ships_as_it_is_now_and_that_is_said_each_time(bench: Bench) -> None:
+    clean, told = bench.lock()
+    assert (len(told.steps), told.warnings) == (1, [])
+    again, told = bench.lock()
+    assert (again, told.steps, told.warnings) == (clean, [], [])
+    (bench.site / "gamma/__init__.py").write_text("EDITED = 1\n")
+    bench.age()
+    edited, told = bench.lock()
+    assert wheel(edited, "gamma") != wheel(clean, "gamma")
+    assert wheel(edited, "alpha") == wheel(clean, "alpha")
+    (warning,) = told.warnings
+    assert "gamma 1.0 was edited" in warning
+    again, told = bench.lock()
+    assert (again, told.steps, told.warnings) == (edited, [], [warning])
+
+
+def test_an_edit_of_just_now_is_not_trusted_to_its_time(bench: Bench) -> None:
+    file = bench.site / "gamma/__init__.py"
+    found = set()
+    for text in ("A = 1\n", "A = 2\n"):  # of one size, and, as far as a coarse clock tells, of one time
+        file.write_text(text)
+        os.utime(file, (int(time.time()),) * 2)
+        lock, told = bench.lock()
+        assert len(told.steps) == 1
+        found.add(wheel(lock, "gamma"))
+    assert len(found) == 2
+
+
+def test_what_was_said_is_said_again_as_it_was(bench: Bench) -> None:
+    (bench.site / "old-1.0.egg-info").write_text("Metadata-Version: 1.0\nName: old\nVersion: 1.0\n")
+    bench.index.folder.joinpath("alpha-1.0-py3-none-any.whl").unlink()
+    _, first = bench.lock()
+    assert any("old 1.0 is left out" in text for text in first.warnings)
+    assert any("its installed files are used" in text for text in first.notes)
+    _, second = bench.lock()
+    assert second.steps == []
+    assert (second.warnings, second.notes) == (first.warnings, first.notes)
