@@ -270,18 +270,34 @@ class Snapshot:
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
     def report(self) -> dict[str, Any]:
-        """Give it as a Report, for `envsync.plugins.compare.compare`."""
+        """Give it as a Report, for `envsync.plugins.compare.compare`.
+
+        It goes to clusters that others run too, so it holds what is compared and no more: no path of this
+        machine, and no address that something was installed from.
+        """
         libc = self.target.libc
         return {
             "who": "client",
-            "interpreter": self.interpreter.to_dict(),
+            "interpreter": {
+                "implementation": self.interpreter.implementation,
+                "version": self.interpreter.version,
+            },
             "platform": {
                 "system": self.target.system,
                 "machine": self.target.machine,
                 "libc": None if libc is None else list(libc),
             },
-            "distributions": [one.to_dict() for one in self.distributions],
-            "conda": [one.to_dict() for one in self.conda],
+            "distributions": [
+                {
+                    "name": one.name,
+                    "version": one.version,
+                    "record": one.record,
+                    "tags": list(one.tags),
+                    "editable": one.editable,
+                    "shadowed_by": "",
+                }
+                for one in self.winners
+            ],
             "accelerators": list(self.accelerators),
         }
 

@@ -39,7 +39,9 @@ _NOT_CONTENT = frozenset(
 _INFO = re.compile(r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)-(?P<version>[^-]+)\.dist-info$")
 _SITE = ("site-packages", "dist-packages")
 _MODULE = re.compile(r"^((?:[^,/\n]+/){0,3}__init__|[^,/\n.]+)\.(?:py|(?:[^,/\n]*\.)?so),", re.MULTILINE)
-_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/@]*@")  # as PEP 610 has it: git@ is no secret
+_SIGNED = re.compile(
+    r"(?i)(?:^|[&;])[^=&;]*(?:sig|token|key|secret|passw|credential|expires|auth|x-amz|x-goog)"
+)
 _ENOUGH = 8192  # bytes: the headers of nearly every METADATA, without the description that follows
 
 
@@ -381,9 +383,26 @@ def _direct_url(location: str, trouble: str) -> tuple[dict[str, Any] | None, str
     except ValueError:
         loaded = None
     if isinstance(loaded, dict) and isinstance(loaded.get("url"), str):
-        loaded["url"] = _CREDENTIALS.sub("", loaded["url"])
+        loaded["url"] = _public_url(loaded["url"])
         return loaded, trouble
     return None, trouble or "its direct_url.json is damaged"
+
+
+def _public_url(url: str) -> str:
+    """Return a URL without what lets its reader in: a user and password, and a query that is signed."""
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    place = re.match(r"[^/?#]*", rest)
+    host = place.group() if place else ""
+    rest = rest[len(host) :]
+    user, _, bare = host.rpartition("@")
+    address, hash_, fragment = rest.partition("#")
+    address, _, query = address.partition("?")
+    if query and not _SIGNED.search(query):
+        address += "?" + query
+    # as PEP 610 has it: git@ is no secret
+    return scheme + mark + (host if user == "git" else bare) + address + hash_ + fragment
 
 
 def _shape(name: str, record: str, site: str, beside: list[str]) -> str:

@@ -356,3 +356,16 @@ def test_a_scan_reads_only_the_folders_that_it_is_given(environment: Path) -> No
     assert {one["name"] for one in facts["distributions"]} == {
         one.name for one in capture(str(environment)).winners
     }
+
+
+def test_a_report_names_no_path_and_no_address(empty: Path, tmp_path: Path) -> None:
+    """It is sent to clusters that others run."""
+    folder = project(tmp_path / "secret-folder")
+    uv("pip", "install", "--python", str(empty / "bin/python"), "-e", str(folder))
+    snapshot = capture(str(empty))
+    assert str(folder) in json.dumps(snapshot.to_dict())
+    said = json.dumps(snapshot.report())
+    assert '"proj"' in said
+    assert str(tmp_path) not in said
+    assert str(Path.home()) not in said
+    assert "url" not in said

@@ -50,6 +50,24 @@ def only(facts: dict[str, Any], name: str) -> dict[str, Any]:
     return dict(one)
 
 
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [
+        ("https://me:p@ss@example.org/a.whl", "https://example.org/a.whl"),
+        ("git+https://token@example.org/x.git", "git+https://example.org/x.git"),
+        ("ssh://git@example.org/x.git", "ssh://git@example.org/x.git"),
+        ("https://example.org/a@1/b.whl?x=1#sha256=ab", "https://example.org/a@1/b.whl?x=1#sha256=ab"),
+        ("https://example.org/b.whl?x=1&X-Amz-Signature=ab#f", "https://example.org/b.whl#f"),
+        ("https://example.org/b.whl?access_token=ab", "https://example.org/b.whl"),
+        ("https://example.org?sig=ab", "https://example.org"),
+        ("file:///home/me/b%40c", "file:///home/me/b%40c"),
+    ],
+)
+def test_no_secret_of_a_url_is_kept(tmp_path: Path, url: str, public: str) -> None:
+    install(tmp_path, "proj", "1.0", {"proj.py": ""}, direct_url__json=json.dumps({"url": url}))
+    assert only(scan([str(tmp_path)]), "proj")["direct_url"]["url"] == public
+
+
 # Digests
 
 WHEEL = """\
