@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.target import Target
 
-__all__ = ["collect", "uv_binary"]
+__all__ = ["collect", "is_unobtainable", "mark_unobtainable", "uv_binary"]
 
 RELOCK = "Make the lock again, here and now: envsync snapshot"
 UV_MACHINES = ("x86_64", "aarch64")  # of which uv has static builds that it can also be asked for
@@ -81,8 +83,27 @@ async def collect(
         hooks.step("here", f"downloading {_count(len(remote), 'wheel')}")
         with scratch("download") as folder:
             async with Downloader(settings, hooks=hooks) as downloader:
-                await downloader.fetch_all(remote, store, folder)
+                try:
+                    await downloader.fetch_all(remote, store, folder)
+                except StoreError:
+                    mark_unobtainable(lock, True)
+                    raise
         hooks.done("here", f"downloaded {_count(len(remote), 'wheel')}", time.monotonic() - began)
+
+
+def mark_unobtainable(lock: Lock, value: bool) -> None:
+    """Remember whether wheels of a lock could not be had, so that a cache of locks can let go of it."""
+    remember("unobtainable", _content(lock), value)
+
+
+def is_unobtainable(lock: Lock) -> bool:
+    """Whether wheels of a lock could not be had when they were last asked for."""
+    return recall("unobtainable", _content(lock)) is True
+
+
+def _content(lock: Lock) -> str:
+    """Name a lock with its URLs, and without source trees, which are another matter."""
+    return hashlib.sha256(replace(lock, trees=()).dumps().encode()).hexdigest()
 
 
 async def uv_binary(

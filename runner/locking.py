@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from envsync.collect import is_unobtainable, mark_unobtainable
 from envsync.errors import BuildError, EnvsyncError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.lock import SCHEMA, Lock
@@ -55,7 +56,9 @@ def lock_for(
     hooks = hooks or Hooks()
     key = _lock_key(snapshot, target, settings, allow_substitutes)
     lock, said = _known(recall("locks", key) if key else None, snapshot, store)
-    if lock is not None:
+    if lock is not None and is_unobtainable(lock):
+        hooks.note("here", "wheels of the lock that was made before could not be had: it is made again")
+    elif lock is not None:
         for severity, where, text in said:
             (hooks.warning if severity == "warning" else hooks.note)(where, text)
         return lock
@@ -104,6 +107,7 @@ def lock_anew(
     if key and None not in files.values():
         text = replace(lock, trees=()).dumps()
         remember("locks", key, {"lock": text, "files": files, "said": listener.said})
+        mark_unobtainable(lock, False)
     return lock
 
 

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from envsync.errors import UnfitHostError, UnsupportedError
-from envsync.indexes import Index, IndexSettings
+from envsync.cli.snapshot import make_lock
+from envsync.collect import collect
+from envsync.errors import StoreError, UnfitHostError, UnsupportedError
+from envsync.hooks import Hooks
+from envsync.indexes import Index, IndexSettings, read_settings
 from envsync.lock import Lock
 from envsync.plan import make_plan
 from envsync.runner.hosts import Local
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.session import Session
 from envsync.snapshot import Snapshot, capture
-from envsync.store import FolderStore
+from envsync.store import FolderStore, default_store
 from envsync.supply import Supply
 from envsync.target import Target
 from envsync.uv import find_uv
@@ -63,6 +66,7 @@ class Bench:
 
     def __init__(self, folder: Path, index: IndexServer) -> None:
         self.index = index
+        self.folder = folder
         self.prefix = folder / "venv"
         self.settings = IndexSettings(indexes=(Index(url=index.url, default=True),))
         self.store = FolderStore(folder / "store")
@@ -139,3 +143,42 @@ def test_what_was_said_is_said_again_as_it_was(bench: Bench) -> None:
     _, second = bench.lock()
     assert second.steps == []
     assert (second.warnings, second.notes) == (first.warnings, first.notes)
+
+
+async def test_a_lock_whose_wheels_are_gone_is_made_again_once(bench: Bench) -> None:
+    lock, _ = bench.lock()
+    bench.index.folder.joinpath("alpha-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(StoreError, match=r"alpha 1\.0"):
+        await collect(lock, bench.store, bench.settings)
+    write_wheel(bench.index.folder, "alpha", "1.0", tag="py2.py3-none-any")
+    again, told = bench.lock()
+    assert len(told.steps) == 1
+    assert any("could not be had" in text for text in told.notes)
+    assert again != lock
+    await collect(again, bench.store, bench.settings)
+    assert bench.store.has([wheel(again, "alpha")])
+    third, told = bench.lock()
+    assert (third, told.steps) == (again, [])
+    assert not any("could not be had" in text for text in told.notes)
+
+
+def test_a_snapshot_renews_what_the_cache_remembers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_DEFAULT_INDEX", bench.index.url)
+    bench.settings, bench.store = read_settings(prefix=str(bench.prefix)), default_store()
+    lock, _ = bench.lock()
+    write_wheel(bench.index.folder, "alpha", "1.0", tag="py2.py3-none-any")
+    bench.index.folder.joinpath("alpha-1.0-py3-none-any.whl").unlink()
+    same, told = bench.lock()
+    assert (same, told.steps) == (lock, [])
+    made, _ = make_lock(
+        capture(str(bench.prefix / "bin/python")),
+        None,
+        file=bench.folder / "pylock.toml",
+        cache=None,
+        allow_substitutes=False,
+        hooks=Hooks(),
+    )
+    again, told = bench.lock()
+    assert told.steps == []
+    assert again == made
+    assert again != lock

@@ -115,9 +115,12 @@ def make_lock(
     allow_substitutes: bool,
     hooks: Hooks,
 ) -> tuple[Lock, list[Manifest]]:
-    """Resolve, and write the lock's file; return the lock and what goes with it file by file."""
+    """Resolve, whatever the cache remembers, and write the lock's file.
+
+    Return the lock and what goes with it file by file.
+    """
     from envsync.indexes import read_settings
-    from envsync.resolve import resolve
+    from envsync.runner.locking import lock_anew
     from envsync.store import default_store
     from envsync.trees import pack
 
@@ -127,7 +130,7 @@ def make_lock(
     if target is not None:
         chosen = find_target(target, snapshot, store, settings, hooks, cache=cache)
     manifests = [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
-    lock = resolve(
+    lock = lock_anew(
         snapshot,
         chosen,
         store=store,
