@@ -13,11 +13,13 @@ from envsync.errors import CaptureError
 from envsync.target import Target, drivers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from packaging.direct_url import DirectUrl
 
 __all__ = ["CondaRecord", "Distribution", "Finding", "Interpreter", "Snapshot", "SourceTree", "capture"]
+
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -436,6 +438,7 @@ def _findings(distributions: tuple[Distribution, ...], facts: Mapping[str, Any])
         Finding(severity="warning", subject=path, text="a broken leftover of an installation; remove it")
         for path in facts.get("leftovers", ())
     ]
+    found += _by_hand(facts.get("unowned", ()))
     abi = facts["interpreter"]["soabi"].split("-")[1:2]
     if abi and abi[0][-1:] in ("t", "d"):
         kind = "free-threaded" if abi[0].endswith("t") else "debug"
@@ -445,3 +448,20 @@ def _findings(distributions: tuple[Distribution, ...], facts: Mapping[str, Any])
         text = f"{len(facts['conda'])} packages are conda's own; a lock of them cannot be made yet"
         found.append(Finding(severity="error", subject="conda", text=text))
     return found
+
+
+def _by_hand(paths: Sequence[str]) -> list[Finding]:
+    """Say which modules among the installed packages belong to none of them."""
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, []).append(name)
+    return [
+        Finding(
+            severity="warning",
+            subject=folder,
+            text=f"{', '.join(names[:_NAMED])}{', ...' if len(names) > _NAMED else ''}: of no package "
+            "(put there by hand?); does not ship: make a package of it, or move it into a folder of your own",
+        )
+        for folder, names in folders.items()
+    ]

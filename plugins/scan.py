@@ -21,7 +21,8 @@ from typing import Any, Dict, Mapping, Sequence
 
 __all__ = ["Facts", "imported_distributions", "libc", "normalize", "record_digest", "scan"]
 
-# {"interpreter": ..., "platform": ..., "paths": ..., "distributions": ..., "conda": ..., "leftovers": ...}
+# {"interpreter": ..., "platform": ..., "paths": ..., "distributions": ..., "conda": ..., "leftovers": ...,
+#  "unowned": ...}
 Facts = Dict[str, Any]
 
 _NOT_CONTENT = frozenset(
@@ -42,6 +43,7 @@ _MODULE = re.compile(r"^((?:[^,/\n]+/){0,3}__init__|[^,/\n.]+)\.(?:py|(?:[^,/\n]
 _SIGNED = re.compile(
     r"(?i)(?:^|[&;])[^=&;]*(?:sig|token|key|secret|passw|credential|expires|auth|x-amz|x-goog)"
 )
+_NOBODYS = frozenset(["__pycache__", "_virtualenv.py"])  # what makes a virtual environment, and its caches
 _ENOUGH = 8192  # bytes: the headers of nearly every METADATA, without the description that follows
 
 
@@ -167,7 +169,8 @@ def scan(paths: Sequence[str] | None = None, *, records: bool = True) -> Facts:
     Facts
         JSON types only: ``interpreter``, ``platform``, ``paths``, ``distributions`` (sorted by name and
         location; one of each name wins and has an empty ``shadowed_by``), ``conda``, ``leftovers`` (broken
-        folders that an installer left behind).
+        folders that an installer left behind), ``unowned`` (modules in folders of installed packages that no
+        distribution there names; empty without `records`).
     """
     folders: list[str] = []
     for path in sys.path if paths is None else paths:
@@ -176,10 +179,11 @@ def scan(paths: Sequence[str] | None = None, *, records: bool = True) -> Facts:
             folders.append(folder)
     found: list[tuple[tuple[int, int], dict[str, Any]]] = []
     leftovers: list[str] = []
+    unowned: list[str] = []
     for order, folder in enumerate(folders):
         if os.path.basename(folder) == "_vendor":
             continue  # setuptools puts its own private copies on the path; they are not installed
-        _look_in(folder, order, found, leftovers, records)
+        _look_in(folder, order, found, leftovers, unowned, records)
     return {
         "interpreter": _interpreter(),
         "platform": {"system": _system(), "machine": os.uname().machine, "libc": libc()},
@@ -187,6 +191,7 @@ def scan(paths: Sequence[str] | None = None, *, records: bool = True) -> Facts:
         "distributions": _settle(found),
         "conda": _conda(sys.prefix) if paths is None else [],
         "leftovers": sorted(leftovers),
+        "unowned": sorted(unowned),
     }
 
 
@@ -214,12 +219,14 @@ def _look_in(
     order: int,
     found: list[tuple[tuple[int, int], dict[str, Any]]],
     leftovers: list[str],
+    unowned: list[str],
     records: bool,
 ) -> None:
     try:
         names = os.listdir(folder)
     except OSError:
         return
+    owned: set[str] | None = set() if records and os.path.basename(folder) in _SITE else None
     for name in names:
         if not name.endswith((".dist-info", ".egg-info", ".egg")):
             continue
@@ -228,7 +235,7 @@ def _look_in(
             leftovers.append(location)
             continue
         if name.endswith(".dist-info"):
-            made = _dist_info(location, name, names, records)
+            made = _dist_info(location, name, names, records, owned)
             if made is None:
                 leftovers.append(location)
                 continue
@@ -238,8 +245,47 @@ def _look_in(
             made = _egg(folder, location, name)
             if made is None:
                 continue
+            if owned is not None:
+                owned.update(_told_tops(location, made["name"]))
             key = (1, order)
         found.append((key, made))
+    if owned is not None:
+        rest = [name for name in names if name not in owned and name not in _NOBODYS and name[0] not in "~."]
+        unowned += [path for path in (os.path.join(folder, name) for name in rest) if _is_code(path)]
+
+
+def _tops(record: str) -> set[str]:
+    """Return the first parts of a RECORD's paths. Sorted, whole folders of it are passed over."""
+    lines = sorted(record.replace('"', "").replace("\\", "/").split("\n"))
+    tops = set()
+    at = 0
+    while at < len(lines):
+        top, slash, _ = lines[at].partition("/")
+        if slash and "," not in top:
+            tops.add(top)
+            at = bisect_left(lines, top + "0", at)  # "0" comes after "/"
+        else:
+            tops.add(top.partition(",")[0])
+            at += 1
+    return tops
+
+
+def _told_tops(location: str, name: str) -> set[str]:
+    """Return what a distribution without a RECORD may have put beside it."""
+    told = (_read(location + "/top_level.txt") or b"").decode("utf-8", "replace").split()
+    return {one + end for one in [*told, name, name.replace("-", "_")] for end in ("", ".py")}
+
+
+def _is_code(path: str) -> bool:
+    """Tell whether a path in a folder of installed packages is a module, or a folder with one in it."""
+    name = os.path.basename(path)
+    if not name.partition(".")[0].isidentifier():
+        return False
+    if name.endswith((".py", ".so")):
+        return os.path.isfile(path)
+    return "." not in name and any(
+        one.endswith((".py", ".so")) for _, _, files in os.walk(path) for one in files
+    )
 
 
 def _settle(found: list[tuple[tuple[int, int], dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -336,7 +382,9 @@ def _headers(head: bytes) -> tuple[str, str, list[str]]:
     return name, version, requires
 
 
-def _dist_info(location: str, folder_name: str, beside: list[str], records: bool) -> dict[str, Any] | None:
+def _dist_info(
+    location: str, folder_name: str, beside: list[str], records: bool, owned: set[str] | None
+) -> dict[str, Any] | None:
     metadata = _read_head(location + "/METADATA")
     record = _read(location + "/RECORD", 1 << 16)
     parsed = _INFO.match(folder_name)
@@ -352,6 +400,8 @@ def _dist_info(location: str, folder_name: str, beside: list[str], records: bool
     installer = (_read(location + "/INSTALLER") or b"").decode("utf-8", "replace").strip() or None
     direct_url, trouble = _direct_url(location, trouble)
     text = None if record is None else record.decode("utf-8", "surrogateescape")
+    if owned is not None:
+        owned.update(_told_tops(location, normalize(name)) if text is None else _tops(text))
     editable = ""
     folder = (direct_url or {}).get("dir_info")
     if isinstance(folder, dict) and folder.get("editable"):

@@ -369,3 +369,11 @@ def test_a_report_names_no_path_and_no_address(empty: Path, tmp_path: Path) -> N
     assert str(tmp_path) not in said
     assert str(Path.home()) not in said
     assert "url" not in said
+
+
+def test_a_module_put_by_hand_among_the_packages_is_a_finding(empty: Path) -> None:
+    assert capture(str(empty)).findings == ()
+    (site(empty) / "mine.py").write_text("answer = 42\n")
+    (found,) = capture(str(empty)).findings
+    assert (found.severity, found.subject) == ("warning", str(site(empty)))
+    assert found.text.startswith("mine.py: of no package")

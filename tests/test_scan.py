@@ -68,6 +68,35 @@ def test_no_secret_of_a_url_is_kept(tmp_path: Path, url: str, public: str) -> No
     assert only(scan([str(tmp_path)]), "proj")["direct_url"]["url"] == public
 
 
+def test_modules_that_no_package_owns_are_named(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    files = {
+        "proj/__init__.py": "",
+        "proj/a.py": "",
+        "proj.libs/b.so": "",
+        "proj_more.py": "",
+        "zns/x/y.py": "",
+    }
+    install(site, "proj", "1.0", {**files, "odd, name.py": ""})
+    (install(site, "apt-like", "1.0", {"aptlike.py": "", "apt_like/b.py": ""}, top_level__txt="aptlike\n")
+        / "RECORD").unlink()  # fmt: skip
+    (site / "old-1.0.egg-info").mkdir()
+    (site / "old-1.0.egg-info" / "PKG-INFO").write_text("Name: old\nVersion: 1.0\n")
+    (site / "old.py").write_text("")
+    for name in ("_virtualenv.py", "some.pth", "README.txt", "__pycache__/x.pyc", "gone/__pycache__/y.pyc"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("")
+    assert scan([str(site)])["unowned"] == []
+    for name in ("mine.py", "deep/er/fast.so", "sitecustomize.py", "proj_2/__init__.py", "zz.py"):
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text("")
+    found = [Path(path).name for path in scan([str(site)])["unowned"]]
+    assert found == ["deep", "mine.py", "proj_2", "sitecustomize.py", "zz.py"]
+    assert scan([str(site)], records=False)["unowned"] == []
+    elsewhere = site.rename(tmp_path / "code")  # a folder of local code ships as it is
+    assert scan([str(elsewhere)])["unowned"] == []
+
+
 # Digests
 
 WHEEL = """\
