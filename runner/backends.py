@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["SSH", "Backend", "Local"]
 
-GRACE = 10.0
-"""Seconds that a host waits for a sign of life from here before it ends what was started there."""
+GRACE = 60.0
+"""Seconds of silence after which a host ends what was started there.
+
+Silence is a pulled cable, a laptop that sleeps, or a client whose loop is blocked. A client that ended or was
+killed is noticed at once, by the end of its connection.
+"""
 
 
 class Backend(ABC):
@@ -25,7 +29,8 @@ class Backend(ABC):
     cache : str or None
         The cache folder on its hosts; None for the default one.
     grace : float
-        Seconds without a sign of life from here after which a host ends what was started there.
+        Seconds without a sign of life from here after which a host ends what was started there. (That this
+        process has ended is noticed at once.)
     local : bool
         Whether all of it is this machine: plain TCP on loopback then, and LocalCluster's layout.
     """
@@ -53,7 +58,7 @@ class Local(Backend):
     cache : str, optional
         The folder; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` if not given.
     grace : float
-        Seconds that processes may outlive this one.
+        Seconds that this process may be blocked; when it has ended, its cluster ends at once.
     """
 
     cache: str | None = None
@@ -86,7 +91,8 @@ class SSH(Backend):
     cache : str, optional
         The cache folder on the hosts; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there if not given.
     grace : float
-        Seconds without a sign of life from here after which a host ends what was started there.
+        Seconds without a sign of life from here after which a host ends what was started there. (That this
+        process has ended is noticed at once.)
     **options
         How to connect, for all of them: see `envsync.runner.hosts.ssh.SSHOptions`.
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "Remote", "Session"]
 
+_BEAT = 3.0  # seconds between two signs of life, at most
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
@@ -126,7 +128,8 @@ class Session:
         session.cache = hello["cache"]
         session.agent = hello["agent"]
         session.python = hello["python"]
-        session._wire = Wire(channel, host.name, beat=grace / 3, on_event=session._hear, on_end=session._lost)
+        beat = min(grace / 3, _BEAT)
+        session._wire = Wire(channel, host.name, beat=beat, on_event=session._hear, on_end=session._lost)
         try:
             session.facts = await session.request("probe")
         except BaseException:

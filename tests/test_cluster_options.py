@@ -245,3 +245,7 @@ def test_lost_hosts_get_no_more_workers() -> None:
 def test_local_workers_have_numbers_for_names() -> None:
     seats, _ = seated(Options(local=True, n_workers=2), 1)
     assert list(fill(seats, 3)) == [0, 1, 2]
+
+
+def test_silence_is_borne_for_a_minute() -> None:
+    assert Local().grace == SSH("a").grace == 60
