@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import sysconfig
 import time
 from dataclasses import dataclass
@@ -16,10 +17,12 @@ from envsync.selection import Found, Limits, Selection
 from envsync.store import digest_of, recall, remember
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from envsync.snapshot import SourceTree
     from envsync.store import Store
 
-__all__ = ["Changes", "Limits", "Manifest", "changes", "pack"]
+__all__ = ["Changes", "Limits", "Manifest", "changes", "code_of", "pack"]
 
 RACY = 2.0  # seconds: a file as young as this may change again without its times telling
 
@@ -172,6 +175,34 @@ def pack(
         files=tuple(files),
         left_out=tuple(sorted(left_out.items())),
     )
+
+
+def code_of(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
+    """Return which files of source trees an import can get, for `envsync.plugins.sources.code_here`.
+
+    Of a module that is installed here too, a tree at the back does not get its turn.
+
+    Parameters
+    ----------
+    manifests : iterable of Manifest
+        In the order of the path: of a module that two trees have, the first is imported.
+
+    Returns
+    -------
+    dict
+        By tree name: ``digest``, and ``files``, each file's sha256 by its path.
+    """
+    sites = [Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    taken: set[str] = set()
+    code = {}
+    for manifest in sorted(manifests, key=lambda one: one.position != "front"):
+        tops = {path.split("/", 1)[0] for path, _, _ in manifest.files}
+        if manifest.position != "front":
+            taken |= {top for top in tops for site in sites if (site / top).exists()}
+        files = {path: sha256 for path, sha256, _ in manifest.files if path.split("/", 1)[0] not in taken}
+        code[manifest.name] = {"digest": manifest.digest, "files": files}
+        taken |= tops
+    return code
 
 
 def changes(old: Manifest, new: Manifest) -> Changes:

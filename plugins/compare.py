@@ -272,8 +272,13 @@ def _trees(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
             continue
         if wanted and there:
             advice = "the code there is stale: cluster.sync(), or start anew"
-            yield (ERROR, "source", name, wanted[:12], there[:12], advice)
+            yield (ERROR, "source", name, _short(wanted), _short(there), advice)
         elif wanted:
-            yield (ERROR, "source", name, wanted[:12], "", _UNSHIPPED)
+            yield (ERROR, "source", name, _short(wanted), "", _UNSHIPPED)
         else:
-            yield (NOTE, "source", name, "", there[:12], "")
+            yield (NOTE, "source", name, "", _short(there), "")
+
+
+def _short(said: str) -> str:
+    """Return the start of a digest; what is the matter with a tree is said whole."""
+    return said if " " in said else said[:12]

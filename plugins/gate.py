@@ -24,6 +24,7 @@ from distributed.protocol.pickle import loads
 
 from .compare import CORE, ERROR, FATAL, compare
 from .scan import imported_distributions, scan
+from .sources import code_here
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
@@ -37,27 +38,28 @@ PLUGIN = "envsync-verify"
 REMEMBERED = 100  # refused workers that are kept for the table
 
 
-def look(who: str = "", wanted_trees: Mapping[str, str] | None = None) -> dict[str, Any]:
+def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the Report of the running process.
 
     Parameters
     ----------
     who : str
         What to call this process, such as ``"worker tcp://10.0.0.2:41000"``.
-    wanted_trees : mapping of str to str, optional
-        The digest of each source tree that should be here; a tree is here when the folder of that digest is
-        on the path.
+    wanted : Report, optional
+        Its ``code`` says which files to look for. Without that its ``trees`` are here where the folder of
+        their digest is on the path.
     """
     report: dict[str, Any] = dict(scan())
     report["who"] = who
     report["host"] = socket.gethostname()
     report["imported"] = imported_distributions(report)
-    if wanted_trees is not None:
+    wanted = wanted or {}
+    if wanted.get("code"):
+        report["trees"] = code_here(wanted["code"])
+    elif wanted.get("trees"):
         folders = [*sys.path, *os.environ.get("ENVSYNC_TREES", "").split(os.pathsep)]
         report["trees"] = {
-            name: digest
-            for name, digest in wanted_trees.items()
-            if any(digest in folder for folder in folders)
+            name: one for name, one in wanted["trees"].items() if any(one in path for path in folders)
         }
     return report
 
@@ -76,7 +78,7 @@ def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> l
         What to call this process in the differences.
     """
     wanted = (wanted.get("variants") or {}).get(os.environ.get("ENVSYNC_HOST"), wanted)
-    report = look(process, wanted.get("trees"))
+    report = look(process, wanted)
     found = compare(cast(Any, wanted), cast(Any, report), where=where or report["host"], process=process)
     return [difference.to_dict() for difference in found]
 
@@ -95,7 +97,13 @@ def refuses(differences: list[dict[str, Any]]) -> bool:
 
 def by_value(thing: Any) -> bytes:
     """Pickle something so that it loads where neither this module nor its neighbours can be imported."""
-    names = {__name__, compare.__module__, scan.__module__, getattr(thing, "__module__", __name__)}
+    names = {
+        __name__,
+        compare.__module__,
+        scan.__module__,
+        code_here.__module__,
+        getattr(thing, "__module__", __name__),
+    }
     modules = [sys.modules[name] for name in names]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)

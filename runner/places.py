@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from envsync.trees import code_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -72,7 +74,12 @@ def wanted_of(prepared: Sequence[Prepared]) -> dict[str, Any]:
     """Return what every process should have: the first host's lock and trees, and others' that differ."""
 
     def one(host: Prepared) -> dict[str, Any]:
-        return {**host.lock.report(), "trees": {tree.name: tree.digest for tree, _ in host.trees}}
+        trees = [tree for tree, _ in host.trees]
+        return {
+            **host.lock.report(),
+            "trees": {tree.name: tree.digest for tree in trees},
+            "code": code_of(trees),
+        }
 
     first = prepared[0]
     others = {

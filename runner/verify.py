@@ -169,6 +169,7 @@ def verify(
     on_mismatch: str = "raise",
     wanted: Mapping[str, Any] | None = None,
     security: Security | None = None,
+    cwd: str | None = None,
 ) -> Verification:
     """Compare every process of a running cluster with this environment.
 
@@ -182,6 +183,8 @@ def verify(
         What to compare with; this process's own environment if not given (for a SyncedCluster: its lock).
     security : Security, optional
         For an address.
+    cwd : str, optional
+        A working directory whose code tasks may import; code on ``sys.path`` counts anyhow.
 
     Returns
     -------
@@ -194,8 +197,10 @@ def verify(
         There are such differences and `on_mismatch` is ``"raise"``.
     """
     if isinstance(target, str):
-        return asyncio.run(verify_async(target, on_mismatch=on_mismatch, wanted=wanted, security=security))
-    result: Verification = target.sync(verify_async, target, on_mismatch=on_mismatch, wanted=wanted)
+        return asyncio.run(
+            verify_async(target, on_mismatch=on_mismatch, wanted=wanted, security=security, cwd=cwd)
+        )
+    result: Verification = target.sync(verify_async, target, on_mismatch=on_mismatch, wanted=wanted, cwd=cwd)
     return result
 
 
@@ -205,6 +210,7 @@ async def verify_async(
     on_mismatch: str = "raise",
     wanted: Mapping[str, Any] | None = None,
     security: Security | None = None,
+    cwd: str | None = None,
 ) -> Verification:
     """`verify`, from a coroutine."""
     if on_mismatch not in ("raise", "warn", "ignore"):
@@ -214,8 +220,10 @@ async def verify_async(
     if wanted is None:
         wanted = getattr(target, "wanted", None)
     if wanted is None:
-        wanted = own
+        wanted = {**own, **await asyncio.get_running_loop().run_in_executor(None, _own_code, cwd)}
     else:
+        if "code" not in wanted:  # a lock knows the digests of trees, and not their files
+            wanted = {key: value for key, value in wanted.items() if key != "trees"}
         if getattr(target, "prepared", None):
             own["trees"] = await _own_trees(target)
         client = Checked(kind="client", process="client", differences=client_differences(own, wanted))
@@ -260,6 +268,15 @@ def _own_report() -> dict[str, Any]:
     from envsync.snapshot import capture
 
     return dict(capture().report())
+
+
+def _own_code(cwd: str | None) -> dict[str, Any]:
+    """Return the local code of this process, for processes that nobody shipped it to."""
+    from envsync.runner.code import pack_code
+    from envsync.trees import code_of
+
+    code = code_of(pack_code(cwd))
+    return {"trees": {name: one["digest"] for name, one in code.items()}, "code": code}
 
 
 async def _own_trees(cluster: Any) -> dict[str, str]:

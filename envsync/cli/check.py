@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -95,7 +96,7 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
             hint="Check the address; for tls:// the --tls options too.",
         ) from error
     try:
-        found = verify(address, on_mismatch="ignore", wanted=wanted, security=security)
+        found = verify(address, on_mismatch="ignore", wanted=wanted, security=security, cwd=str(Path.cwd()))
     except CommClosedError as error:
         raise ClusterError(
             f"the scheduler went away while it was looked at: {error}",

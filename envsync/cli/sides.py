@@ -52,10 +52,8 @@ _WHAT = (
 
 
 def _report_here(text: str) -> dict[str, Any]:
-    from envsync.snapshot import capture
-
     if text == ".":
-        return dict(capture().report())
+        return _live(None)
     path = Path(text)
     if path.suffix == ".toml":
         from envsync.lock import Lock
@@ -63,7 +61,18 @@ def _report_here(text: str) -> dict[str, Any]:
         return Lock.read(path).report()
     if not path.exists():
         raise CaptureError("there is no such file or folder", where=text, hint=_WHAT)
-    return dict(capture(text).report())
+    return _live(text)
+
+
+def _live(python: str | None) -> dict[str, Any]:
+    """Look at an environment of this machine, and at its local code."""
+    from envsync.snapshot import capture
+    from envsync.store import default_store
+    from envsync.trees import pack
+
+    snapshot, store = capture(python, cwd=str(Path.cwd())), default_store()
+    manifests = [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
+    return {**snapshot.report(), "trees": {one.name: one.digest for one in manifests}}
 
 
 async def _scan_there(text: str, scanner: bytes) -> dict[str, Any]:

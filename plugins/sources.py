@@ -1,0 +1,97 @@
+"""Whether local code is here as it is there: every file of a source tree, where an import would find it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from typing import Any, Mapping, Sequence
+
+__all__ = ["code_here"]
+
+
+def code_here(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return what this process has of source trees.
+
+    A tree is looked for where its top-level modules would be imported from, not where it was put: so this
+    works in clusters that nobody shipped it to, and sees files that were changed after they were shipped.
+
+    Parameters
+    ----------
+    wanted : mapping
+        By tree name: ``digest``, and ``files``, the sha256 of each file by its path in the tree.
+
+    Returns
+    -------
+    dict of str to str
+        By tree name: the wanted digest if all of it is here and equal; else what is the matter. A tree of
+        which nothing can be imported here is left out.
+    """
+    found = {}
+    for name, tree in wanted.items():
+        said = _tree_here(tree["files"])
+        if said is not None:
+            found[name] = said or str(tree["digest"])
+    return found
+
+
+# Of a project's folder, what is importable and that no task imports.
+_NOT_FOR_TASKS = frozenset(
+    ["benchmarks", "conftest.py", "docs", "examples", "noxfile.py", "setup.py", "test", "tests"]
+)
+
+
+def _tree_here(files: Mapping[str, str]) -> str | None:
+    """Return "" if all is here, None if nothing is, else what is the matter."""
+    places: dict[str, list[str]] = {}
+    missing, other = [], []
+    looked_at = 0
+    for path in sorted(files):
+        top, _, rest = path.partition("/")
+        if top.endswith((".dist-info", ".egg-info")):
+            continue
+        if top not in places:
+            places[top] = _places_of(top)
+        if not places[top]:
+            if path.endswith(".py") and top not in _NOT_FOR_TASKS:
+                looked_at += 1
+                missing.append(path)
+            continue
+        looked_at += 1
+        digest = _digest([os.path.join(place, rest) if rest else place for place in places[top]])
+        if digest is None:
+            missing.append(path)
+        elif digest != files[path]:
+            other.append(path)
+    if missing and len(missing) == looked_at:
+        return None
+    parts = [f"{len(other)} of {looked_at} files differ ({other[0]})"] if other else []
+    parts += [f"{len(missing)} of {looked_at} files are not there ({missing[0]})"] if missing else []
+    return ", ".join(parts)
+
+
+def _digest(paths: Sequence[str]) -> str | None:
+    path = next((path for path in paths if os.path.isfile(path)), None)
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except OSError:
+        return None
+
+
+def _places_of(top: str) -> list[str]:
+    """Return the files or folders that an import takes for a name at the top of a tree."""
+    module = top[:-3] if top.endswith(".py") else top.split(".", 1)[0] if ".so" in top else top
+    if not module.isidentifier():
+        return []
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, AttributeError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations:
+        return [] if module != top else [str(place) for place in spec.submodule_search_locations]
+    return [spec.origin] if spec.origin and spec.has_location else []
