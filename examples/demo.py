@@ -136,7 +136,7 @@ def run(folder: Path) -> None:
     with contextlib.ExitStack() as stack:
         with step("3. Make that environment exist a second time, and start a cluster in it."):
             cluster = stack.enter_context(
-                SyncedCluster(env=lock, n_workers=2, threads_per_worker=1, dashboard_address=None)
+                SyncedCluster(lock=lock, n_workers=2, threads_per_worker=1, dashboard_address=None)
             )
             client = stack.enter_context(cluster.get_client())
             client.wait_for_workers(2, timeout=60)

@@ -7,8 +7,6 @@ import contextlib
 import datetime
 import logging
 import os
-import re
-import uuid
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from distributed.utils import format_dashboard_link
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
 from envsync.runner.logged import LoggedHooks
-from envsync.runner.options import Options, plain_config
+from envsync.runner.options import Options, plain_config, run_name, without_deprecated
 from envsync.runner.places import Place, wanted_of
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
 from envsync.runner.seats import Seats
@@ -66,7 +64,7 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
     security : bool or Security, optional
         True: TLS with certificates of this cluster's own; the default wherever bytes leave this machine.
         False: plain TCP. A Security object: its certificates, which are sent to the hosts.
-    env : Lock or path, optional
+    lock : Lock or path, optional
         The lock to run in; this environment as it is now if not given.
     cwd : path, optional
         A working directory whose code goes along; code on ``sys.path`` does anyhow.
@@ -85,7 +83,11 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
         Seconds that each worker has to report its environment.
     hooks : Hooks, optional
         Told about progress; by default the logger ``envsync`` is.
-    processes, loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
+    env : mapping, optional
+        Environment variables of the workers.
+    processes : bool
+        Taken for LocalCluster's sake; False is refused, as workers have processes of their own.
+    loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
 worker_class, scheduler_kwargs, scheduler_sync_interval
         As LocalCluster's.
     **worker_kwargs
@@ -116,7 +118,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         threads_per_worker: int | None = None,
         memory_limit: str | float | None = "auto",
         security: bool | Security | None = None,
-        env: Lock | str | Path | None = None,
+        lock: Lock | str | Path | None = None,
+        env: Mapping[str, Any] | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
         processes: bool = True,
@@ -140,6 +143,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         **worker_kwargs: Any,
     ) -> None:
         self.backend = backend if backend is not None else Local()
+        host = without_deprecated(worker_kwargs, host)
         self.options = Options(
             local=self.backend.local,
             n_workers=n_workers,
@@ -156,10 +160,11 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             blocked_handlers=blocked_handlers,
             service_kwargs=service_kwargs,
             worker_class=worker_class,
+            env=env,
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
-        self.env = env
+        self.wanted_lock = lock
         self.cwd = None if cwd is None else str(cwd)
         self.hooks = hooks or LoggedHooks()
         self.wanted: dict[str, Any] | None = None
@@ -167,7 +172,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.seats: Seats | None = None
         self._start_timeout = start_timeout
         self._report_timeout = report_timeout
-        self._run_name = re.sub(r"[^A-Za-z0-9._-]", "_", f"{name or 'envsync'}-{uuid.uuid4().hex[:12]}")
+        self._run_name = run_name(name)
         self.trust = Trust.of(security, local=self.backend.local, name=self._run_name)
         self.prepared: list[Prepared] = []
         self._hosts: list[Host] = []
@@ -217,7 +222,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self._hosts = self.backend.hosts()
         self.prepared = await prepare(
             self._hosts,
-            lock=await asyncio.to_thread(_lock, self.env),
+            lock=await asyncio.to_thread(_lock, self.wanted_lock),
             cache=self.backend.cache,
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",

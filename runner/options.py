@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +14,15 @@ from distributed.nanny import Nanny
 from distributed.utils import import_term
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from envsync.hooks import Hooks
     from envsync.runner.layout import WorkerSpec
 
-__all__ = ["Options", "plain_config"]
+__all__ = ["Options", "plain_config", "run_name", "without_deprecated"]
 
 LOOPBACK = "127.0.0.1"
 
-# LocalCluster takes these, deprecated; they do nothing unless they are set
-_VOID = ("start", "ip", "services", "worker_services")
+# LocalCluster takes these; they do nothing unless they are set
+_VOID = ("services", "worker_services")
 
 # the first words of the settings that dask.yaml and distributed.yaml know, and of two that older ones knew
 _NAMESPACES = frozenset(
@@ -62,6 +63,7 @@ class Options:
     blocked_handlers: list[str] | None = None
     service_kwargs: Mapping[str, Any] | None = None
     worker_class: type | str | None = None
+    env: Mapping[str, Any] | None = None
     scheduler_kwargs: Mapping[str, Any] | None = None
     worker_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -77,12 +79,18 @@ class Options:
             raise ValueError(f"n_workers must not be negative, not {self.n_workers}")
         if self.threads_per_worker is not None and self.threads_per_worker < 1:
             raise ValueError(f"threads_per_worker must be at least 1, not {self.threads_per_worker}")
+        if self.env is not None and not isinstance(self.env, Mapping):
+            raise TypeError(
+                f"env={self.env!r}: it takes a dictionary of environment variables for the workers;"
+                " the lock of the environment is given as lock="
+            )
         for name in _VOID:
             if self.worker_kwargs.get(name):
-                raise TypeError(f"{name}= is not taken: LocalCluster has deprecated it")
+                raise TypeError(f"{name}= is not taken: start it with preload= or a plugin")
         for name, options in (
             ("scheduler_kwargs", self.scheduler_kwargs or {}),
             ("service_kwargs", self.service_kwargs or {}),
+            ("env", self.env or {}),
             ("worker options", self.worker_kwargs),
         ):
             for key, value in options.items():
@@ -157,15 +165,38 @@ class Options:
             "death_timeout": 60,
             **rest,
         }
+        environment = spec.environment()
+        given = {name: str(value) for name, value in (self.env or {}).items()}
+        if self.nanny:
+            options["env"] = given or None
+        else:
+            environment.update(given)
         if self.local and self.host is not None:
             options["host"] = self.host
         config: dict[str, Any] = {
             "options": options,
-            "env": spec.environment(),
+            "env": environment,
             "cpus": list(spec.cpus),
             "class": self.worker_class_name,
         }
         return config
+
+
+def without_deprecated(keywords: dict[str, Any], host: str | None) -> str | None:
+    """Take out ``ip`` and ``start`` as LocalCluster does, with its warnings; return what `host` is then."""
+    ip, start = keywords.pop("ip", None), keywords.pop("start", None)
+    if start is not None:
+        warnings.warn("start= is deprecated and has no effect", DeprecationWarning, stacklevel=3)
+    if ip is None:
+        return host
+    warnings.warn("ip= is deprecated: write host= instead", DeprecationWarning, stacklevel=3)
+    return str(ip)
+
+
+def run_name(name: str | None) -> str:
+    """Return a name that is nobody else's, fit for paths and certificates, whatever the user's is."""
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name or "envsync").lstrip(".-")[:60] or "envsync"
+    return f"{readable}-{uuid.uuid4().hex[:12]}"
 
 
 def plain_config(config: Mapping[str, Any], hooks: Hooks) -> dict[str, Any]:

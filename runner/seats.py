@@ -113,4 +113,4 @@ class Seats:
     def _name(self, host: int, seat: int) -> str | int:
         if self.local:
             return seat
-        return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.places[host].name)}-{seat}"
+        return f"{re.sub(r'[^A-Za-z0-9._-]', '_', self.places[host].name)[:60]}-{seat}"

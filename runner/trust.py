@@ -52,12 +52,16 @@ class Trust:
         ------
         ClusterError
             The given certificates are not all there.
+        TypeError
+            It is none of these.
         """
         from distributed.security import Security
 
         if security is None:
             configured = Security()
             security = configured if configured.require_encryption else not local
+        if not isinstance(security, (bool, Security)):
+            raise TypeError(f"security must be True, False or a Security object, not {security!r}")
         if security is True:
             authority = Authority(name)
             return cls(client=authority.issue("client").security(), authority=authority)

@@ -390,7 +390,8 @@ def look():
             for name, file in names.items()}
 
 if __name__ == "__main__":
-    with SyncedCluster(env=sys.argv[1], n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+    keywords = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with SyncedCluster(lock=sys.argv[1], **keywords) as cluster:
         print(json.dumps(cluster.get_client().submit(look).result()))
 """
 
@@ -532,7 +533,7 @@ async def test_workers_by_hand_from_other_environments(small_lock: Path, tmp_pat
     wanted = {"toolz": version("toolz"), "python": Lock.read(small_lock).target.python}
     marks = tmp_path / "marks"
     marks.mkdir()
-    keywords: dict[str, Any] = {"env": small_lock, "n_workers": 0, "dashboard_address": ":0"}
+    keywords: dict[str, Any] = {"lock": small_lock, "n_workers": 0, "dashboard_address": ":0"}
     async with (
         SyncedCluster(**keywords, asynchronous=True) as cluster,
         Client(cluster, asynchronous=True) as client,

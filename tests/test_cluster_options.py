@@ -11,10 +11,12 @@ import distributed
 import pytest
 from distributed import Nanny, Security, Worker
 
+from envsync.agent.layout import checked_name
 from envsync.errors import AgentError, ClusterError, HostError
 from envsync.hooks import Hooks
 from envsync.runner import SSH, Local
-from envsync.runner.options import Options, plain_config
+from envsync.runner.layout import WorkerSpec
+from envsync.runner.options import Options, plain_config, run_name, without_deprecated
 from envsync.runner.places import Place
 from envsync.runner.seats import Seats
 from envsync.runner.tls import Authority
@@ -183,6 +185,60 @@ def test_backends() -> None:
         SSH([])
 
 
+def test_silence_is_borne_for_a_minute() -> None:
+    assert Local().grace == SSH("a").grace == 60
+
+
+@pytest.mark.parametrize(("worker_class", "where"), [(None, "options"), (Worker, "env")])
+def test_environment_variables_go_to_the_workers(worker_class: Any, where: str) -> None:
+    options = Options(local=True, env={"OMP_NUM_THREADS": 1}, worker_class=worker_class)
+    spec = WorkerSpec(nthreads=1, memory_limit=0, gpus=("GPU-a",))
+    config = options.worker(spec, encrypted=False)
+    given = config["options"]["env"] if where == "options" else config["env"]
+    assert given["OMP_NUM_THREADS"] == "1"
+    assert config["env"]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    assert ("env" in config["options"]) is (where == "options")
+
+
+def test_env_is_not_the_lock() -> None:
+    with pytest.raises(TypeError, match="lock="):
+        Options(local=True, env="pylock.envsync.toml")  # type: ignore[arg-type]
+
+
+def test_what_localcluster_has_deprecated_is_taken_with_a_warning() -> None:
+    keywords: dict[str, Any] = {"ip": "10.0.0.1", "start": True, "resources": {"a": 1}}
+    with pytest.warns(DeprecationWarning, match=r"ip=|start=") as told:
+        assert without_deprecated(keywords, None) == "10.0.0.1"
+    assert len(told) == 2
+    assert keywords == {"resources": {"a": 1}}
+    assert without_deprecated(keywords, "h") == "h"
+
+
+def test_security_of_another_type() -> None:
+    with pytest.raises(TypeError, match="Security object"):
+        Trust.of("x", local=True, name="c")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "-rf", "..", ".hidden", "a b/c", "", None, "ü"])
+def test_any_name_of_a_cluster_can_be_part_of_a_path(name: Any) -> None:
+    made = run_name(name)
+    assert checked_name(made) == made
+    assert made != run_name(name)
+    assert Authority(made)
+
+
+def test_workers_on_hosts_with_long_names_have_names_of_their_own() -> None:
+    long = "node" * 30
+    places = [
+        Place(name=f"{long}{index}", session=Gone(), python="python")  # type: ignore[arg-type]
+        for index in range(2)
+    ]
+    seats = Seats.of(Options(local=False, n_workers=2), places, workers_on_first=True)
+    names = fill(seats, 4)
+    assert len(names) == 4
+    assert all(checked_name(f"worker_{name}") for name in names)
+
+
 def test_a_host_that_is_named_in_two_ways_counts_once() -> None:
     backend = SSH(["node1", "ssh://node1", "ssh://me@node2:22/"], scheduler="ssh://node1")
     assert [host.name for host in backend.hosts()] == ["node1", "me@node2:22"]
@@ -245,7 +301,3 @@ def test_lost_hosts_get_no_more_workers() -> None:
 def test_local_workers_have_numbers_for_names() -> None:
     seats, _ = seated(Options(local=True, n_workers=2), 1)
     assert list(fill(seats, 3)) == [0, 1, 2]
-
-
-def test_silence_is_borne_for_a_minute() -> None:
-    assert Local().grace == SSH("a").grace == 60

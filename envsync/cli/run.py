@@ -79,7 +79,7 @@ def command(
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
-        "env": lock_file,
+        "lock": lock_file,
         "on_mismatch": on_mismatch,
         "cwd": first_folder(arguments),
     }
