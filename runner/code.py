@@ -62,10 +62,11 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
 async def code_now(cluster: SyncedCluster) -> list[Manifest]:
     """Pack the local code of a cluster's client as it is now; where a lock was given, what that names."""
     names = {tree.name for tree, _ in cluster.prepared[0].trees}
-    return await asyncio.to_thread(_pack, cluster.cwd, None if cluster.wanted_lock is None else names)
+    return await asyncio.to_thread(pack_code, cluster.cwd, None if cluster.wanted_lock is None else names)
 
 
-def _pack(cwd: str | None, wanted: set[str] | None) -> list[Manifest]:
+def pack_code(cwd: str | None, wanted: set[str] | None = None) -> list[Manifest]:
+    """Pack the source trees of this process; of `wanted` names only, if they are given."""
     from envsync.snapshot import capture
     from envsync.store import default_store
     from envsync.trees import pack
