@@ -9,7 +9,9 @@ class Hooks:
     """Told about progress; every method here does nothing.
 
     Subclass and override what you want to show. Methods are called from the
-    event loop's thread, must return at once, and must not raise.
+    event loop's thread and from worker threads (locking, packing), also at the
+    same time: guard what they share with a lock. They must return at once and
+    must not raise.
     """
 
     def step(self, where: str, what: str) -> None:

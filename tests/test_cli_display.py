@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import click
 import pytest
@@ -152,3 +154,33 @@ def test_errors_say_what_where_and_what_next(capsys: pytest.CaptureFixture[str])
     assert said["kind"] == "MismatchError"
     assert (said["message"], said["where"], said["hint"]) == ("they differ", "node1", "Start anew.")
     assert said["differences"][0]["subject"] == "pandas"
+
+
+class Halting(io.StringIO):
+    """A stream that takes what it is given in two pieces, as a pipe may."""
+
+    def write(self, text: str) -> int:
+        for piece in (text[:5], text[5:]):
+            super().write(piece)
+            time.sleep(0.001)
+        return len(text)
+
+
+@pytest.mark.parametrize("kind", [JsonLines, Plain])
+def test_lines_of_several_threads_stay_whole(kind: type[JsonLines] | type[Plain]) -> None:
+    stream = Halting()
+    hooks = kind(stream)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: hooks.note(f"node{number}", "here"), range(40)))
+    lines = stream.getvalue().splitlines()
+    if kind is JsonLines:
+        lines = [f"{event['where']}: {event['text']}" for event in map(json.loads, lines)]
+    assert sorted(lines) == sorted(f"node{number}: here" for number in range(40))
+
+
+def test_live_takes_several_threads() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    with Live(console) as live, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: report(live), range(20)))
+    assert isinstance(console.file, io.StringIO)
+    assert click.unstyle(console.file.getvalue()).count("! node2: its clock is an hour late") == 20

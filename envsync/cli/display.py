@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from envsync.hooks import Hooks
@@ -33,10 +35,13 @@ class JsonLines(Hooks):
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._lock = threading.Lock()
 
     def _write(self, event: str, **fields: Any) -> None:
-        self._stream.write(json.dumps({"event": event, **fields}) + "\n")
-        self._stream.flush()
+        line = json.dumps({"event": event, **fields}) + "\n"
+        with self._lock:
+            self._stream.write(line)
+            self._stream.flush()
 
     def step(self, where: str, what: str) -> None:
         self._write("step", where=where, what=what)
@@ -72,11 +77,13 @@ class Plain(Hooks):
         self._stream = stream
         self._every = every
         self._spoke: dict[str, float] = {}
+        self._lock = threading.Lock()
 
     def _write(self, where: str, text: str) -> None:
-        self._spoke[where] = time.monotonic()
-        self._stream.write(f"{where}: {text}\n")
-        self._stream.flush()
+        with self._lock:
+            self._spoke[where] = time.monotonic()
+            self._stream.write(f"{where}: {text}\n")
+            self._stream.flush()
 
     def step(self, where: str, what: str) -> None:
         self._write(where, what)
@@ -126,6 +133,7 @@ class Live(Hooks):
 
         self._console = console or Console(stderr=True)
         self._lines: dict[str, _Line] = {}
+        self._lock = threading.Lock()  # never held while the console, which has one too, is written to
         self._live = RichLive(
             get_renderable=self._render, console=self._console, refresh_per_second=_REFRESH, transient=False
         )
@@ -152,14 +160,16 @@ class Live(Hooks):
         table.add_column(width=20)
         table.add_column(justify="right", no_wrap=True)
         now = time.monotonic()
-        for where, line in list(self._lines.items()):
+        with self._lock:
+            lines = [(where, copy(line), line) for where, line in self._lines.items()]
+        for where, line, kept in lines:
             mark: RenderableType
             if line.state == "done":
                 mark = Text("✓", style="green")
             elif line.state == "failed":
                 mark = Text("✗", style="red")
             else:
-                mark = line.spinner = line.spinner or Spinner("dots", style="cyan")
+                mark = kept.spinner = line.spinner or Spinner("dots", style="cyan")
             text = line.what + (f"  {line.amount}" if line.amount and line.state == "running" else "")
             bar: RenderableType = ""
             if line.state == "running" and line.fraction is not None:
@@ -173,22 +183,27 @@ class Live(Hooks):
         return self._lines.setdefault(where, _Line())
 
     def step(self, where: str, what: str) -> None:
-        line = self._lines[where] = _Line()
+        line = _Line()
         line.what = what
+        with self._lock:
+            self._lines[where] = line
 
     def progress(self, where: str, done: int, total: int, unit: str) -> None:
-        line = self._line(where)
-        line.amount = amount(done, total, unit)
-        line.fraction = done / total if total else None
+        with self._lock:
+            line = self._line(where)
+            line.amount = amount(done, total, unit)
+            line.fraction = done / total if total else None
 
     def done(self, where: str, what: str, seconds: float) -> None:
-        line = self._line(where)
-        line.state, line.what, line.seconds = "done", what, seconds
+        with self._lock:
+            line = self._line(where)
+            line.state, line.what, line.seconds = "done", what, seconds
 
     def failed(self, where: str, why: str) -> None:
-        line = self._line(where)
-        line.state, line.what = "failed", why.splitlines()[0] if why else "failed"
-        line.seconds = time.monotonic() - line.since
+        with self._lock:
+            line = self._line(where)
+            line.state, line.what = "failed", why.splitlines()[0] if why else "failed"
+            line.seconds = time.monotonic() - line.since
 
     def note(self, where: str, text: str) -> None:
         from rich.text import Text
