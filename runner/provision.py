@@ -21,6 +21,7 @@ from envsync.runner.hosts.local import Local
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
 from envsync.runner.session import Environment, Session
+from envsync.runner.telling import tell_findings, tell_left_out
 from envsync.store import default_store
 from envsync.supply import Supply
 
@@ -140,6 +141,7 @@ async def prepare(
     )
     if work.snapshot is None:
         work.snapshot = await asyncio.to_thread(_capture, cwd)
+    tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
     packing = asyncio.ensure_future(asyncio.to_thread(work.pack_trees))  # while the hosts are connected to
     try:
@@ -149,7 +151,9 @@ async def prepare(
         await asyncio.gather(packing, return_exceptions=True)
         raise
     try:
-        prepared = await work.provide(sessions, await packing)
+        manifests = await packing
+        tell_left_out(manifests, work.hooks)
+        prepared = await work.provide(sessions, manifests)
         _judge(prepared, on_mismatch, work.hooks)
     except BaseException:
         await _close(sessions)

@@ -166,6 +166,16 @@ async def test_this_environment_on_this_machine(client: Client) -> None:
     assert Path(one.environment.prefix).is_relative_to(client.folder / "there")
 
 
+async def test_local_code_that_stays_behind_is_told(client: Client) -> None:
+    client.install("alpha")
+    whole = tree(client)
+    (Path(whole.root) / "server.key").write_text("")
+    client.trees = [replace(whole, members=(("", whole.root),))]
+    (one,) = await client.prepare(client.host("node"))
+    assert [path for path, _ in one.trees[0][0].left_out] == ["server.key"]
+    assert [text for text in client.hooks.warnings if "1 left out: server.key" in text]
+
+
 async def test_a_second_start_asks_nobody_for_anything(client: Client) -> None:
     client.install("alpha")
     (first,) = await client.prepare(client.host("node"))

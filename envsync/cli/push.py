@@ -86,6 +86,9 @@ def _to_dict(one: Prepared) -> dict[str, Any]:
         "created": one.environment.created,
         "sent": one.sent,
         "seconds": round(one.seconds, 3),
-        "trees": [{"name": manifest.name, "folder": folder} for manifest, folder in one.trees],
+        "trees": [
+            {"name": manifest.name, "folder": folder, "left_out": [list(each) for each in manifest.left_out]}
+            for manifest, folder in one.trees
+        ],
         "differences": [difference.to_dict() for difference in one.differences],
     }

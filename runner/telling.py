@@ -1,0 +1,71 @@
+"""Nothing is left out in silence: what of an environment and of local code does not ship is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envsync.hooks import Hooks
+    from envsync.snapshot import Snapshot
+    from envsync.trees import Manifest
+
+__all__ = ["tell_findings", "tell_left_out"]
+
+# Reasons that every project has, and nobody misses.
+_USUAL = frozenset(
+    (
+        *("version control", "a cache", "bytecode", "a virtual environment", "build output", "hidden"),
+        "hidden, and not in a package",
+        *("JavaScript packages", "Dask's scratch space", "belongs to a lock", "a lock"),
+    )
+)
+_WANTED = frozenset(("ignored by .gitignore", "a notebook"))  # left out by somebody's own wish
+_SHOWN = 3
+
+
+def tell_findings(snapshot: Snapshot, hooks: Hooks, *, locked: bool = False) -> None:
+    """Tell what a person should look at in an environment.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The environment.
+    hooks : Hooks
+        Told, once for each finding that is more than a note.
+    locked : bool
+        Whether a lock stands for what is installed, so that only what is with folders matters.
+    """
+    for one in snapshot.findings:
+        if one.severity != "note" and (not locked or one.subject.startswith("/")):
+            hooks.warning("here", f"{one.subject}: {one.text}")
+
+
+def tell_left_out(manifests: Iterable[Manifest], hooks: Hooks, *, before: Iterable[Manifest] = ()) -> None:
+    """Tell which files of source trees do not ship, one line for each tree.
+
+    Parameters
+    ----------
+    manifests : iterable of Manifest
+        The trees.
+    hooks : Hooks
+        Told by a note where all of it was asked for, in a .gitignore for instance, else by a warning.
+    before : iterable of Manifest
+        The trees as they were told of before: what was left out then is not told again.
+    """
+    told = {manifest.name: set(manifest.left_out) for manifest in before}
+    for manifest in manifests:
+        new = [entry for entry in manifest.left_out if entry not in told.get(manifest.name, ())]
+        missed = [entry for entry in new if entry[1] not in _USUAL]
+        if not missed:
+            continue
+        grave = sorted(missed, key=lambda entry: entry[1] in _WANTED)
+        shown = ", ".join(f"{path} ({why})" for path, why in grave[:_SHOWN])
+        more = f" and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else ""
+        text = (
+            f"source tree {manifest.name}: {len(missed)} left out: {shown}{more} "
+            "(envsync snapshot -v shows all)"
+        )
+        tell = hooks.note if grave[0][1] in _WANTED else hooks.warning
+        tell("here", text)
