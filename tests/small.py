@@ -9,12 +9,16 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from envsync.lock import Lock
-from envsync.plugins.compare import CORE
+from envsync.plugins.compare import CORE, ERROR, FATAL, worst
 from envsync.uv import find_uv
+
+if TYPE_CHECKING:
+    from envsync.runner.verify import Verification
 
 
 @pytest.fixture(scope="session")
@@ -68,3 +72,12 @@ def wait_until_none(cache: Path, seconds: float) -> None:
     while (left := processes_in(cache)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left, f"still there after {seconds} s: {left}"
+
+
+def equal_but_for_the_client(verification: Verification) -> bool:
+    """Tell whether the cluster is as its lock says, whatever else the tests' own environment has."""
+    return all(
+        not one.trouble and worst(one.differences) not in (FATAL, ERROR)
+        for one in verification.processes
+        if one.kind != "client"
+    )
