@@ -19,7 +19,7 @@ _RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 # Two processes with different versions of these may not even understand each other.
 CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
 
-_RESYNC = "envsync push it again, or make a new cluster"
+_RESYNC = "make the two equal, or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
 _UNSHIPPED = "the code is not there: cluster.sync(), or start anew"
 

@@ -114,6 +114,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
             A port that it needs is taken.
         """
         began = time.monotonic()
+        self.launch.hooks.step(self.place.name, f"starting {self.label}")
         try:
             hello = await self._spawn()
             self.take(hello)

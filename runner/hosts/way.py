@@ -159,7 +159,7 @@ def find_way(address: str, options: SSHOptions) -> Way:
         known_file=_expand(known_files[0]) if known_files else _expand(_KNOWN[0]),
         timeout=timeout,
         keys=keys,
-        by_hand=("ssh", *(("-F", files[0]) if options.config and files else ()), address),
+        by_hand=("ssh", *(("-F", files[0]) if options.config and files else ()), *_typed(address)),
         arguments=arguments,
     )
 
@@ -256,3 +256,10 @@ def _expand(path: str | Path) -> Path:
     with contextlib.suppress(RuntimeError):
         return Path(path).expanduser()
     return Path(path)
+
+
+def _typed(address: str) -> tuple[str, ...]:
+    """Return what ssh takes on its command line for an address: it knows no host:port."""
+    where = Address.parse(address)
+    host = f"{where.user}@{where.host}" if where.user else where.host
+    return (host,) if where.port is None else ("-p", str(where.port), host)
