@@ -13,6 +13,7 @@ from envsync.errors import ClusterError
 from envsync.plugins.gate import Carried
 from envsync.plugins.swap import swap
 from envsync.runner.places import wanted_of
+from envsync.runner.telling import tell_left_out
 
 if TYPE_CHECKING:
     from envsync.runner.cluster import SyncedCluster
@@ -48,6 +49,7 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
     changed = len({name for name in {**before, **after} if before.get(name) != after.get(name)})
     if not changed:
         return 0
+    tell_left_out(manifests, cluster.hooks, before=[tree for tree, _ in prepared[0].trees])
     began = time.monotonic()
     folders = await asyncio.gather(*(one.session.place_trees(manifests) for one in prepared))
     cluster.prepared = [
