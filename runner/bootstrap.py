@@ -66,7 +66,14 @@ if ! why=$(
   exit 0
 fi
 rm -f "$try"
-agent=$cache/bin/agent-@DIGEST@.pyz
+unpacked=$cache/bin/agent-@DIGEST@
+agent=$unpacked.pyz
+start=$unpacked/__main__.py
+[ -f "$start" ] || start=$agent
+become() { exec "$python" -I -S "$start" serve "$cache" @GRACE@ @HINTS@; }
+if [ @KNOWN@ = yes ] && [ -f "$agent" ] && [ -f "$unpacked/python" ]; then
+  if read -r python < "$unpacked/python" && [ -x "$python" ]; then become; fi
+fi
 which='import sys; print("%d.%d.%d" % sys.version_info[:3])'
 good='import sys, importlib.util as u
 wants = "json", "ctypes", "fcntl", "tarfile", "zlib"
@@ -83,7 +90,7 @@ for name in @HINTS@ @NAMES@ "$cache"/pythons/*/bin/python3 /usr/local/bin/python
 "
 done
 if [ -n "$python" ] && [ -f "$agent" ]; then
-  exec "$python" -I -S "$agent" serve "$cache" @GRACE@ @HINTS@
+  become
 fi
 say cache "$cache"
 say system "$(uname -s)"
@@ -120,7 +127,9 @@ except OSError:
 """
 
 
-def script(digest: str, *, cache: str | None, grace: float, hints: Sequence[str] = ()) -> str:
+def script(
+    digest: str, *, cache: str | None, grace: float, hints: Sequence[str] = (), known: bool = True
+) -> str:
     """Return the shell text that becomes the agent, or says what is lacking.
 
     Parameters
@@ -133,12 +142,15 @@ def script(digest: str, *, cache: str | None, grace: float, hints: Sequence[str]
         Seconds, for the agent.
     hints : sequence of str
         Interpreters that are known to be there.
+    known : bool
+        Whether the one that ran the agent the last time is taken without looking at it.
     """
     names = ["python3", *(f"python3.{minor}" for minor in range(_NEWEST, 7, -1)), "python3.7", "python"]
     values = {
         "CACHE": shlex.quote(cache or ""),
         "DIGEST": digest,
         "GRACE": f"{grace:g}",
+        "KNOWN": "yes" if known else "no",
         "HINTS": shlex.join(hints),
         "NAMES": " ".join(names),
     }
@@ -210,10 +222,10 @@ async def start_agent(
     """
     data, digest = build()
     hints = _here(supply) if isinstance(host, Local) else []
-    command = script(digest, cache=cache, grace=grace, hints=hints)
     tried: set[str] = set()
+    known = True
     while True:
-        channel = await host.start(command)
+        channel = await host.start(script(digest, cache=cache, grace=grace, hints=hints, known=known))
         try:
             hello, findings = await _first_words(channel)
             if hello is not None:
@@ -224,6 +236,9 @@ async def start_agent(
             await channel.close()
             raise
         await channel.close()
+        if known and not findings.lines:  # the interpreter of the last time may be another one by now
+            known = False
+            continue
         lacking = _lacking(findings)
         if not findings.lines or lacking & tried or not lacking | {*_trouble(findings)}:
             raise AgentError(

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import RealiseError, UnfitHostError
+from envsync.errors import RealiseError, ToolError, UnfitHostError
 from envsync.runner.hosts.local import Local
 from envsync.runner.session import Environment
 
@@ -34,9 +34,10 @@ async def realise(
     """Make a lock's environment exist on a session's host. See `Session.realise`."""
     began = time.monotonic()
     here = isinstance(session.host, Local)
-    request = _request(lock, here=here, online=online)
+    digest = lock.digest  # worked out anew each time it is asked for
+    request = _request(lock, digest, online=online)
     if here:
-        request["environment"] = dict(environment)
+        request |= {"uv": _installed_uv(), "own_uv_cache": True, "environment": dict(environment)}
     for _ in range(_ROUNDS):
         answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
         if "prefix" in answer:
@@ -53,9 +54,9 @@ async def realise(
     for note in answer["notes"]:
         hooks.note(session.host.name, note)
     what = "made" if answer["created"] else "found and checked"
-    hooks.done(session.host.name, f"environment {lock.digest[:12]} {what}", time.monotonic() - began)
+    hooks.done(session.host.name, f"environment {digest[:12]} {what}", time.monotonic() - began)
     return Environment(
-        digest=lock.digest,
+        digest=digest,
         prefix=answer["prefix"],
         python=answer["python"],
         created=answer["created"],
@@ -67,9 +68,9 @@ async def realise(
     )
 
 
-def _request(lock: Lock, *, here: bool, online: bool) -> dict[str, Any]:
+def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
     return {
-        "digest": lock.digest,
+        "digest": digest,
         "python": lock.target.python,
         "implementation": lock.target.implementation,
         "artifacts": [
@@ -85,9 +86,19 @@ def _request(lock: Lock, *, here: bool, online: bool) -> dict[str, Any]:
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
         "online": online,
-        "own_uv_cache": here,
+        "own_uv_cache": False,
         "environment": {},
     }
+
+
+def _installed_uv() -> dict[str, str] | None:
+    """Return the uv of this machine, None if there is none: it may not be needed."""
+    from envsync.uv import find_uv
+
+    try:
+        return {"path": find_uv()}
+    except ToolError:
+        return None
 
 
 async def _give(
@@ -114,7 +125,7 @@ async def _give(
     if answer["uv"] and request["own_uv_cache"]:
         from envsync.uv import find_uv
 
-        request["uv"] = {"path": str(await asyncio.to_thread(find_uv))}
+        request["uv"] = {"path": find_uv()}  # says what is wrong
     elif answer["uv"]:
         request["uv"] = {"digest": await supply.uv(lock.target)}
         digests[request["uv"]["digest"]] = "uv"

@@ -131,7 +131,7 @@ class Session:
         beat = min(grace / 3, _BEAT)
         session._wire = Wire(channel, host.name, beat=beat, on_event=session._hear, on_end=session._lost)
         try:
-            session.facts = await session.request("probe")
+            session.facts = await session._wire.first()
         except BaseException:
             await session.close()
             raise

@@ -76,6 +76,7 @@ class Wire:
         self._heard = time.monotonic()
         self._sending = asyncio.Lock()
         self._closing = False
+        self._first = self._answers[0] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._live())]
 
     async def request(
@@ -112,6 +113,16 @@ class Wire:
             self._watchers.pop(number, None)
             if answer.done() and not answer.cancelled():
                 answer.exception()  # looked at, also where sending failed first
+
+    async def first(self) -> Any:
+        """Return the answer that the agent gives unasked: its probe.
+
+        Raises
+        ------
+        EnvsyncError
+            The probe failed, or the agent is gone.
+        """
+        return await self._first
 
     async def close(self, patience: float) -> None:
         """End the agent, and with it all that it started; silent if it is gone already.

@@ -89,8 +89,11 @@ def test_it_runs_under_python_3_8(tmp_path: Path) -> None:
     serving.stdin.flush()
     hello = json.loads(serving.stdout.readline())
     assert hello["version"].startswith("3.8.")
-    answers = {answer["id"]: answer["ok"] for answer in (json.loads(serving.stdout.readline()) for _ in "12")}
+    answers = {
+        answer["id"]: answer["ok"] for answer in (json.loads(serving.stdout.readline()) for _ in "012")
+    }
     assert answers[2] == ["0" * 64]
+    assert answers[0].keys() == answers[1].keys()
     assert answers[1]["cores"] >= 0.1
     serving.stdin.close()
     assert serving.wait(10) == 0

@@ -261,6 +261,31 @@ async def test_the_agent_runs_from_its_folder_and_repairs_it(tmp_path: Path, ope
         session = await open_session(Local())
 
 
+async def test_the_interpreter_of_the_last_time_is_taken_unless_it_is_no_use(
+    tmp_path: Path, open_session: Open
+) -> None:
+    host = Elsewhere({})
+    session = await open_session(host)
+    known = Path(session.agent).with_suffix("") / "python"
+    await session.close()  # by then it is unpacked
+    assert known.read_text().strip() == session.python
+    asked = tmp_path / "asked"
+    wrapper = tmp_path / "python"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexec {session.python} "$@"\n')
+    wrapper.chmod(0o755)
+    known.write_text(f"{wrapper}\n")
+    first = len(host.commands)
+    await (await open_session(host)).close()
+    assert len(host.commands) == first + 1
+    (started,) = asked.read_text().splitlines()  # it was not tried out first
+    assert " serve " in started
+    wrapper.write_text("#!/bin/sh\necho it is another program now >&2; exit 2\n")
+    session = await open_session(host)
+    assert session.facts["python"]["executable"] == session.python
+    await session.close()
+    assert known.read_text().strip() == session.python
+
+
 def test_findings_are_read_from_getconf_and_from_ldd() -> None:
     for line, libc in (
         ("libc glibc 2.36", ("glibc", "2.36")),

@@ -19,10 +19,14 @@ import sys
 FILES = {files!r}
 
 if __name__ == "__main__":
+    if sys.version_info < (3, 8):
+        sys.exit("the agent needs Python 3.8 or newer")
     # Unpacked beside the archive, where compiled code is kept, it starts in half the time.
-    folder = sys.path[0][: -len(".pyz")]
-    if all(os.path.isfile(os.path.join(folder, name)) for name in FILES):
-        sys.path.insert(0, folder)
+    folder = os.path.dirname(os.path.abspath(__file__))
+    folder = folder[:-4] if folder.endswith(".pyz") else folder
+    sys.argv[0] = folder + ".pyz"
+    whole = all(os.path.isfile(os.path.join(folder, name)) for name in FILES)
+    sys.path.insert(0, folder if whole else sys.argv[0])
     from {package}.agent.main import main
 
     sys.exit(main(sys.argv[1:]))

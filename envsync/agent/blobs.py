@@ -7,7 +7,6 @@ import json
 import os
 import zlib
 from pathlib import Path
-from shutil import copyfile
 from typing import Any, BinaryIO, Iterable, Iterator, Mapping
 
 from .layout import Cache, Problem, checked_digest, disk_problem, fresh, taken_back
@@ -118,5 +117,7 @@ def link(source: Path, target: Path) -> None:
         try:
             os.link(source, part)
         except OSError:
+            from shutil import copyfile
+
             copyfile(source, part)
         part.replace(target)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import threading
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Callable
 
-from .layout import remove
+from .layout import remove, token
 from .owner import Owner, lives, read_owner, write_owner
 
 __all__ = ["FolderLock", "break_lock"]
@@ -40,7 +39,7 @@ class FolderLock:
         self._path = path
         self._waiting = waiting
         self._stale = stale
-        self._token = secrets.token_hex(16)
+        self._token = token()
         self._stop = threading.Event()
         self._beat: threading.Thread | None = None
 
@@ -96,22 +95,22 @@ class FolderLock:
                 os.utime(self._path)
 
 
-def break_lock(path: Path, token: str | None) -> None:
+def break_lock(path: Path, holder: str | None) -> None:
     """Take a lock away from a dead holder, unless it has changed hands meanwhile.
 
     Parameters
     ----------
     path : Path
         The lock's folder.
-    token : str or None
-        The dead holder's, as its owner file has it.
+    holder : str or None
+        The dead holder's token, as its owner file has it.
     """
-    aside = path.with_name(f"{path.name}.broken-{secrets.token_hex(6)}")
+    aside = path.with_name(f"{path.name}.broken-{token()}")
     try:
         path.rename(aside)
     except OSError:
         return  # another one was quicker
-    if read_owner(aside).get("token") != token:
+    if read_owner(aside).get("token") != holder:
         with contextlib.suppress(OSError):
             aside.rename(path)  # back with it
     remove(aside)

@@ -1,4 +1,4 @@
-"""Running uv on a host, and what its failures mean."""
+"""What uv is told on a host, and what its failures mean."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import errno
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
-import threading
 from pathlib import Path
 from typing import Any, Iterable, Mapping
 from urllib.parse import urlsplit
 
 from .layout import Cache, Problem, disk_problem
-from .supervise import base_environment, die_with_parent
 
-__all__ = ["Runner", "explain", "pylock", "reachable"]
+__all__ = ["explain", "is_network", "mismatched", "pylock", "reachable", "uv_settings"]
 
 Artifact = Mapping[str, Any]
 
@@ -29,59 +25,6 @@ _FULL = re.compile(r"no space left|os error 28|disk quota|os error 122", re.I)
 _DULL = re.compile(
     r"^(Using Python|Using CPython|Creating virtual|warning:|Resolved|Prepared|Installed|\s*$)"
 )
-
-
-class Runner:
-    """Runs programs for the agent, and ends those that run when the agent ends."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def pids(self) -> set[int]:
-        """Return the numbers of the programs that run now."""
-        with self._lock:
-            return {popen.pid for popen in self._running}
-
-    def run(self, argv: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-        """Run a program to its end and return its status and what it wrote to standard error.
-
-        Raises
-        ------
-        Problem
-            It could not be started, or the agent is ending.
-        """
-        with self._lock:
-            if self._closed:
-                raise Problem("realise", "the agent is ending")
-            try:
-                popen = subprocess.Popen(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env={**base_environment(), **environment},
-                    start_new_session=True,
-                    preexec_fn=die_with_parent(),
-                )
-            except OSError as error:
-                raise _not_started(argv[0], error) from error
-            self._running.add(popen)
-        try:
-            _, stderr = popen.communicate()
-        finally:
-            with self._lock:
-                self._running.discard(popen)
-        return subprocess.CompletedProcess(argv, popen.returncode, b"", stderr)
-
-    def close(self) -> None:
-        """End what runs, and start nothing any more."""
-        with self._lock:
-            self._closed = True
-            for popen in self._running:
-                if popen.poll() is None:
-                    os.killpg(popen.pid, signal.SIGKILL)
 
 
 def pylock(artifacts: Iterable[Artifact], paths: Mapping[str, Path]) -> str:
@@ -149,16 +92,6 @@ def explain(stderr: bytes, doing: str, cache: Cache) -> Problem:
             "Look at the permissions there, or set cache= (or ENVSYNC_CACHE on that host) to another folder."
         )
     return Problem("realise", "\n  ".join([f"{doing}: uv failed:", *useful[-12:]]), hint)
-
-
-def _not_started(program: str, error: OSError) -> Problem:
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return Problem(
-            "unfit",
-            f"{program} may not be executed: its folder is mounted noexec, or forbids it",
-            "Set cache= (or ENVSYNC_CACHE on that host) to a folder where programs may run.",
-        )
-    return Problem("unfit", f"{program} does not run there: {error.strerror}", "Is it made for this machine?")
 
 
 def _server(url: str) -> tuple[str, int]:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
-import secrets
-import shutil
 import stat
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
@@ -17,7 +14,7 @@ __all__ = ["Cache", "Emit", "Problem", "checked_digest", "checked_name", "disk_p
 
 Emit = Callable[[Dict[str, Any]], None]
 
-_EMPTY = hashlib.sha256().hexdigest()
+_EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _SETTING = "set cache= (or ENVSYNC_CACHE on that host) to a folder that you can write"
@@ -119,9 +116,14 @@ def private_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
+def token() -> str:
+    """Return a name that nobody else has. (The module of that purpose takes long to import.)"""
+    return os.urandom(8).hex()
+
+
 def fresh(folder: Path, stem: str) -> Path:
     """Return a path in a folder that nobody else has; nothing is made."""
-    return folder / f"{stem}{secrets.token_hex(6)}"
+    return folder / f"{stem}{token()}"
 
 
 @contextlib.contextmanager
@@ -137,6 +139,8 @@ def taken_back(path: Path) -> Iterator[Path]:
 def remove(path: Path) -> None:
     """Remove a file or a folder with all that is in it, as far as that goes."""
     if path.is_dir() and not path.is_symlink():
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
     else:
         with contextlib.suppress(OSError):

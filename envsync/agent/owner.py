@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any, Dict
 
@@ -16,7 +15,7 @@ Owner = Dict[str, Any]
 def myself() -> Owner:
     """Describe this process: its machine since when it started, and itself among all that had its number."""
     return {
-        "host": socket.gethostname(),
+        "host": os.uname().nodename,
         "boot": _text(Path("/proc/sys/kernel/random/boot_id")),
         "namespace": _link(Path("/proc/self/ns/pid")),
         "pid": str(os.getpid()),

@@ -8,9 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import pwd
-import shutil
 import socket
 import struct
 import sys
@@ -21,7 +19,7 @@ from ..plugins.scan import libc
 from .gpus import gpus
 from .layout import Cache
 
-__all__ = ["cores", "interfaces", "memory", "numa", "probe"]
+__all__ = ["cores", "interfaces", "memory", "numa", "probe", "version"]
 
 _ADDRESS = 0x8915  # SIOCGIFADDR
 _FLAGS = 0x8913  # SIOCGIFFLAGS
@@ -49,18 +47,19 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
     """
     total = _meminfo(Path("/"))
     nics = interfaces()
-    disk = shutil.disk_usage(cache.root)
+    disk = os.statvfs(cache.root)
+    machine = os.uname()
     return {
-        "hostname": socket.gethostname(),
+        "hostname": machine.nodename,
         "user": _user(),
         "uid": os.getuid(),
         "pid": os.getpid(),
         "home": os.environ.get("HOME", ""),
         "system": sys.platform,
-        "machine": platform.machine(),
-        "kernel": platform.release(),
+        "machine": machine.machine,
+        "kernel": machine.release,
         "libc": libc(),
-        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "python": {"version": version(), "executable": sys.executable},
         "pythons": pythons,
         "cores": cores(),
         "cores_total": os.cpu_count() or 1,
@@ -72,8 +71,19 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "nics": nics,
         "addresses": [a for nic in nics if nic["up"] and not nic["loopback"] for a in nic["addresses"]],
-        "disk": {"path": str(cache.root), "free": disk.free, "total": disk.total},
+        "disk": {
+            "path": str(cache.root),
+            "free": disk.f_bavail * disk.f_frsize,
+            "total": disk.f_blocks * disk.f_frsize,
+        },
     }
+
+
+def version() -> str:
+    """Return this interpreter's version as PEP 440 has it, such as ``"3.13.0rc1"``."""
+    major, minor, micro, level, serial = sys.version_info
+    kind = {"alpha": "a", "beta": "b", "candidate": "rc"}.get(level)
+    return f"{major}.{minor}.{micro}" + (f"{kind}{serial}" if kind else "")
 
 
 def cores(root: Path = Path("/"), affinity: int | None = None) -> float:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import ctypes
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator
 
-from .layout import Cache, fresh
+from .layout import Cache, Problem, checked_digest, disk_problem, fresh, remove, taken_back
 
-__all__ = ["choose", "find", "look", "supplement"]
+__all__ = ["choose", "find", "look", "supplement", "unpack_python"]
 
 Python = Dict[str, Any]
 
@@ -54,6 +51,8 @@ print(json.dumps({
 
 def look(executable: str) -> Python | None:
     """Run an interpreter and return what it is, or None if it does not run or is older than 3.8."""
+    import subprocess
+
     try:
         done = subprocess.run(
             [executable, "-I", "-S", "-c", _QUESTION],
@@ -91,13 +90,16 @@ def find(cache: Cache, hints: Iterable[str] = ()) -> list[Python]:
     stamps = {name: _stamp(real) for real, name in places.items()}
     new = [name for name in places.values() if known.get(name, {}).get("stamp") != stamps[name]]
     if new:
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        from concurrent.futures import ThreadPoolExecutor
+
+        with ThreadPoolExecutor(4) as pool:
             for name, found in zip(new, pool.map(look, new)):
                 known[name] = {"stamp": stamps[name], "python": found}
         with contextlib.suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             part = fresh(memory.parent, ".pythons-")
-            part.write_text(json.dumps({name: known[name] for name in places.values()}), encoding="utf-8")
+            kept = {name: each for name, each in known.items() if Path(name).exists()}
+            part.write_text(json.dumps(kept), encoding="utf-8")
             part.replace(memory)
     found_all = [known[name]["python"] for name in places.values()]
     return [python for python in found_all if python is not None]
@@ -126,6 +128,44 @@ def choose(pythons: Iterable[Python], version: str, implementation: str) -> Pyth
     return max(same, key=lambda p: [int(part) for part in p["version"].split(".")], default=None)
 
 
+def unpack_python(cache: Cache, version: str, digest: str) -> dict[str, Any]:
+    """Unpack a shipped interpreter, whose archive is a blob here, and return what it is.
+
+    Raises
+    ------
+    Problem
+        It does not run here, or there is no room for it.
+    """
+    import tarfile
+
+    target = cache.pythons / f"{version}-{checked_digest(digest)[:8]}"
+    if "/" in version or not (cache.has(digest) or target.is_dir()):
+        raise Problem("usage", f"the archive of Python {version} is not here")
+    if not target.is_dir():
+        part = fresh(cache.pythons, ".unpacking-")
+        try:
+            part.mkdir(parents=True)
+            with taken_back(part), tarfile.open(cache.blob(digest), "r:gz") as archive:
+                for member in archive.getmembers():
+                    if member.name.startswith("/") or ".." in member.name.split("/"):
+                        raise Problem("corrupt", f"the archive of Python {version} leads out of its folder")
+                archive.extractall(part)  # noqa: S202 - the names were looked at
+                with contextlib.suppress(FileExistsError):
+                    _rename(part, target)
+        except OSError as error:
+            raise disk_problem(error, f"Python {version} could not be unpacked") from error
+        remove(part)
+    found = look(str(target / "bin" / "python3"))
+    if found is None:
+        remove(target)
+        raise Problem(
+            "unfit",
+            f"the Python {version} that was sent does not run there",
+            "The host's C library is older, or its machine another: install a Python 3 there.",
+        )
+    return found
+
+
 def supplement(executable: str) -> None:
     """Give a shipped interpreter, of its spare libraries, those that this host lacks.
 
@@ -143,6 +183,8 @@ def supplement(executable: str) -> None:
         return
     if Path(os.path.realpath(sys.executable)).parent.parent != root:
         # What an interpreter finds depends on where it looks: only that one can tell.
+        import subprocess
+
         command = [executable, "-I", "-S", sys.argv[0], "supplement", executable]
         with contextlib.suppress(subprocess.SubprocessError):
             subprocess.run(
@@ -156,6 +198,8 @@ def supplement(executable: str) -> None:
 
 
 def _loads(library: str) -> bool:
+    import ctypes
+
     try:
         ctypes.CDLL(library)
     except OSError:
@@ -192,3 +236,11 @@ def _stamp(real: str) -> list[int]:
     except OSError:
         return []
     return [status.st_mtime_ns, status.st_size, status.st_ino]
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        source.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise

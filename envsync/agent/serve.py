@@ -1,4 +1,8 @@
-"""The agent's conversation with its client: JSON lines in, JSON lines out, and the end of everything."""
+"""The agent's conversation with its client: JSON lines in, JSON lines out, and the end of everything.
+
+Most starts find all as it should be and are over in a blink, so what only other requests need is imported by
+those.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +10,29 @@ import collections
 import contextlib
 import json
 import os
-import platform
 import select
 import signal
 import sys
 import threading
 import time
-import traceback
-import zipfile
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Mapping
 
-from .blobs import lacking
 from .family import adopt, descendants, end_all, reap
-from .installing import Runner
 from .layout import Cache, Problem, checked_name, disk_problem, fresh, remove, taken_back
-from .leftovers import sweep, touch_runs
-from .placing import place_trees
-from .probe import probe
-from .pythons import find
-from .realise import realise, report, unpack_python
-from .supervise import Child, spawn
+from .probe import probe, version
+from .pythons import find, unpack_python
+from .realise import realise, report
+from .running import Runner
+
+if TYPE_CHECKING:
+    from .supervise import Child
 
 __all__ = ["serve"]
 
 _WAITING = 2000  # log events that may wait for a slow client
 _TIDY = 5.0  # seconds between two looks for what adopted processes left
+_CALM = 1.0  # seconds after which nobody is kept waiting by tidying up
 _TOUCH = 600.0  # seconds between two signs of life for agents elsewhere that share the file system
 _GRACE = 5.0  # seconds that processes have to end by themselves when the agent ends
 
@@ -64,17 +65,18 @@ class _Server:
         self.adopting = adopt()
         self.wake, self.woken = os.pipe()
         self.leaving = False
+        self.ending = threading.Event()
         self.workers: list[threading.Thread] = []
         self.quick: dict[str, Answer] = {"spawn": self.spawn, "signal": self.signal}
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
-            "lacking": lambda request: lacking(self.cache, request["digests"]),
+            "lacking": self.lacking,
             "realise": self.realise,
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
             "report": lambda request: report(Path(request["prefix"])),
-            "place_trees": lambda request: place_trees(self.cache, request["trees"]),
+            "place_trees": self.place_trees,
             "stop": self.stop,
-            "sweep": lambda _: sweep(self.cache),
+            "sweep": lambda _: self.sweep(),
         }
 
     def run(self) -> None:
@@ -87,17 +89,19 @@ class _Server:
             {
                 "event": "hello",
                 "cache": str(self.cache.root),
-                "agent": str(Path(sys.argv[0]).resolve()),
+                "agent": sys.argv[0],
                 "python": sys.executable,
-                "version": platform.python_version(),
+                "version": version(),
                 "pid": os.getpid(),
             }
         )
-        threading.Thread(target=self._tidy, daemon=True).start()
+        self._begin({"id": 0, "do": "probe"})  # everyone asks for it first
+        tidying = threading.Thread(target=self._tidy, daemon=True)
+        tidying.start()
         try:
             self._listen()
         finally:
-            self._end()
+            self._end(tidying)
 
     def _terminated(self, *_: object) -> None:
         self.leaving = True
@@ -145,10 +149,13 @@ class _Server:
         elif verb in self.quick:  # in this thread: a child dies with the thread that started it
             self._answer(self.quick[verb], request)
         else:
-            work = self.slow.get(verb, _unknown)
-            worker = threading.Thread(target=self._answer, args=(work, request), daemon=True)
-            self.workers = [other for other in self.workers if other.is_alive()] + [worker]
-            worker.start()
+            self._begin(request)
+
+    def _begin(self, request: dict[str, Any]) -> None:
+        work = self.slow.get(request["do"], _unknown)
+        worker = threading.Thread(target=self._answer, args=(work, request), daemon=True)
+        self.workers = [other for other in self.workers if other.is_alive()] + [worker]
+        worker.start()
 
     def _answer(self, work: Answer, request: dict[str, Any]) -> None:
         number = request.get("id")
@@ -159,6 +166,8 @@ class _Server:
         except OSError as error:
             answer = {"id": number, "error": disk_problem(error, f"{request['do']} failed").to_dict()}
         except Exception as error:  # noqa: BLE001 - the client is told, whatever it is
+            import traceback
+
             traceback.print_exc()
             where = traceback.extract_tb(error.__traceback__)[-1]
             what = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
@@ -172,6 +181,8 @@ class _Server:
         before = self.children.get(key)
         if before is not None and not before.ended.is_set():
             raise Problem("process", f"a process {key} runs already", "Stop it first.")
+        from .supervise import spawn
+
         child = self.children[key] = spawn(self.cache, self.out.emit, request)
         return {"pid": child.pid}
 
@@ -191,6 +202,24 @@ class _Server:
 
         return realise(self.cache, self.runner, emit, {**request, "hints": self.hints})
 
+    def lacking(self, request: Mapping[str, Any]) -> list[str]:
+        """Return the blobs that are not here."""
+        from .blobs import lacking
+
+        return lacking(self.cache, request["digests"])
+
+    def place_trees(self, request: Mapping[str, Any]) -> list[str]:
+        """Make source trees exist."""
+        from .placing import place_trees
+
+        return place_trees(self.cache, request["trees"])
+
+    def sweep(self) -> list[str]:
+        """Remove what crashes left behind."""
+        from .leftovers import sweep
+
+        return sweep(self.cache)
+
     def _child(self, request: Mapping[str, Any]) -> Child:
         try:
             return self.children[request["key"]]
@@ -198,10 +227,13 @@ class _Server:
             raise Problem("process", f"there is no process {request['key']}") from None
 
     def _tidy(self) -> None:
+        """Tidy up once the first questions are answered, or when the agent ends, whatever comes first."""
+        self.ending.wait(_CALM)
         _unpack_agent(self.cache)
-        sweep(self.cache)
-        while True:
-            time.sleep(_TOUCH)
+        self.sweep()
+        while not self.ending.wait(_TOUCH):
+            from .leftovers import touch_runs
+
             running = [key for key, child in list(self.children.items()) if not child.ended.is_set()]
             touch_runs(self.cache, running)
 
@@ -212,11 +244,12 @@ class _Server:
         for thread in stopping:
             thread.join()
 
-    def _end(self) -> None:
+    def _end(self, tidying: threading.Thread) -> None:
+        self.ending.set()
         self.runner.close()
         self._stop_all()
         until = time.monotonic() + 2
-        for worker in self.workers:  # they take back what they had begun
+        for worker in (*self.workers, tidying):  # they take back what they had begun
             worker.join(max(0.0, until - time.monotonic()))
         if self.adopting:
             end_all(descendants([os.getpid()]), grace=1.0)
@@ -280,17 +313,24 @@ class _Out:
 
 
 def _unpack_agent(cache: Cache) -> None:
-    """Unpack the agent beside its archive, so that the next one finds itself compiled."""
-    archive = Path(sys.argv[0]).resolve()
+    """Unpack the agent beside its archive: the next one finds itself compiled, and its interpreter."""
+    import zipfile
+
+    archive = Path(sys.argv[0])
     folder = archive.with_suffix("")
     part = fresh(cache.bin, ".unpacking-")
     try:
         with taken_back(part), zipfile.ZipFile(archive) as packed:
             missing = [name for name in packed.namelist() if not (folder / name).is_file()]
             if missing:
-                remove(folder)  # somebody who cleans up old files has been there
                 packed.extractall(part)
+                remove(folder)  # somebody who cleans up old files has been there
                 part.rename(folder)
+        python = folder / "python"
+        if not python.is_file() or python.read_text(encoding="utf-8") != f"{sys.executable}\n":
+            with taken_back(part):
+                part.write_text(f"{sys.executable}\n", encoding="utf-8")
+                part.replace(python)
     except (OSError, zipfile.BadZipFile):
         remove(part)
 

@@ -1,0 +1,196 @@
+"""Making an environment: uv installs into a folder that gets its name when all is there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Mapping
+
+from .blobs import link
+from .folderlock import FolderLock
+from .installing import explain, is_network, mismatched, pylock, reachable, uv_settings
+from .layout import Cache, Emit, Problem, checked_digest, fresh, remove, taken_back
+from .pythons import choose, find, supplement
+from .realise import SCHEMA, answer, existing, look_at, records, stamp
+from .running import Runner
+
+__all__ = ["Build"]
+
+_PTH = (
+    "import os, sys; sys.path.extend(filter(None, os.environ.get('ENVSYNC_TREES', '').split(os.pathsep)))\n"
+)
+
+
+class Build:
+    """The making of one environment."""
+
+    def __init__(self, cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]) -> None:
+        self.cache = cache
+        self.runner = runner
+        self.emit = emit
+        self.request = request
+        self.digest: str = request["digest"]
+        self.prefix = cache.environment(self.digest)
+        self.artifacts: list[dict[str, Any]] = request["artifacts"]
+        self.settings = uv_settings(cache, request)
+        self.uv = ""
+        self.python: dict[str, Any] = {}
+        self.notes: list[str] = []
+
+    def run(self) -> dict[str, Any]:
+        """Make it, unless something is lacking."""
+        uv = self._uv()
+        python = choose(
+            find(self.cache, self.request.get("hints", ())),
+            self.request["python"],
+            self.request.get("implementation", "cpython"),
+        )
+        lacking = [a for a in self.artifacts if not self.cache.has(checked_digest(a["sha256"]))]
+        remote = [a for a in lacking if a.get("url")]
+        online = bool(lacking) and len(remote) == len(lacking) and self._may_download(remote)
+        if uv is None or python is None or (lacking and not online):
+            digests = [] if online else [a["sha256"] for a in lacking]
+            return {"lacking": digests, "uv": uv is None, "python": python is None}
+        self.uv, self.python = uv, python
+        if python["version"] != self.request["python"]:
+            self.notes.append(
+                f"Python {python['version']} ({python['executable']}) stands in for {self.request['python']}"
+            )
+        self.cache.envs.mkdir(parents=True, exist_ok=True)
+        with FolderLock(self.cache.envs / f".lock-{self.digest}", self._waiting):
+            there = existing(self.prefix)  # made meanwhile by whoever had the lock
+            if there is not None:
+                return there
+            for abandoned in self.cache.envs.glob(f".building-{self.digest}-*"):
+                remove(abandoned)
+            with taken_back(fresh(self.cache.envs, f".building-{self.digest}-")) as building:
+                return self._make(building)
+
+    def _make(self, building: Path) -> dict[str, Any]:
+        count = len(self.artifacts)
+        self.emit({"event": "step", "text": f"installing {count} package{'' if count == 1 else 's'}"})
+        supplement(self.python["executable"])
+        self._venv(building)
+        problem = self._install(building)
+        if problem is not None:
+            return problem
+        (site,) = building.glob("lib/python*/site-packages")
+        (site / "envsync.pth").write_text(_PTH, encoding="ascii")
+        facts = look_at(building, self.prefix, self.python)
+        state = {
+            "schema": SCHEMA,
+            "lock": self.digest,
+            "interpreter": self.python,
+            "stamp": stamp(building),
+            "records": records(facts),
+            "notes": self.notes,
+        }
+        (building / "envsync.json").write_text(json.dumps(state), encoding="utf-8")
+        self._swap(building)
+        return answer(self.prefix, facts, created=True, notes=self.notes)
+
+    def _venv(self, building: Path) -> None:
+        argv = [self.uv, "venv", "--quiet", "--no-config", "--no-project", "--relocatable", "--python"]
+        done = self.runner.run([*argv, self.python["executable"], str(building)], self.settings)
+        if done.returncode:
+            raise explain(done.stderr, "the environment could not be begun", self.cache)
+
+    def _install(self, building: Path) -> dict[str, Any] | None:
+        """Install the wheels; returns what is lacking if the index that seemed to be there is not."""
+        if not self.artifacts:
+            return None
+        named = any(a.get("url") for a in self.artifacts)
+        if named and self.request.get("own_uv_cache") and not self._were_here():
+            # uv may have them all unpacked in its cache already, under the index's name.
+            here = {a["sha256"]: self._wheel(a) for a in self.artifacts if not a.get("url")}
+            if self._sync(building, here, "--offline").returncode == 0:
+                return None
+        here = {a["sha256"]: self._wheel(a) for a in self.artifacts if self.cache.has(a["sha256"])}
+        lacking = [a["sha256"] for a in self.artifacts if a["sha256"] not in here]
+        done = self._sync(building, here, *(() if lacking else ("--offline",)))
+        if done.returncode == 0:
+            return None
+        package = mismatched(done.stderr)
+        for artifact in self.artifacts:
+            if package == artifact["name"]:
+                remove(self.cache.blob(artifact["sha256"]))
+                remove(self.cache.wheels / artifact["sha256"])
+        if lacking and is_network(done.stderr) and package is None:
+            self.emit({"event": "note", "text": "the index gave that host nothing: what is lacking is sent"})
+            return {"lacking": lacking, "uv": False, "python": False}
+        raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
+
+    def _were_here(self) -> bool:
+        """Return whether uv was given all of these wheels as files before, and knows them by their paths."""
+        return all((self.cache.wheels / a["sha256"] / a["filename"]).is_file() for a in self.artifacts)
+
+    def _sync(self, building: Path, here: Mapping[str, Path], *options: str) -> Any:
+        file = building / "pylock.toml"
+        file.write_text(pylock(self.artifacts, here), encoding="utf-8")
+        argv = [
+            self.uv,
+            "pip",
+            "sync",
+            "--quiet",
+            "--no-config",
+            "--preview-features",
+            "pylock",
+            "--no-build",
+        ]
+        argv += ["--link-mode", "hardlink", "--python", str(building / "bin" / "python"), *options, str(file)]
+        try:
+            return self.runner.run(argv, self.settings)
+        finally:
+            remove(file)
+
+    def _wheel(self, artifact: Mapping[str, Any]) -> Path:
+        """Return a wheel under its own name. The path stays the same, so that uv knows it the next time."""
+        name = artifact["filename"]
+        if "/" in name or name.startswith("."):
+            raise Problem("usage", f"{name!r} is not a wheel's name")
+        path: Path = self.cache.wheels / checked_digest(artifact["sha256"]) / name
+        if not path.is_file():
+            link(self.cache.blob(artifact["sha256"]), path)
+        return path
+
+    def _uv(self) -> str | None:
+        asked = self.request.get("uv")
+        if not asked:
+            return None
+        if "path" in asked:
+            return str(asked["path"])
+        digest = checked_digest(asked["digest"])
+        path = self.cache.bin / f"uv-{digest}"
+        if not os.access(path, os.X_OK):
+            if not self.cache.has(digest):
+                return None
+            # A copy: the blob's own mode is not to change.
+            part = fresh(self.cache.bin, ".uv-")
+            with taken_back(part):
+                part.write_bytes(self.cache.blob(digest).read_bytes())
+                part.chmod(0o700)
+                part.replace(path)
+        return str(path)
+
+    def _may_download(self, artifacts: list[dict[str, Any]]) -> bool:
+        if not self.request.get("online"):
+            return False
+        # On the client's own machine uv's cache may have it all, whether the index can be reached or not.
+        return bool(self.request.get("own_uv_cache")) or reachable(a["url"] for a in artifacts)
+
+    def _waiting(self, owner: Mapping[str, str]) -> None:
+        who = f"process {owner.get('pid')} on {owner.get('host')}"
+        self.emit({"event": "step", "text": f"waiting for {who}, which is making this environment"})
+
+    def _swap(self, building: Path) -> None:
+        try:
+            building.rename(self.prefix)
+        except OSError:
+            if not self.prefix.exists():
+                raise
+            old = fresh(self.cache.envs, ".old-")
+            self.prefix.rename(old)
+            building.rename(self.prefix)
+            remove(old)
+            self.notes.append("the environment that was there had been changed: it was made anew")
