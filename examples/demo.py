@@ -14,6 +14,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import uuid
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,20 +93,24 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def others() -> set[int]:
-    """Return the processes that run in an environment of envsync's, or that this one has started."""
-    cache = os.environ.get("ENVSYNC_CACHE") or str(Path("~/.cache/envsync").expanduser())
+    """Return the processes that this one has started, and those that they have."""
     found = {child.pid for child in psutil.Process().children(recursive=True)}
-    for process in psutil.process_iter(["cmdline"]):
-        if any(cache in argument for argument in process.info["cmdline"] or []):
-            found.add(process.pid)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if (
+                process.pid != os.getpid()
+                and process.environ().get("ENVSYNC_DEMO") == os.environ["ENVSYNC_DEMO"]
+            ):
+                found.add(process.pid)
     return found
 
 
 def main() -> None:
-    began, before = time.monotonic(), others()
+    os.environ["ENVSYNC_DEMO"] = uuid.uuid4().hex  # what is started inherits it
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="envsync-demo-") as name:
         run(Path(name))
-    left = others() - before
+    left = others()
     print(f"\nProcesses left: {len(left)}. All of it took {time.monotonic() - began:.1f} s.")
     assert not left, left
 
@@ -142,7 +147,9 @@ def run(folder: Path) -> None:
             client.wait_for_workers(2, timeout=60)
             there = client.submit(prefix, pure=False).result()
             say(f"The scheduler and two workers run in {there}. This script runs in {sys.prefix}.")
+            say(f"It has started {len(others())} processes.")
             assert there != sys.prefix
+            assert len(others()) > 3
 
         with step("4. Is it the same? Every process is compared with the lock."):
             print(textwrap.indent(str(cluster.verify()), "  "))

@@ -108,7 +108,7 @@ async def test_adaptive_scaling(keywords: dict[str, Any], cache: Path) -> None:
             futures = client.map(eval(_SLOW), range(20), pure=False)
             assert await asyncio.wait_for(client.gather(futures), 60) == list(range(20))
             assert 1 <= len(cluster.workers) <= 2
-            client.cancel(futures)
+            await client.cancel(futures)
             del futures
             await until(lambda: not cluster.workers)
     wait_until_none(cache, 5)

@@ -59,7 +59,7 @@ def new_key(path: Path, passphrase: str | None = None) -> asyncssh.SSHKey:
 
 
 def quick(**keywords: object) -> SSHOptions:
-    return SSHOptions(**{"connect_timeout": 3.0, "attempts": 2, **keywords})  # type: ignore[arg-type]
+    return SSHOptions(**{"connect_timeout": 8.0, "attempts": 2, **keywords})  # type: ignore[arg-type]
 
 
 async def hello(name: str = "node", options: SSHOptions | None = None) -> str:

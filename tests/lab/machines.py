@@ -99,6 +99,8 @@ class Machine:
         self.host_key = ""
         self._process = process
         self._namespace = namespace(pid, "pid")
+        # held open: the kernel gives the number of a namespace that is gone to the next one, of any lab
+        self._held = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY)
 
     # -- its cable
 
@@ -365,6 +367,8 @@ class Lab:
         for machine in tuple(self.machines):
             machine.kill()
         left = [process for machine in self._ended for process in machine.survivors()]
+        while self._ended:
+            os.close(self._ended.pop()._held)
         with contextlib.suppress(LabError):
             call("ip", "link", "del", self._bridge)
         shutil.rmtree(self.folder, ignore_errors=True)
