@@ -218,11 +218,15 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     async def _provision(self) -> None:
         """Make the environment exist on every host, and lay out what will run there."""
         from envsync.runner.provision import prepare
+        from envsync.runner.verify import demand_client
 
+        lock = await asyncio.to_thread(_lock, self.wanted_lock)
+        if lock is not None and self.options.on_mismatch != "ignore":
+            await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
         self._hosts = self.backend.hosts()
         self.prepared = await prepare(
             self._hosts,
-            lock=await asyncio.to_thread(_lock, self.wanted_lock),
+            lock=lock,
             cache=self.backend.cache,
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",

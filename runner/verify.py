@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from distributed.client import Client
     from distributed.security import Security
 
+    from envsync.hooks import Hooks
+    from envsync.lock import Lock
+
 __all__ = ["Checked", "Verification", "table", "verify", "verify_async"]
 
 _ORDER = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
@@ -262,6 +265,34 @@ def client_differences(own: Mapping[str, Any], wanted: Mapping[str, Any]) -> tup
         Of the lock that the cluster runs in.
     """
     return tuple(compare(own, wanted, where="here", process="client"))
+
+
+def demand_client(lock: Lock, on_mismatch: str, hooks: Hooks) -> None:
+    """Compare this process with a lock that a cluster is about to run in: tasks and results come from here.
+
+    Raises
+    ------
+    MismatchError
+        The two could not work together (another Python, another Dask), and `on_mismatch` is ``"raise"``.
+    """
+    found = client_differences(_own_report(), lock.report())
+    fatal = [one for one in found if one.severity == FATAL]
+    if fatal and on_mismatch == "raise":
+        first = min(fatal, key=lambda one: one.kind != "python")
+        raise MismatchError(
+            f"this process has {first.subject} {first.left or 'not at all'}, and the lock {lock.name} has"
+            f" {first.right or 'none'}: they cannot work together",
+            where="here",
+            hint="Lock this environment (envsync snapshot), or run in the one that was locked.",
+            differences=found,
+        )
+    names = [one.subject for one in found if one.severity in (FATAL, ERROR)]
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        hooks.warning(
+            "here",
+            f"the lock {lock.name} has other versions than this process, or lacks: {', '.join(names[:3])}{more}",
+        )
 
 
 def _own_report() -> dict[str, Any]:

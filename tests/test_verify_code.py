@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from envsync.artifacts import Artifact
+from envsync.errors import MismatchError
+from envsync.hooks import Hooks
+from envsync.lock import Lock
 from envsync.plugins.compare import compare
 from envsync.plugins.gate import look
 from envsync.plugins.sources import code_here
+from envsync.runner.verify import demand_client
+from envsync.snapshot import capture
+from envsync.target import Target
 from envsync.trees import Manifest, code_of
 
 
@@ -82,3 +90,40 @@ def test_a_module_that_is_installed_too_comes_before_a_tree_at_the_back() -> Non
     files = (("pytest/__init__.py", "1" * 64, 0o644), ("zz_own.py", "2" * 64, 0o644))
     tree = Manifest(name="a", position="back", kind="editable", distribution="a", files=files)
     assert code_of([tree])["a"]["files"] == {"zz_own.py": "2" * 64}
+
+
+class Heard(Hooks):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, where: str, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_a_given_lock_of_another_python_is_refused_before_anything_starts() -> None:
+    target = replace(Target.current(), python="3.9.1")
+    lock = Lock.of([], target, snapshot="0" * 64)
+    with pytest.raises(MismatchError, match=r"3\.9\.1.*cannot work together"):
+        demand_client(lock, "raise", Heard())
+    hooks = Heard()
+    demand_client(lock, "warn", hooks)
+    assert "python" in hooks.warnings[0]
+
+
+def test_what_a_given_lock_lacks_is_told() -> None:
+    own = capture().report()
+    packages = [
+        Artifact(
+            name=one["name"],
+            version=one["version"],
+            filename=f"{one['name'].replace('-', '_')}-1-py3-none-any.whl",
+            sha256="0" * 64,
+            url="https://files.example.org/x/" + f"{one['name'].replace('-', '_')}-1-py3-none-any.whl",
+        )
+        for one in own["distributions"]
+        if one["name"] != "pytest"
+    ]
+    hooks = Heard()
+    lock = Lock.of(packages, Target.current(), snapshot="0" * 64, trees=())
+    demand_client(lock, "raise", hooks)
+    assert any("pytest" in text for text in hooks.warnings)
