@@ -289,10 +289,8 @@ def demand_client(lock: Lock, on_mismatch: str, hooks: Hooks) -> None:
     names = [one.subject for one in found if one.severity in (FATAL, ERROR)]
     if names:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        hooks.warning(
-            "here",
-            f"the lock {lock.name} has other versions than this process, or lacks: {', '.join(names[:3])}{more}",
-        )
+        what = f"{', '.join(names[:3])}{more}"
+        hooks.warning("here", f"the lock {lock.name} lacks what this process has, or has others: {what}")
 
 
 def _own_report() -> dict[str, Any]:

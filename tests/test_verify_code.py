@@ -107,7 +107,7 @@ def test_a_given_lock_of_another_python_is_refused_before_anything_starts() -> N
         demand_client(lock, "raise", Heard())
     hooks = Heard()
     demand_client(lock, "warn", hooks)
-    assert "python" in hooks.warnings[0]
+    assert "dask" in hooks.warnings[0]
 
 
 def test_what_a_given_lock_lacks_is_told() -> None:
