@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -208,6 +209,61 @@ async def test_one_that_was_changed_is_made_anew(makes: Makes) -> None:
     assert "made anew" in " ".join(makes.hooks.notes)
     assert again.report == made.report
     assert litter(makes.cache) == []
+
+
+@pytest.mark.parametrize("change", ["record", "same size", "added", "removed", "loose"])
+async def test_whatever_is_changed_by_hand_is_seen(makes: Makes, change: str) -> None:
+    lock = makes.lock(makes.artifact("alpha"), makes.artifact("beta"))
+    session = await makes.session()
+    made = await session.realise(lock)
+    (record,) = Path(made.prefix).glob("lib/python*/site-packages/alpha-1.0.dist-info/RECORD")
+    text, site = record.read_text(), record.parent.parent
+    if change == "record":
+        record.write_text(text + "alpha/more.py,sha256=abc,3\n")
+    elif change == "same size":
+        record.write_text(text.replace("sha256=", "sha512="))
+    elif change == "added":
+        gamma = shutil.copytree(record.parent, site / "gamma-1.0.dist-info")
+        for file in (gamma / "RECORD", gamma / "METADATA"):
+            file.write_text(file.read_text().replace("alpha", "gamma"))
+    elif change == "removed":
+        shutil.rmtree(record.parent)
+    else:
+        (site / "loose.py").write_text("")  # no package's: reported, and no reason to make it anew
+        found = await session.realise(lock)
+        assert not found.created
+        assert [Path(path).name for path in found.report["unowned"]] == ["loose.py"]
+        return
+    again = await session.realise(lock)
+    assert again.created
+    assert again.report == made.report
+
+
+async def test_what_was_looked_at_is_not_read_again(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"))
+    made = await (await makes.session()).realise(lock)
+    (record,) = Path(made.prefix).glob("lib/python*/site-packages/alpha-1.0.dist-info/RECORD")
+    text, status = record.read_text(), record.stat()
+    record.write_text(text.replace("sha256=", "sha512="))
+    os.utime(record, ns=(status.st_atime_ns, status.st_mtime_ns))  # nobody does that by accident
+    found = await (await makes.session()).realise(lock)
+    assert not found.created
+    assert found.report == made.report
+    os.utime(record)
+    record.write_text(text)  # as it was, but written anew: read, found right, remembered
+    for _ in range(2):
+        found = await (await makes.session()).realise(lock)
+        assert not found.created
+
+
+async def test_a_cache_that_was_moved_says_where_it_is_now(makes: Makes) -> None:
+    lock = makes.lock(makes.artifact("alpha"))
+    await (await makes.session()).realise(lock)
+    makes.cache = makes.cache.rename(makes.folder / "moved")
+    found = await (await makes.session()).realise(lock)
+    assert not found.created
+    assert found.report["paths"][0].startswith(f"{makes.folder}/moved/")
+    assert says(found, "import alpha; print(alpha.VALUE)") == "alpha"
 
 
 async def hanging(makes: Makes, session: Session, lock: Lock) -> asyncio.Future[object]:

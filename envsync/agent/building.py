@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Mapping
@@ -12,7 +11,7 @@ from .folderlock import FolderLock
 from .installing import explain, is_network, mismatched, pylock, reachable, uv_settings
 from .layout import Cache, Emit, Problem, checked_digest, fresh, remove, taken_back
 from .pythons import choose, find, supplement
-from .realise import SCHEMA, answer, existing, look_at, records, stamp
+from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp, traces_of
 from .running import Runner
 
 __all__ = ["Build"]
@@ -85,8 +84,10 @@ class Build:
             "stamp": stamp(building),
             "records": records(facts),
             "notes": self.notes,
+            "facts": facts,
+            "traces": traces_of(building, self.prefix),
         }
-        (building / "envsync.json").write_text(json.dumps(state), encoding="utf-8")
+        remember(building, state)
         self._swap(building)
         return answer(self.prefix, facts, created=True, notes=self.notes)
 

@@ -5,20 +5,35 @@ Looking at one that is there comes first, and mostly last: what making one takes
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..plugins.scan import scan
-from .layout import Cache, Emit, Problem, checked_digest, disk_problem
+from .layout import Cache, Emit, Problem, checked_digest, disk_problem, fresh, taken_back
 from .pythons import supplement
 
 if TYPE_CHECKING:
     from .running import Runner
 
-__all__ = ["SCHEMA", "answer", "existing", "look_at", "realise", "records", "report", "stamp"]
+__all__ = [
+    "SCHEMA",
+    "answer",
+    "existing",
+    "look_at",
+    "realise",
+    "records",
+    "remember",
+    "report",
+    "stamp",
+    "traces_of",
+]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def realise(cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,19 +92,53 @@ def report(prefix: Path) -> dict[str, Any]:
 
 
 def existing(prefix: Path) -> dict[str, Any] | None:
-    """Return the environment that is there, if it is still what was made."""
+    """Return the environment that is there, if it is still what was made.
+
+    Where no file that a look would read was touched since the last look, what that one saw is still so.
+    """
     try:
         state = json.loads((prefix / "envsync.json").read_text(encoding="utf-8"))
-        interpreter, wanted = state["interpreter"], state["records"]
+        interpreter, wanted, facts = state["interpreter"], state["records"], state["facts"]
         if state["schema"] != SCHEMA or stamp(prefix) != state["stamp"]:
             return None
+        traces = traces_of(prefix, prefix)
+        if traces != state["traces"]:
+            facts = look_at(prefix, prefix, interpreter)
+            if records(facts) != wanted:
+                return None
+            with contextlib.suppress(OSError):
+                remember(prefix, {**state, "facts": facts, "traces": traces})
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    facts = look_at(prefix, prefix, interpreter)
-    if records(facts) != wanted:
         return None
     supplement(interpreter["executable"])
     return answer(prefix, facts, created=False, notes=state.get("notes", []))
+
+
+def remember(prefix: Path, state: Mapping[str, Any]) -> None:
+    """Write down what an environment is."""
+    with taken_back(fresh(prefix, ".envsync.json.")) as part:
+        part.write_text(json.dumps(state), encoding="utf-8")
+        part.replace(prefix / "envsync.json")
+
+
+def traces_of(folder: Path, prefix: Path) -> str:
+    """Return what differs whenever a look at the environment in a folder would see something else.
+
+    That is what its site-packages hold, and which RECORD and METADATA files, written when, lie there.
+    """
+    agent = Path(sys.argv[0]).name  # another one may look more closely
+    sha = hashlib.sha256(f"{agent}\n{prefix}\n".encode("utf-8", "surrogateescape"))
+    for site in sorted(folder.glob("lib/python*/site-packages")):
+        for name in sorted(os.listdir(site)):  # noqa: PTH208 - much quicker
+            if name == "__pycache__":
+                continue
+            sha.update(f"{name}\n".encode("utf-8", "surrogateescape"))
+            files = (name, f"{name}/RECORD", f"{name}/METADATA") if name.endswith(".dist-info") else ()
+            for file in files or ((name,) if name.endswith((".pth", ".egg-link")) else ()):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(f"{site}/{file}")  # noqa: PTH116 - the same
+                    sha.update(b"%d %d %d\n" % (status.st_mtime_ns, status.st_size, status.st_ino))
+    return sha.hexdigest()
 
 
 def look_at(folder: Path, prefix: Path, interpreter: Mapping[str, Any]) -> dict[str, Any]:
