@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.elf import read_elf
 from envsync.errors import UnsupportedError
-from envsync.libraries import Linker, may_be_elf
+from envsync.libraries import SPARE, Linker, may_be_elf
 from envsync.scratch import scratch
 from envsync.store import recall, remember
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["InterpreterArchive", "pack", "pack_tree"]
 
-FORMAT = 1  # raised when the contents of an archive change, so that no older one is taken
+FORMAT = 2  # raised when the contents of an archive change, so that no older one is taken
 LEVEL = 4  # of gzip: half the time of 6 for 4 % more bytes
 MTIME = 315_619_200  # 1980-01-02: what zip files can hold, in every time zone
 LEFT_OUT = frozenset(
@@ -276,10 +276,11 @@ def _links(minor: str) -> dict[str, str]:
 
 
 def _needed_libc(members: dict[str, Path], libc: tuple[str, str]) -> tuple[str, str] | None:
-    """The oldest libc that all of these files can be loaded with."""
+    """The oldest libc that these files can be loaded with; spares are only used where they can be."""
     if libc[0] != "glibc":
         return libc
-    facts = [read_elf(path) for place, path in members.items() if may_be_elf(place)]
+    used = {place: path for place, path in members.items() if not place.startswith(f"{SPARE}/")}
+    facts = [read_elf(path) for place, path in used.items() if may_be_elf(place)]
     newest = max((each.glibc for each in facts if each is not None), default=())
     return ("glibc", ".".join(map(str, newest))) if newest else None
 
