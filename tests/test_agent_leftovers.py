@@ -106,6 +106,7 @@ def test_a_number_that_another_process_has_now_is_no_sign_of_life(cache: Cache) 
     assert lives({**myself(), "started": "1"}) is False
     assert lives({**ELSEWHERE, "pid": "999999999"}) is None
     assert lives({}) is None
+    assert lives({**myself(), "pid": "no number"}) is False
 
 
 def test_names_in_an_owner_file_lead_nowhere_else(cache: Cache, dead: dict[str, str], tmp_path: Path) -> None:

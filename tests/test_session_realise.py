@@ -267,9 +267,10 @@ async def test_a_cache_that_was_moved_says_where_it_is_now(makes: Makes) -> None
 
 
 async def hanging(makes: Makes, session: Session, lock: Lock) -> asyncio.Future[object]:
-    """Begin to realise with an uv that never ends, and return when it runs."""
+    """Begin to realise with an uv that installs once the file "go" is there, and return when it runs."""
     slow = makes.folder / "uv-slow"
-    slow.write_text(f'#!/bin/sh\n[ $1 = pip ] && sleep 300\nexec {find_uv()} "$@"\n')
+    wait = f"while [ $1 = pip ] && [ ! -e {makes.folder}/go ]; do sleep 0.1; done"
+    slow.write_text(f'#!/bin/sh\n{wait}\nexec {find_uv()} "$@"\n')
     digest = makes.store.put(slow)
     artifacts = [
         {"name": a.name, "version": a.version, "filename": a.filename, "sha256": a.sha256}
@@ -314,6 +315,20 @@ async def test_a_session_closed_meanwhile_takes_back_what_it_began(makes: Makes)
     with pytest.raises(EnvsyncError):
         await pending
     assert list((makes.cache / "envs").iterdir()) == []
+
+
+async def test_one_that_lost_its_lock_takes_what_another_made(makes: Makes) -> None:
+    """As on a machine that was asleep while it made one: the others did not wait for it."""
+    lock = makes.lock(makes.artifact("alpha"))
+    pending = await hanging(makes, await makes.session(), lock)
+    shutil.rmtree(makes.cache / "envs" / f".lock-{lock.digest}")
+    made = await (await makes.session()).realise(lock)
+    assert made.created
+    (makes.folder / "go").touch()
+    answer = await pending
+    assert isinstance(answer, dict)
+    assert (answer["prefix"], answer["created"]) == (made.prefix, False)
+    assert litter(makes.cache) == []
 
 
 async def test_waiting_for_another_is_said(makes: Makes) -> None:

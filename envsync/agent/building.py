@@ -63,8 +63,15 @@ class Build:
                 return there
             for abandoned in self.cache.envs.glob(f".building-{self.digest}-*"):
                 remove(abandoned)
-            with taken_back(fresh(self.cache.envs, f".building-{self.digest}-")) as building:
-                return self._make(building)
+            try:
+                with taken_back(fresh(self.cache.envs, f".building-{self.digest}-")) as building:
+                    return self._make(building)
+            except (Problem, OSError):
+                # A machine that was asleep has lost the lock to another one, which did not wait for it.
+                there = existing(self.prefix)
+                if there is None:
+                    raise
+                return there
 
     def _make(self, building: Path) -> dict[str, Any]:
         count = len(self.artifacts)

@@ -17,6 +17,7 @@ from .owner import Owner, lives, read_owner, write_owner
 __all__ = ["FolderLock", "break_lock"]
 
 _BEAT = 2.0
+_TRY = 1.0  # seconds between two tries to take what somebody seems to hold
 
 
 class FolderLock:
@@ -46,16 +47,22 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         told = False
         seen: object = None
-        since = time.monotonic()
-        while not self._take():
+        since = tried = time.monotonic()
+        owner: Owner = {}
+        while True:
+            # Reading is what shows other hosts' changes on NFS, and costs little; trying writes.
+            if not owner or time.monotonic() - tried > _TRY:
+                tried = time.monotonic()
+                if self._take():
+                    break
             owner = read_owner(self._path)
             state = (owner.get("token"), _touched(self._path))
             if state != seen:
                 seen, since = state, time.monotonic()
             if lives(owner) is False or time.monotonic() - since > self._stale:
                 break_lock(self._path, owner.get("token"))
-                continue
-            if not told and owner:
+                owner = {}
+            elif not told and owner:
                 told = True
                 self._waiting(owner)
             time.sleep(0.1)

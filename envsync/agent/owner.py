@@ -28,7 +28,8 @@ def lives(owner: Owner) -> bool | None:
     here = myself()
     if not here["boot"] or any(owner.get(key) != here[key] for key in ("boot", "namespace")):
         return None
-    return bool(owner.get("started") == _started(int(owner.get("pid", "0"))))
+    pid = str(owner.get("pid", ""))
+    return pid.isdigit() and owner.get("started") == _started(int(pid)) != ""
 
 
 def write_owner(folder: Path, **more: object) -> None:

@@ -230,7 +230,8 @@ class _Server:
         """Tidy up once the first questions are answered, or when the agent ends, whatever comes first."""
         self.ending.wait(_CALM)
         _unpack_agent(self.cache)
-        self.sweep()
+        with contextlib.suppress(OSError):
+            self.sweep()
         while not self.ending.wait(_TOUCH):
             from .leftovers import touch_runs
 
