@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import shlex
 from abc import ABC, abstractmethod
@@ -14,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from envsync.errors import CommandError, HostError, UnfitHostError
+from envsync.errors import CommandError, EnvsyncError, HostError, UnfitHostError
 
 if TYPE_CHECKING:
     from envsync.runner.hosts.options import SSHOptions
@@ -202,7 +204,15 @@ class Host(ABC):
             It could not be written for another reason.
         """
         size = len(source) if isinstance(source, bytes) else source.stat().st_size  # noqa: ASYNC240 - one stat
-        done = await self.run(_put_script(destination, size, mode), input=_chunks(source, size), check=False)
+        part = _part(destination)
+        try:
+            script = _put_script(destination, part, size, mode)
+            done = await self.run(script, input=_chunks(source, size), check=False)
+        except asyncio.CancelledError:
+            # A shell that is killed while its disk is slow does not get to its trap.
+            with contextlib.suppress(EnvsyncError):
+                await asyncio.shield(self.run(f"rm -f {shlex.quote(part)}", timeout=PATIENCE[1]))
+            raise
         if done.returncode == 0:
             return
         text = done.stderr.decode(errors="replace").strip()
@@ -368,13 +378,21 @@ async def _chunks(source: bytes | Path, size: int) -> AsyncIterator[bytes]:
             yield data
 
 
-def _put_script(destination: str, size: int, mode: int) -> str:
-    """Return what writes its input to a file; the size tells when a lost connection ended the input early."""
+def _part(destination: str) -> str:
+    """Return the file beside a destination that is written before it takes its name."""
     path = PurePosixPath(destination)
-    part = path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.part"
+    return _no_option(path.parent / f".{path.name[:64]}.{secrets.token_hex(6)}.part")
+
+
+def _no_option(path: PurePosixPath) -> str:
+    return str(path) if path.is_absolute() else f"./{path}"
+
+
+def _put_script(destination: str, part: str, size: int, mode: int) -> str:
+    """Return what writes its input to a file; the size tells when a lost connection ended the input early."""
     return f"""LC_ALL=C; export LC_ALL
-dest={shlex.quote(f"./{path}" if not path.is_absolute() else str(path))}
-part={shlex.quote(f"./{part}" if not part.is_absolute() else str(part))}
+dest={shlex.quote(_no_option(PurePosixPath(destination)))}
+part={shlex.quote(part)}
 mkdir -p "${{dest%/*}}/" || exit 1
 if [ -d "$dest" ]; then echo "it is a folder" >&2; exit 1; fi
 trap 'rm -f "$part"' EXIT
