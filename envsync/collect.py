@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import sys
 import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from envsync.download import Downloader
 from envsync.errors import CorruptBlobError, StoreError, ToolError, UnsupportedError
 from envsync.hooks import Hooks
 from envsync.scratch import scratch
 from envsync.store import digest_of, recall, remember
+from envsync.unobtainable import mark_unobtainable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.target import Target
 
-__all__ = ["collect", "is_unobtainable", "mark_unobtainable", "uv_binary"]
+__all__ = ["collect", "uv_binary"]
 
 RELOCK = "Make the lock again, here and now: envsync snapshot"
 UV_MACHINES = ("x86_64", "aarch64")  # of which uv has static builds that it can also be asked for
@@ -79,6 +77,8 @@ async def collect(
         else:
             remote.append(artifact)
     if remote:
+        from envsync.download import Downloader
+
         began = time.monotonic()
         hooks.step("here", f"downloading {_count(len(remote), 'wheel')}")
         with scratch("download") as folder:
@@ -89,21 +89,6 @@ async def collect(
                     mark_unobtainable(lock, True)
                     raise
         hooks.done("here", f"downloaded {_count(len(remote), 'wheel')}", time.monotonic() - began)
-
-
-def mark_unobtainable(lock: Lock, value: bool) -> None:
-    """Remember whether wheels of a lock could not be had, so that a cache of locks can let go of it."""
-    remember("unobtainable", _content(lock), value)
-
-
-def is_unobtainable(lock: Lock) -> bool:
-    """Whether wheels of a lock could not be had when they were last asked for."""
-    return recall("unobtainable", _content(lock)) is True
-
-
-def _content(lock: Lock) -> str:
-    """Name a lock with its URLs, and without source trees, which are another matter."""
-    return hashlib.sha256(replace(lock, trees=()).dumps().encode()).hexdigest()
 
 
 async def uv_binary(
@@ -153,6 +138,8 @@ async def uv_binary(
     with scratch("download") as folder:
         wheel = _on_disk(artifact, None)
         if wheel is None:
+            from envsync.download import Downloader
+
             async with Downloader(settings, hooks=hooks) as downloader:
                 wheel = await downloader.fetch(artifact, folder)
         digest: str = await asyncio.to_thread(_extract_uv, wheel, folder, artifact, store)

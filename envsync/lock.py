@@ -6,12 +6,13 @@ Its bytes depend on what was locked and on nothing else: no date, no path of the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,7 @@ SCHEMA = 1
 _temporary = itertools.count()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Lock:
     """Exact artifacts for one target.
 
@@ -116,6 +117,14 @@ class Lock:
         """The name of the environment: Python, system, packages and their wheels; not trees, not URLs."""
         return _environment_digest(self.target, self.artifacts())
 
+    @functools.cached_property
+    def _artifacts(self) -> tuple[Artifact, ...]:
+        return tuple(Artifact.of(package) for package in self.pylock.packages)
+
+    @functools.cached_property
+    def _text(self) -> str:
+        return _dumps(self)
+
     def artifacts(self) -> tuple[Artifact, ...]:
         """Return the wheels, sorted by name.
 
@@ -124,7 +133,7 @@ class Lock:
         LockError
             A package is not locked to one wheel.
         """
-        return tuple(Artifact.of(package) for package in self.pylock.packages)
+        return self._artifacts
 
     def report(self) -> dict[str, Any]:
         """Return what is wanted, in the form that comparisons take."""
@@ -152,32 +161,7 @@ class Lock:
 
     def dumps(self) -> str:
         """Return the file's text."""
-        artifacts = self.artifacts()
-        target = {key: _plain(value) for key, value in self.target.to_dict().items() if value is not None}
-        table: dict[str, Any] = {
-            "schema": SCHEMA,
-            "digest": _environment_digest(self.target, artifacts),
-            "snapshot": self.snapshot,
-            "target": dict(sorted(target.items())),
-            "records": dict(sorted(self.records.items())),
-        }
-        for key, entries in (
-            ("trees", self.trees),
-            ("conda", self.conda),
-            ("excluded", self.excluded),
-            ("substitutions", self.substitutions),
-        ):
-            table[key] = [_table(entry) for entry in entries]
-        document = {
-            "lock-version": str(self.pylock.lock_version),
-            "environments": [str(marker) for marker in self.pylock.environments or ()],
-            "requires-python": str(self.pylock.requires_python or ""),
-            "created-by": "envsync",
-            "packages": [artifact.table() for artifact in artifacts],
-        }
-        document = {key: value for key, value in document.items() if value or key == "packages"}
-        table["checks"] = _checks(document, table)
-        return tomli_w.dumps({**document, "tool": {"envsync": table}})
+        return self._text
 
     @classmethod
     def loads(cls, text: str, source: str = "") -> Lock:
@@ -197,12 +181,7 @@ class Lock:
         LockError
             It is not TOML, not PEP 751, not ours, or was changed by hand.
         """
-        try:
-            return _read(text)
-        except LockError as error:
-            if not error.where:
-                error.where = source
-            raise
+        return _read(text, source)
 
     def write(self, path: str | os.PathLike[str], store: Store | None = None) -> Path:
         """Write the file, whole or not at all, and its local wheels beside it.
@@ -275,9 +254,8 @@ class Lock:
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise LockError(f"the lock cannot be read: {error}", where=str(path)) from error
-        lock = cls.loads(text, source=str(path))
         name = file.name.removeprefix("pylock.").removesuffix("toml").rstrip(".")
-        return replace(lock, name=name or "envsync", folder=file.parent.absolute())
+        return _read(text, str(path), name=name or "envsync", folder=file.parent.absolute())
 
 
 def lock_path(path: str | os.PathLike[str]) -> Path:
@@ -296,6 +274,35 @@ def lock_path(path: str | os.PathLike[str]) -> Path:
             hint="PEP 751 allows pylock.toml and pylock.<name>.toml, where <name> has no dot.",
         )
     return file
+
+
+def _dumps(lock: Lock) -> str:
+    artifacts = lock.artifacts()
+    target = {key: _plain(value) for key, value in lock.target.to_dict().items() if value is not None}
+    table: dict[str, Any] = {
+        "schema": SCHEMA,
+        "digest": _environment_digest(lock.target, artifacts),
+        "snapshot": lock.snapshot,
+        "target": dict(sorted(target.items())),
+        "records": dict(sorted(lock.records.items())),
+    }
+    for key, entries in (
+        ("trees", lock.trees),
+        ("conda", lock.conda),
+        ("excluded", lock.excluded),
+        ("substitutions", lock.substitutions),
+    ):
+        table[key] = [_table(entry) for entry in entries]
+    document = {
+        "lock-version": str(lock.pylock.lock_version),
+        "environments": [str(marker) for marker in lock.pylock.environments or ()],
+        "requires-python": str(lock.pylock.requires_python or ""),
+        "created-by": "envsync",
+        "packages": [artifact.table() for artifact in artifacts],
+    }
+    document = {key: value for key, value in document.items() if value or key == "packages"}
+    table["checks"] = _checks(document, table)
+    return tomli_w.dumps({**document, "tool": {"envsync": table}})
 
 
 def _plain(value: object) -> object:
@@ -349,7 +356,16 @@ def _replace(path: Path, pieces: Iterable[bytes]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(text: str) -> Lock:
+def _read(text: str, source: str, **rest: Any) -> Lock:
+    try:
+        return _parse(text, rest)
+    except LockError as error:
+        if not error.where:
+            error.where = source
+        raise
+
+
+def _parse(text: str, rest: Mapping[str, Any]) -> Lock:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -391,6 +407,7 @@ def _read(text: str) -> Lock:
             conda=tuple(CondaRecord(**entry) for entry in _get(table, "conda", list)),
             excluded=tuple(Excluded(**entry) for entry in _get(table, "excluded", list)),
             substitutions=tuple(Substitution(**entry) for entry in _get(table, "substitutions", list)),
+            **rest,
         )
     except (TypeError, KeyError, ValueError, EnvsyncError) as error:
         if isinstance(error, LockError):

@@ -219,11 +219,15 @@ def _own_kind(job: _Job) -> list[Artifact] | None:
     plan, question = job.plan, job.question()
     pins = dict(plan.pins)
     artifacts = [job.local_wheel(one) for one in plan.local.values()]
+    wheels_only = True  # uv is quicker where it need not look at source distributions
     while True:
         try:
-            found = question.pins(_pin(one) for one in pins.values())
+            found = question.pins((_pin(one) for one in pins.values()), wheels_only=wheels_only)
             break
         except ToolError as error:
+            if wheels_only and error.returncode == 1:
+                wheels_only = False
+                continue
             for name in _culprits(job, error, pins):
                 if not _own_files(job, pins.pop(name), artifacts, "no index that is configured has it"):
                     return None

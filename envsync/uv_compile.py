@@ -95,9 +95,11 @@ class Question:
     target: Target
     installed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def pins(self, requirements: Iterable[str]) -> dict[str, Found]:
+    def pins(self, requirements: Iterable[str], *, wheels_only: bool = False) -> dict[str, Found]:
         """Look up exactly these, without what they require."""
-        return self._read(run_uv([*self._args("pylock.toml"), "--no-deps", "-"], **self._input(requirements)))
+        args = [*self._args("pylock.toml"), "--no-deps"]
+        args += ["--only-binary", ":all:"] if wheels_only else []
+        return self._read(run_uv([*args, "-"], **self._input(requirements)))
 
     def closure(self, requirements: Iterable[str], constraints: Path) -> dict[str, Found]:
         """Resolve these and what they require, wheels only."""

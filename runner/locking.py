@@ -9,12 +9,12 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from envsync.collect import is_unobtainable, mark_unobtainable
 from envsync.errors import BuildError, EnvsyncError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.lock import SCHEMA, Lock
 from envsync.store import recall, remember
 from envsync.target import Target
+from envsync.unobtainable import is_unobtainable, mark_unobtainable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +105,7 @@ def lock_anew(
     key = _lock_key(snapshot, target, settings, allow_substitutes)
     files = _files(lock, snapshot, since=began)
     if key and None not in files.values():
-        text = replace(lock, trees=()).dumps()
-        remember("locks", key, {"lock": text, "files": files, "said": listener.said})
+        remember("locks", key, {"lock": lock.dumps(), "files": files, "said": listener.said})
         mark_unobtainable(lock, False)
     return lock
 
@@ -136,7 +135,7 @@ def _known(kept: Any, snapshot: Snapshot, store: Store) -> tuple[Lock | None, li
     if not isinstance(kept, dict):
         return None, []
     with contextlib.suppress(EnvsyncError):
-        lock = Lock.loads(kept["lock"], source="a lock in the cache")
+        lock = replace(Lock.loads(kept["lock"], source="a lock in the cache"), trees=())
         local = {artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None}
         if len(store.has(local)) == len(local) and _files(lock, snapshot) == kept["files"]:
             return lock, kept["said"]

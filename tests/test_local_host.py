@@ -34,7 +34,7 @@ async def test_ports_of_this_machine_need_no_tunnel() -> None:
 
 
 def test_a_file_is_for_nobody_else_while_it_is_written_and_gone_when_that_stops(tmp_path: Path) -> None:
-    script = _put_script(str(tmp_path / "secret"), 10, 0o644)
+    script = _put_script(str(tmp_path / "secret"), str(tmp_path / ".part"), 10, 0o644)
     writer = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert writer.stdin is not None
     writer.stdin.write(b"12345")

@@ -122,14 +122,17 @@ def make_lock(
     from envsync.indexes import read_settings
     from envsync.runner.locking import lock_anew
     from envsync.store import default_store
-    from envsync.trees import pack
 
     store = default_store()
     settings = read_settings(prefix=snapshot.interpreter.prefix)
     chosen = snapshot.target
     if target is not None:
         chosen = find_target(target, snapshot, store, settings, hooks, cache=cache)
-    manifests = [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
+    manifests: list[Manifest] = []
+    if snapshot.source_trees:
+        from envsync.trees import pack
+
+        manifests += [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
     lock = lock_anew(
         snapshot,
         chosen,
