@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.environment import ROOT, folder, prefix
+from benchmarks.environment import folder, prefix
 from benchmarks.timing import Action, Row, Table, compare
 
 HOSTS = 4
 TITLE = f"Starting a cluster on {HOSTS} SSH hosts, one worker each, environment in place"
 TARGET = "at most 1.3 of SSHCluster, with TLS and verification"
+CLIENT = Path(__file__).with_name("client.py")
 OURS, THEIRS = "SyncedCluster(SSH(...)), TLS and verification", "SSHCluster, plain TCP"
 
 
@@ -47,11 +46,10 @@ def _none(why: str) -> Table:
 def _action(kind: str, hosts: Sequence[str], home: Path) -> Action:
     def act() -> float:
         done = subprocess.run(
-            [prefix() / "bin" / "python", "-m", "benchmarks.clusters", kind, *hosts],
+            [prefix() / "bin" / "python", CLIENT, kind, *hosts],
             env={
                 **os.environ,
                 "HOME": str(home),
-                "PYTHONPATH": str(ROOT),
                 "PYTHONSAFEPATH": "1",
                 "ENVSYNC_CACHE": str(folder() / "cache"),
             },
@@ -66,25 +64,3 @@ def _action(kind: str, hosts: Sequence[str], home: Path) -> Action:
         return float(done.stdout.split()[-1])
 
     return act
-
-
-def main(kind: str, hosts: Sequence[str]) -> None:
-    """Start a cluster and print how long it took."""
-    if kind == "synced":
-        from envsync import SyncedCluster
-        from envsync.runner import SSH
-
-        began = time.perf_counter()
-        cluster = SyncedCluster(SSH(hosts), n_workers=len(hosts), threads_per_worker=1)
-    else:
-        from distributed import SSHCluster
-
-        began = time.perf_counter()
-        cluster = SSHCluster([hosts[0], *hosts], worker_options={"nthreads": 1}, remote_python=sys.executable)
-    with cluster:
-        cluster.get_client().wait_for_workers(len(hosts), timeout=120)
-        print(time.perf_counter() - began)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:])

@@ -163,7 +163,7 @@ def _lock_key(
     from importlib.metadata import version
 
     in_trees = {tree.distribution for tree in snapshot.source_trees}
-    if any(each.editable and each.name not in in_trees for each in snapshot.distributions):
+    if any(each.editable and each.name not in in_trees for each in snapshot.winners):
         return None  # a wheel is built from a project folder, whose files the snapshot does not see
     places = [
         [place.name, place.url, place.default, place.explicit]
