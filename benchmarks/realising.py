@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.environment import distributions, folder, prefix, settings, uv
 from benchmarks.timing import Action, Table, command, compare
 
-
 _ROUNDS = 3
 
 
