@@ -27,6 +27,7 @@ _KINDS: dict[str, type[EnvsyncError]] = {
     "realise": RealiseError,
     "corrupt": CorruptBlobError,
 }
+_MOMENT = 0.2  # seconds for a channel to close that takes no word to the agent any more
 _SILENCE = (
     60.0  # seconds without any line from an agent that is pinged all the while: it hangs, or the host does
 )
@@ -76,6 +77,7 @@ class Wire:
         self._heard = time.monotonic()
         self._sending = asyncio.Lock()
         self._closing = False
+        self._cut = False
         self._first = self._answers[0] = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._live())]
 
@@ -127,6 +129,8 @@ class Wire:
     async def close(self, patience: float) -> None:
         """End the agent, and with it all that it started; silent if it is gone already.
 
+        Where the channel is closed by somebody else, it is for him to wait for the agent's end.
+
         Parameters
         ----------
         patience : float
@@ -140,7 +144,8 @@ class Wire:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.channel.close()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.channel.close(), _MOMENT if self._cut else None)
         self._end(AgentError("the session is closed", where=self.where))
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -149,9 +154,11 @@ class Wire:
             async with self._sending:
                 await self.channel.write(line)
         except (OSError, HostError) as error:
-            # The listener learns the agent's last words; give it a moment to find them.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._tasks[0]), 5)
+            self._cut = True
+            if not self._closing:
+                # The listener learns the agent's last words; give it a moment to find them.
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(asyncio.shield(self._tasks[0]), 5)
             raise self.ended or AgentError(f"the agent is gone: {error}", where=self.where) from error
 
     async def _listen(self) -> None:
