@@ -14,7 +14,7 @@ from envsync.errors import ResolveError, UnsupportedError
 if TYPE_CHECKING:
     from envsync.snapshot import Distribution, Snapshot
 
-__all__ = ["Plan", "make_plan", "project_folder"]
+__all__ = ["Plan", "from_index", "make_plan", "project_folder"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +89,10 @@ def make_plan(snapshot: Snapshot) -> Plan:
             excluded.append(Excluded(name=name, version=distribution.version, reason=reason))
         elif distribution.trouble:
             trouble.append(distribution)
-        elif distribution.editable or distribution.direct_url is not None or _built_here(distribution):
-            local[name] = distribution
-        else:
+        elif from_index(distribution):
             pins[name] = distribution
+        else:
+            local[name] = distribution
     if trouble:
         lines = "\n".join(f"  {one.name} {one.version}: {one.trouble}" for one in trouble)
         raise ResolveError(
@@ -119,6 +119,12 @@ def project_folder(distribution: Distribution) -> Path:
             hint="Install it again: python -m pip install -e <its folder>",
         )
     return Path(unquote(parts.path))
+
+
+def from_index(distribution: Distribution) -> bool:
+    """Whether a distribution is what an index has, so that its version says what it is."""
+    made_here = distribution.editable or distribution.direct_url is not None or _built_here(distribution)
+    return not made_here
 
 
 def _is_egg(distribution: Distribution) -> bool:

@@ -25,7 +25,7 @@ from envsync import wheels
 from envsync.artifacts import wheel_tags
 from envsync.errors import NoWheelError, ResolveError, ToolError
 from envsync.hooks import Hooks
-from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution, TreeRef
+from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution
 from envsync.plan import Plan, make_plan, project_folder
 from envsync.roots import active_requirements, parse_requirements, roots
 from envsync.scratch import scratch
@@ -109,16 +109,7 @@ def resolve(
         target,
         snapshot=snapshot.digest,
         records=_records(job, artifacts),
-        trees=tuple(
-            TreeRef(
-                name=manifest.name,
-                digest=manifest.digest,
-                position=manifest.position,
-                kind=manifest.kind,
-                distribution=manifest.distribution,
-            )
-            for manifest in manifests
-        ),
+        trees=tuple(manifest.reference() for manifest in manifests),
         excluded=(*plan.excluded, *job.excluded),
         substitutions=tuple(job.substitutions),
     )

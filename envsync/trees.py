@@ -19,10 +19,11 @@ from envsync.store import digest_of, recall, remember
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from envsync.artifacts import TreeRef
     from envsync.snapshot import SourceTree
     from envsync.store import Store
 
-__all__ = ["Changes", "Limits", "Manifest", "changes", "code_of", "pack"]
+__all__ = ["Limits", "Manifest", "code_of", "pack"]
 
 RACY = 2.0  # seconds: a file as young as this may change again without its times telling
 
@@ -59,6 +60,18 @@ class Manifest:
         """The name of the tree as it is on hosts: its name, position and files; not what was left out."""
         text = json.dumps([self.name, self.position, self.files], ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def reference(self) -> TreeRef:
+        """Return what a lock says of the tree."""
+        from envsync.artifacts import TreeRef
+
+        return TreeRef(
+            name=self.name,
+            digest=self.digest,
+            position=self.position,
+            kind=self.kind,
+            distribution=self.distribution,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
@@ -102,18 +115,6 @@ class Manifest:
                     hint="Do not use it; pack the tree again.",
                 )
         return manifest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Changes:
-    """How one manifest's files differ from another's."""
-
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
-    removed: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.added or self.changed or self.removed)
 
 
 def pack(
@@ -203,17 +204,6 @@ def code_of(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:
         code[manifest.name] = {"digest": manifest.digest, "files": files}
         taken |= tops
     return code
-
-
-def changes(old: Manifest, new: Manifest) -> Changes:
-    """Return what was added, changed (content or mode) and removed between two manifests."""
-    before = {path: rest for path, *rest in old.files}
-    after = {path: rest for path, *rest in new.files}
-    return Changes(
-        added=tuple(path for path in after if path not in before),
-        changed=tuple(path for path in after if path in before and after[path] != before[path]),
-        removed=tuple(path for path in before if path not in after),
-    )
 
 
 def _digests(tree: SourceTree, files: dict[str, Found], left_out: dict[str, str]) -> dict[str, str]:

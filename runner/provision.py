@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.artifacts import TreeRef
 from envsync.errors import EnvsyncError, MismatchError, StoreError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
@@ -21,9 +20,10 @@ from envsync.runner.hosts.local import Local
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
 from envsync.runner.session import Environment, Session
-from envsync.runner.telling import tell_findings, tell_left_out
+from envsync.runner.telling import tell_edited, tell_findings, tell_left_out
 from envsync.store import default_store
 from envsync.supply import Supply
+from envsync.unobtainable import is_unobtainable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["LIMIT", "Mismatch", "Prepared", "prepare"]
 
 LIMIT = 64
-Mismatch = Literal["repair", "raise", "warn"]
+Mismatch = Literal["raise", "warn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,9 +106,9 @@ async def prepare(
         The cache folder on the hosts.
     allow_substitutes : bool
         Whether another version may stand in for one that has no wheel for a host.
-    on_mismatch : {"repair", "raise", "warn"}
-        What to do about an environment that is not what was locked. ``"repair"`` is as ``"raise"`` here: an
-        environment that does not pass was just made, or made anew.
+    on_mismatch : {"raise", "warn"}
+        What to do about an environment that is not what was locked, although it was just made, or made anew
+        because something in it had changed.
     grace : float
         Seconds without a sign of life from here after which the agents end everything.
     hooks : Hooks, optional
@@ -143,16 +143,15 @@ async def prepare(
         work.snapshot = await asyncio.to_thread(_capture, cwd)
     tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
-    packing = asyncio.ensure_future(asyncio.to_thread(work.pack_trees))  # while the hosts are connected to
+    looking = asyncio.ensure_future(asyncio.to_thread(work.look))  # while the hosts are connected to
     try:
         sessions = await work.open(hosts, cache=cache, grace=grace)
     except BaseException:
-        packing.cancel()
-        await asyncio.gather(packing, return_exceptions=True)
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
         raise
     try:
-        manifests = await packing
-        tell_left_out(manifests, work.hooks)
+        manifests = await looking
         prepared = await work.provide(sessions, manifests)
         _judge(prepared, on_mismatch, work.hooks)
     except BaseException:
@@ -173,6 +172,8 @@ class _Work:
     hooks: Hooks
     limit: int
     supply: Supply | None = None
+    locks: Sequence[Lock] = ()
+    again: bool = False
     meters: dict[int, Meter] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -203,7 +204,21 @@ class _Work:
 
     async def provide(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Prepared]:
         """Lock for each host, then make all environments."""
-        locks = await self._locks(sessions, manifests)
+        try:
+            return await self._provide(sessions, manifests)
+        except StoreError as error:
+            if not self._worth_a_new_lock(error):
+                raise
+            self.again = True
+        return await self._provide(sessions, manifests)
+
+    def _worth_a_new_lock(self, error: EnvsyncError) -> bool:
+        """Whether locks were remembered whose wheels are gone: `lock_for` makes these again."""
+        ours = self.lock is None and not self.again
+        return ours and isinstance(error, StoreError) and any(map(is_unobtainable, self.locks))
+
+    async def _provide(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Prepared]:
+        self.locks = locks = await self._locks(sessions, manifests)
         await self._interpreters(sessions, locks)
         pairs = list(zip(sessions, locks, strict=True))
         done = await each(pairs, lambda pair: self._one(*pair, manifests), self.limit)
@@ -216,11 +231,19 @@ class _Work:
             yield
         except EnvsyncError as error:
             error.where = error.where or host.name
-            self.hooks.failed(host.name, error.message)
+            if not self._worth_a_new_lock(error):
+                self.hooks.failed(host.name, error.message)
             raise
 
-    def pack_trees(self) -> list[Manifest]:
-        """Put the local code as it is now into the store."""
+    def look(self) -> list[Manifest]:
+        """Put the local code as it is now into the store, and tell what does not ship."""
+        assert self.snapshot is not None
+        tell_edited(self.snapshot, self.hooks)
+        manifests = self._pack_trees()
+        tell_left_out(manifests, self.hooks)
+        return manifests
+
+    def _pack_trees(self) -> list[Manifest]:
         from envsync.trees import pack
 
         assert self.snapshot is not None
@@ -248,7 +271,7 @@ class _Work:
     async def _locks(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Lock]:
         """Return each host's lock, one for each distinct target."""
         assert self.snapshot is not None
-        refs = tuple(_reference(manifest) for manifest in manifests)
+        refs = tuple(manifest.reference() for manifest in manifests)
         if self.lock is not None:
             demand_fit(sessions, self.lock.target)
             return [replace(self.lock, trees=refs)] * len(sessions)
@@ -309,16 +332,6 @@ def _same_minor(python: dict[str, Any], target: Target) -> bool:
     return (
         python.get("implementation", "cpython") == target.implementation
         and str(python.get("version", "")).split(".")[:2] == target.python.split(".")[:2]
-    )
-
-
-def _reference(manifest: Manifest) -> TreeRef:
-    return TreeRef(
-        name=manifest.name,
-        digest=manifest.digest,
-        position=manifest.position,
-        kind=manifest.kind,
-        distribution=manifest.distribution,
     )
 
 

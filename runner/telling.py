@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from envsync.snapshot import Snapshot
     from envsync.trees import Manifest
 
-__all__ = ["tell_findings", "tell_left_out"]
+__all__ = ["tell_edited", "tell_findings", "tell_left_out"]
 
 # Reasons that every project has, and nobody misses.
 _USUAL = frozenset(
@@ -69,3 +69,28 @@ def tell_left_out(manifests: Iterable[Manifest], hooks: Hooks, *, before: Iterab
         )
         tell = hooks.note if grave[0][1] in _WANTED else hooks.warning
         tell("here", text)
+
+
+def tell_edited(snapshot: Snapshot, hooks: Hooks) -> None:
+    """Warn of packages that were edited in place, and ship as their index has them.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        The environment. Packages that are of no index ship as they are, and are not told of.
+    hooks : Hooks
+        Told, once for each package.
+    """
+    from envsync.edited import touched_files
+    from envsync.plan import from_index
+
+    found: dict[str, list[str]] = {}
+    for one in touched_files(each for each in snapshot.winners if from_index(each)):
+        found.setdefault(one.subject, []).append(one.text)
+    for name, texts in found.items():
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        hooks.warning(
+            "here",
+            f"{name} {texts[0]}{more}; what ships is the index's own: reinstall it, or install your copy "
+            "from a folder of yours",
+        )

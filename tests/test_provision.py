@@ -46,6 +46,9 @@ class Told(Hooks):
     def step(self, where: str, what: str) -> None:
         self.steps.append(what)
 
+    def failed(self, where: str, why: str) -> None:
+        self.steps.append(f"failed: {why}")
+
     def note(self, where: str, text: str) -> None:
         self.notes.append(text)
 
@@ -189,6 +192,30 @@ async def test_a_second_start_asks_nobody_for_anything(client: Client) -> None:
     assert (second.sent, second.differences) == (0, ())
     assert client.index.requests == []
     assert [step for step in client.hooks.steps if "locking" in step or "sending" in step] == []
+
+
+async def test_a_lock_of_yesterday_whose_wheels_are_gone_is_made_again(client: Client) -> None:
+    client.install("alpha")
+    snapshot = client.snapshot()
+    old = lock_for(snapshot, snapshot.target, store=default_store(), settings=client.settings)
+    (wheel,) = client.index.folder.glob("alpha*.whl")
+    wheel.rename(wheel.with_name(wheel.name.replace("-py3", "-1-py3")))
+    (found,) = await client.prepare(client.host("node"))
+    assert says(found, "import alpha; print(alpha.VALUE)") == "alpha"
+    assert {one.url for one in found.lock.artifacts()} != {one.url for one in old.artifacts()}
+    assert not [step for step in client.hooks.steps if step.startswith("failed")]
+
+
+async def test_an_index_package_that_was_edited_in_place_is_warned_of(client: Client) -> None:
+    client.install("alpha")
+    (module,) = client.prefix.rglob("alpha/__init__.py")
+    module.unlink()  # it is uv's own, by another name
+    module.write_text("VALUE = 'mine'\n")
+    os.utime(module, (module.stat().st_mtime + 10,) * 2)
+    (found,) = await client.prepare(client.host("node"))
+    assert says(found, "import alpha; print(alpha.VALUE)") == "alpha"
+    (warning,) = [text for text in client.hooks.warnings if "edited" in text]
+    assert "alpha 1.0: alpha/__init__.py was edited after it was installed" in warning
 
 
 async def test_a_change_here_makes_another_environment(client: Client) -> None:
