@@ -332,11 +332,17 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             del self.workers[process.name]
             self.worker_spec.pop(process.name, None)
 
+    async def addresses(self) -> dict[Any, str]:
+        """Return where each worker listens now, by its name: one that its nanny restarts has another port."""
+        identity = await self.scheduler_comm.identity()
+        return {info["name"]: address for address, info in identity["workers"].items()}
+
     async def _terminate(self, worker: WorkerProcess) -> None:
-        if worker.worker_address in self.scheduler_info["workers"]:
+        address = (await self.addresses()).get(worker.name)
+        if address is not None:
             await self.scheduler_comm.broadcast(
                 msg={"op": "terminate", "reason": "cluster-closes-worker", "reply": False},
-                workers=[worker.worker_address],
+                workers=[address],
                 nanny=self.options.nanny,
                 on_error="ignore",
             )
@@ -427,7 +433,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
         if self.status != Status.running:
             raise ClusterError("the cluster is not running", hint="Start it before its code is synced.")
-        return await ship(self)
+        async with self._lock:  # workers that are just being started come up with the old code first
+            return await ship(self)
 
 
 @contextlib.contextmanager

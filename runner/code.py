@@ -104,12 +104,13 @@ async def _turn(cluster: SyncedCluster, timeout: float) -> None:
         }
 
     answers = [await cluster.scheduler_comm.run_function(**call(cluster.scheduler))]
-    workers = [worker for worker in cluster.workers.values() if worker.worker_address]
+    addresses = await cluster.addresses()
+    workers = [worker for worker in cluster.workers.values() if worker.name in addresses]
     broadcasts = await asyncio.gather(
         *(
             cluster.scheduler_comm.broadcast(
                 msg={"op": "run", **call(worker)},
-                workers=[worker.worker_address],
+                workers=[addresses[worker.name]],
                 nanny=cluster.options.nanny,
                 on_error="return_pickle",
             )
@@ -126,4 +127,10 @@ async def _turn(cluster: SyncedCluster, timeout: float) -> None:
                 hint="Start the cluster again.",
             )
     if cluster.options.nanny and workers:
-        await cluster.scheduler_comm.restart(timeout=timeout, stimulus_id=f"envsync-sync-{time.time()}")
+        try:
+            await cluster.scheduler_comm.restart(timeout=timeout, stimulus_id=f"envsync-sync-{time.time()}")
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise ClusterError(
+                f"the code is there, but not all workers restarted with it within {timeout:g} s",
+                hint="Restart them: client.restart(). Tasks that block a worker's process delay its end.",
+            ) from error

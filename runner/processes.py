@@ -278,11 +278,6 @@ class WorkerProcess(DaskProcess):
         self.nthreads = nthreads
         self.memory_limit = memory_limit
 
-    @property
-    def worker_address(self) -> str | None:
-        """Where it listens."""
-        return str(self.address) if self.address else None
-
     async def _part(self) -> None:
         assert self.remote is not None
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError, OSError, EnvsyncError):

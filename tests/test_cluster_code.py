@@ -55,6 +55,12 @@ if __name__ == "__main__":
         client.wait_for_workers(3, timeout=60)
         assert on_all(client, one) == {2}
         assert not code_differs(cluster)
+        # nor do workers that are being started just now stay behind
+        cluster.scale(4)
+        pathlib.Path(mine.__file__).write_text("VALUE = 33\\n")
+        assert cluster.sync() == 1
+        client.wait_for_workers(4, timeout=60)
+        assert on_all(client, one) == {33}, on_all(client, one)
         print("synced")
 """
 
