@@ -1,9 +1,11 @@
-"""Folders for work that is not whole yet."""
+"""Folders for work that is not whole yet: ``scratch/`` in the cache, on the disk where the blobs are."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["scratch"]
 
+_ABANDONED = 24 * 3600.0  # seconds after which nobody works in a folder any more
+
 
 @contextlib.contextmanager
 def scratch(purpose: str) -> Iterator[Path]:
-    """Make a folder in the cache, on the disk where the blobs are, that is gone afterwards.
+    """Make a folder in the cache that is gone afterwards. Those that crashes left are removed.
 
     Parameters
     ----------
@@ -30,10 +34,10 @@ def scratch(purpose: str) -> Iterator[Path]:
     StoreError
         The cache cannot be written.
     """
-    root = cache_root()
+    root = cache_root() / "scratch"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=root, prefix=f".{purpose}-", ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(dir=root, prefix=f"{purpose}-", ignore_cleanup_errors=True)
     except OSError as error:
         raise StoreError(
             f"the cache folder cannot be written: {error.strerror}",
@@ -41,4 +45,12 @@ def scratch(purpose: str) -> Iterator[Path]:
             hint="Set ENVSYNC_CACHE to a folder that you can write.",
         ) from error
     with folder as name:
+        _sweep(root)
         yield Path(name)
+
+
+def _sweep(root: Path) -> None:
+    for path in root.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path)
