@@ -9,7 +9,7 @@ from typing import Any, Mapping
 from .blobs import link
 from .folderlock import FolderLock
 from .installing import explain, is_network, mismatched, pylock, reachable, uv_settings
-from .layout import Cache, Emit, Problem, checked_digest, fresh, remove, taken_back
+from .layout import Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
 from .pythons import choose, find, supplement
 from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp, traces_of
 from .running import Runner
@@ -197,8 +197,5 @@ class Build:
         except OSError:
             if not self.prefix.exists():
                 raise
-            old = fresh(self.cache.envs, ".old-")
-            self.prefix.rename(old)
-            building.rename(self.prefix)
-            remove(old)
+            remove(exchange(building, self.prefix))
             self.notes.append("the environment that was there had been changed: it was made anew")

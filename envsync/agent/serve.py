@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Mapping
 
 from .family import adopt, descendants, end_all, reap
-from .layout import Cache, Problem, checked_name, disk_problem, fresh, remove, taken_back
+from .layout import Cache, Emit, Problem, checked_name, disk_problem, fresh, remove, taken_back
 from .probe import probe, version
 from .pythons import find, unpack_python
 from .realise import realise, report
@@ -196,11 +196,7 @@ class _Server:
 
     def realise(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Make an environment."""
-
-        def emit(event: dict[str, Any]) -> None:
-            self.out.emit({**event, "id": request["id"]})
-
-        return realise(self.cache, self.runner, emit, {**request, "hints": self.hints})
+        return realise(self.cache, self.runner, self._about(request), {**request, "hints": self.hints})
 
     def lacking(self, request: Mapping[str, Any]) -> list[str]:
         """Return the blobs that are not here."""
@@ -212,13 +208,17 @@ class _Server:
         """Make source trees exist."""
         from .placing import place_trees
 
-        return place_trees(self.cache, request["trees"])
+        return place_trees(self.cache, self._about(request), request["trees"])
 
     def sweep(self) -> list[str]:
         """Remove what crashes left behind."""
         from .leftovers import sweep
 
         return sweep(self.cache)
+
+    def _about(self, request: Mapping[str, Any]) -> Emit:
+        """Return what sends events that belong to a request."""
+        return lambda event: self.out.emit({**event, "id": request["id"]})
 
     def _child(self, request: Mapping[str, Any]) -> Child:
         try:
