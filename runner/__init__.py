@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envsync.runner.backends import SSH, Backend, Local
     from envsync.runner.cluster import SyncedCluster
-    from envsync.runner.verify import Verification, verify
+    from envsync.runner.verification import Verification
+    from envsync.runner.verify import verify
 
 _HOMES = {
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
     "Local": "envsync.runner.backends",
     "SyncedCluster": "envsync.runner.cluster",
-    "Verification": "envsync.runner.verify",
+    "Verification": "envsync.runner.verification",
     "verify": "envsync.runner.verify",
 }
 

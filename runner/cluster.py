@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
     from envsync.runner.provision import Prepared
-    from envsync.runner.verify import Verification
+    from envsync.runner.verification import Verification
 
 __all__ = ["SyncedCluster"]
 
@@ -395,7 +395,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         """Warn about what was let in although it differs."""
         if self.options.on_mismatch != "warn":
             return
-        from envsync.runner.verify import Checked, Verification
+        from envsync.runner.verification import Checked, Verification
 
         told = [process for process in [self.scheduler, *self.workers.values()] if process.differences]
         checked = tuple(

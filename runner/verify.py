@@ -6,11 +6,8 @@ Works on any cluster that Dask can talk to: what looks travels by value, so work
 from __future__ import annotations
 
 import asyncio
-import html
-import textwrap
 import warnings
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import rpc
@@ -18,11 +15,12 @@ from distributed.deploy.cluster import Cluster
 from distributed.protocol import pickle
 
 from envsync.errors import MismatchError
-from envsync.plugins.compare import CORE, ERROR, FATAL, NOTE, WARNING, Difference, compare
+from envsync.plugins.compare import CORE, ERROR, FATAL, Difference, compare
 from envsync.plugins.gate import Carried, check_aside
+from envsync.runner.verification import Checked, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from distributed.client import Client
     from distributed.security import Security
@@ -30,140 +28,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.lock import Lock
 
-__all__ = ["Checked", "Verification", "table", "verify", "verify_async"]
-
-_ORDER = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
-_HEAD = ("severity", "where", "subject", "wanted", "there", "next step")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """One process that was looked at.
-
-    Attributes
-    ----------
-    kind : str
-        ``"scheduler"``, ``"worker"`` or ``"client"``.
-    process : str
-        What it is called.
-    differences : tuple of Difference
-        How it differs, the worst first.
-    trouble : str
-        Why it could not be looked at; empty if it could.
-    """
-
-    kind: str
-    process: str
-    differences: tuple[Difference, ...] = ()
-    trouble: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "kind": self.kind,
-            "process": self.process,
-            "differences": [difference.to_dict() for difference in self.differences],
-            "trouble": self.trouble,
-        }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verification:
-    """How the processes of a cluster differ from what is wanted.
-
-    Attributes
-    ----------
-    processes : tuple of Checked
-        The scheduler, the workers, and the client where it was compared too.
-    wanted : str
-        What they were compared with.
-    """
-
-    processes: tuple[Checked, ...]
-    wanted: str = ""
-
-    @property
-    def differences(self) -> tuple[Difference, ...]:
-        """All differences of all processes, the worst first."""
-        found = [difference for one in self.processes for difference in one.differences]
-        return tuple(sorted(found, key=lambda one: (_ORDER.get(one.severity, 9), one.subject, one.process)))
-
-    @property
-    def ok(self) -> bool:
-        """Whether every process could be looked at and none differs in what tasks can reach."""
-        return not any(
-            one.trouble or any(difference.severity in (FATAL, ERROR) for difference in one.differences)
-            for one in self.processes
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON types."""
-        return {
-            "ok": self.ok,
-            "wanted": self.wanted,
-            "processes": [one.to_dict() for one in self.processes],
-        }
-
-    def rows(self) -> list[tuple[str, str, str, str, str, str]]:
-        """Return the table: identical differences of several processes are one row."""
-        totals = Counter(one.kind for one in self.processes)
-        groups: dict[tuple[str, ...], list[tuple[Checked, Difference | None]]] = {}
-        for one in self.processes:
-            if one.trouble:
-                groups.setdefault((ERROR, "", "", one.trouble, ""), []).append((one, None))
-            for found in one.differences:
-                key = (found.severity, found.subject, found.left or "-", found.right or "-", found.advice)
-                groups.setdefault(key, []).append((one, found))
-        rows = []
-        for (severity, subject, left, right, advice), members in groups.items():
-            if not subject:
-                row = (severity, _where(members, totals), "(all)", "a report", right, "look at its log")
-            else:
-                row = (severity, _where(members, totals), subject, left, right, advice)
-            rows.append(row)
-        return sorted(rows, key=lambda row: (_ORDER.get(row[0], 9), row[2], row[1]))
-
-    def summary(self) -> str:
-        """Return the verdict in one sentence."""
-        counts = Counter(one.kind for one in self.processes)
-        parts = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts.items()]
-        who = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "no process"
-        severities = Counter(row[0] for row in self.rows())
-        if not severities:
-            return f"{who}: all as wanted"
-        found = ", ".join(f"{severities[name]} {name}" for name in _ORDER if severities[name])
-        return f"{who}: {'usable' if self.ok else 'not as wanted'} ({found})"
-
-    def __str__(self) -> str:
-        rows = self.rows()
-        return f"{table(rows)}\n{self.summary()}" if rows else self.summary()
-
-    def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align: left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in self.rows()
-        )
-        head = "".join(f"<th style='text-align: left'>{name}</th>" for name in _HEAD)
-        body = f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>" if cells else ""
-        return f"{body}<p>{html.escape(self.summary())}</p>"
-
-
-def table(rows: Sequence[Sequence[str]], width: int = 140) -> str:
-    """Lay rows out as text, the last column wrapped within the width."""
-    widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD) - 1)]
-    widths = [min(size, 34) for size in widths]
-    last = max(24, width - sum(widths) - 2 * len(widths))
-    lines = []
-    for row in [_HEAD, *rows]:
-        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, [*widths, last], strict=True)]
-        for index in range(max(map(len, cells))):
-            parts = [cell[index] if index < len(cell) else "" for cell in cells]
-            lines.append(
-                "  ".join(f"{part:<{size}}" for part, size in zip(parts, [*widths, 0], strict=True)).rstrip()
-            )
-    return "\n".join(lines)
+__all__ = ["Asked", "ask_all", "client_differences", "demand_client", "verify", "verify_async"]
 
 
 def verify(
@@ -315,8 +180,50 @@ async def _own_trees(cluster: Any) -> dict[str, str]:
     return {manifest.name: manifest.digest for manifest in await code_now(cluster)}
 
 
-async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Checked]:
-    """Ask the scheduler, and through it every worker."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One process of a cluster, and what it answered.
+
+    Attributes
+    ----------
+    kind : str
+        ``"scheduler"`` or ``"worker"``.
+    address : str
+        A worker's; empty for the scheduler.
+    name : str
+        What it is called.
+    foreign : tuple of Difference
+        Why it was not asked: what travels by value would not load there.
+    answer : object
+        What the function returned there; None if it was not asked, or failed.
+    trouble : str
+        How it failed.
+    """
+
+    kind: str
+    address: str
+    name: str
+    foreign: tuple[Difference, ...] = ()
+    answer: Any = None
+    trouble: str = ""
+
+
+async def ask_all(
+    connection: Any, function: Callable[..., Any], wanted: Mapping[str, Any], keyword: str
+) -> list[Asked]:
+    """Call a function in the scheduler and, through it, in every worker.
+
+    Parameters
+    ----------
+    connection : rpc
+        To the scheduler.
+    function : callable
+        Travels by value; called with `wanted`, and with the process's name as `keyword`.
+    wanted : Report
+        What it is told is wanted.
+    keyword : str
+        The name of its other argument.
+    """
     names = {
         address: f"worker {info['name']}"
         if str(info.get("name", address)) != address
@@ -331,49 +238,51 @@ async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Check
     for address, theirs in workers_versions.items():
         names.setdefault(address, f"worker {address}")
         foreign[address] = _foreign(wanted, theirs, names[address])
-    asked = [address for address in names if not foreign.get(address)]
+    names = {"": "scheduler", **names}
+    carried, arguments = pickle.dumps(Carried(function)), pickle.dumps((dict(wanted),))
 
-    function = pickle.dumps(Carried(check_aside))
-    arguments = {
-        address: {"op": "run", "function": function, "wait": True, **_call(wanted, name)}
-        for address, name in {"": "scheduler", **{one: names[one] for one in asked}}.items()
-    }
+    async def ask(address: str) -> Asked:
+        asked = Asked(kind="worker" if address else "scheduler", address=address, name=names[address])
+        if foreign.get(address):
+            return replace(asked, foreign=foreign[address])
+        call = {
+            "function": carried,
+            "args": arguments,
+            "kwargs": pickle.dumps({keyword: names[address]}),
+            "wait": True,
+        }
+        try:
+            if not address:
+                answer = await connection.run_function(**call)
+            else:
+                answers = await connection.broadcast(
+                    msg={"op": "run", **call}, workers=[address], on_error="return_pickle"
+                )
+                answer = answers[address]
+            if isinstance(answer, bytes):
+                answer = pickle.loads(answer)
+            if isinstance(answer, BaseException):
+                raise answer
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is one process's trouble
+            return replace(asked, trouble=f"{type(error).__name__}: {error}")
+        if answer["status"] != "OK":
+            return replace(asked, trouble=str(answer.get("exception_text") or answer))
+        return replace(asked, answer=answer["result"])
 
-    async def look(address: str) -> Any:
-        message = {key: value for key, value in arguments[address].items() if key != "op"}
-        if not address:
-            return await connection.run_function(**message)
-        answers = await connection.broadcast(
-            msg=arguments[address], workers=[address], on_error="return_pickle"
+    return list(await asyncio.gather(*map(ask, names)))
+
+
+async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Checked]:
+    """Ask the scheduler, and through it every worker, how they differ."""
+    return [
+        Checked(
+            kind=one.kind,
+            process=one.name,
+            differences=one.foreign or tuple(map(Difference.from_dict, one.answer or ())),
+            trouble=one.trouble,
         )
-        return answers[address]
-
-    checked = []
-    order = ["", *names]
-    looked = [address for address in order if not foreign.get(address)]
-    answers = dict(zip(looked, await asyncio.gather(*map(look, looked), return_exceptions=True), strict=True))
-    for address in order:
-        kind, name = ("worker", names[address]) if address else ("scheduler", "scheduler")
-        if address not in answers:
-            checked.append(Checked(kind=kind, process=name, differences=foreign[address]))
-        else:
-            checked.append(_checked(kind, name, answers[address]))
-    return checked
-
-
-def _call(wanted: Mapping[str, Any], name: str) -> dict[str, bytes]:
-    return {"args": pickle.dumps((dict(wanted),)), "kwargs": pickle.dumps({"process": name})}
-
-
-def _checked(kind: str, name: str, answer: Any) -> Checked:
-    if isinstance(answer, bytes):
-        answer = pickle.loads(answer)
-    if isinstance(answer, BaseException):
-        return Checked(kind=kind, process=name, trouble=f"{type(answer).__name__}: {answer}")
-    if answer["status"] != "OK":
-        return Checked(kind=kind, process=name, trouble=str(answer.get("exception_text") or answer))
-    found = tuple(Difference.from_dict(one) for one in answer["result"])
-    return Checked(kind=kind, process=name, differences=found)
+        for one in await ask_all(connection, check_aside, wanted, "process")
+    ]
 
 
 def _foreign(wanted: Mapping[str, Any], versions: Mapping[str, Any], name: str) -> tuple[Difference, ...]:
@@ -408,22 +317,3 @@ def _foreign(wanted: Mapping[str, Any], versions: Mapping[str, Any], name: str) 
                 )
             )
     return tuple(found)
-
-
-def _where(members: Iterable[tuple[Checked, Difference | None]], totals: Mapping[str, int]) -> str:
-    """Name the processes of a row: singly while they are few, by number otherwise."""
-    parts = []
-    kinds: dict[str, list[tuple[Checked, Difference | None]]] = {}
-    for one, found in members:
-        kinds.setdefault(one.kind, []).append((one, found))
-    for kind, those in kinds.items():
-        if kind == "worker" and (len(those) > 2 or len(those) == totals[kind] > 1):
-            parts.append(f"{len(those)} of {totals[kind]} workers")
-        else:
-            parts += [
-                f"{one.process} on {found.where}"
-                if found is not None and found.where and kind != "client"
-                else one.process
-                for one, found in those
-            ]
-    return ", ".join(parts)

@@ -18,7 +18,7 @@ from envsync.plugins.compare import CORE, ERROR, FATAL, worst
 from envsync.uv import find_uv
 
 if TYPE_CHECKING:
-    from envsync.runner.verify import Verification
+    from envsync.runner.verification import Verification
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,8 @@ from distributed import Client, LocalCluster, Security
 from envsync.errors import MismatchError
 from envsync.plugins.compare import CORE, Difference
 from envsync.plugins.gate import look
-from envsync.runner.verify import Checked, Verification, table, verify, verify_async
+from envsync.runner.verification import Checked, Verification, table
+from envsync.runner.verify import verify, verify_async
 from envsync.uv import find_uv
 
 
