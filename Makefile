@@ -16,7 +16,7 @@ unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 help:
 	@echo "make demo    the main job on this machine alone, from nothing"
 	@echo "make test    every test; installs what the tests need"
-	@echo "make check   lint, types, import rules, tests without the lab (under two minutes)"
+	@echo "make check   lint, types, import rules, quick tests (under two minutes)"
 	@echo "make bench   the benchmarks, side by side with other tools"
 
 ready: $(READY)

@@ -26,7 +26,10 @@ from envsync.uv import find_uv
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="packs interpreters for Linux")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="packs interpreters for Linux"),
+]
 
 MODULES = (
     "asyncio, bz2, ctypes, curses, decimal, hashlib, json, lzma, multiprocessing.shared_memory, readline, "

@@ -32,7 +32,10 @@ from tests.elsewhere import Elsewhere
 from tests.index_server import IndexServer, write_wheel
 from tests.lab.machines import Lab, Machine
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines"),
+]
 
 
 class Told(Hooks):

@@ -27,6 +27,8 @@ from envsync.supply import Supply
 # Ends at neither the end of its input nor SIGTERM, and starts one of its kind in a session of its own.
 STUBBORN = """
 import os, signal, sys, time
+
+pytestmark = pytest.mark.slow
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) < 2:
     import subprocess
