@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["realise"]
 
-_ROUNDS = 4
+_ROUNDS = 5  # what is there from the start, two failures of the index, all the rest, and the making
+_FAILURES = 2
 
 
 async def realise(
@@ -38,13 +39,15 @@ async def realise(
     request = _request(lock, digest, online=online)
     if here:
         request |= {"uv": _installed_uv(), "own_uv_cache": True, "environment": dict(environment)}
+    failures = 0
     for _ in range(_ROUNDS):
         answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
         if "prefix" in answer:
             break
         await _give(session, lock, answer, request, hooks, fetch)
-        if answer["lacking"]:
-            request["online"] = False  # it was tried, or there is none: from now on all comes from here
+        failures += bool(answer.get("failed"))
+        if failures == _FAILURES:
+            request["online"] = False  # from now on all comes from here
     else:
         raise RealiseError(
             "the host still lacks what was sent to it",

@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 from .blobs import link
 from .folderlock import FolderLock
-from .installing import explain, is_network, mismatched, pylock, reachable, uv_settings
+from .installing import explain, is_network, mismatched, not_given, pylock, reachable, uv_settings
 from .layout import Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
 from .pythons import choose, find, supplement
 from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp, traces_of
@@ -46,11 +46,9 @@ class Build:
             self.request.get("implementation", "cpython"),
         )
         lacking = [a for a in self.artifacts if not self.cache.has(checked_digest(a["sha256"]))]
-        remote = [a for a in lacking if a.get("url")]
-        online = bool(lacking) and len(remote) == len(lacking) and self._may_download(remote)
-        if uv is None or python is None or (lacking and not online):
-            digests = [] if online else [a["sha256"] for a in lacking]
-            return {"lacking": digests, "uv": uv is None, "python": python is None}
+        asked_for = self._not_to_be_had(lacking)
+        if uv is None or python is None or asked_for:
+            return {"lacking": asked_for, "uv": uv is None, "python": python is None}
         self.uv, self.python = uv, python
         if python["version"] != self.request["python"]:
             self.notes.append(
@@ -105,7 +103,7 @@ class Build:
             raise explain(done.stderr, "the environment could not be begun", self.cache)
 
     def _install(self, building: Path) -> dict[str, Any] | None:
-        """Install the wheels; returns what is lacking if the index that seemed to be there is not."""
+        """Install the wheels; returns what is lacking if an index that seemed to have it does not give it."""
         if not self.artifacts:
             return None
         named = any(a.get("url") for a in self.artifacts)
@@ -115,7 +113,7 @@ class Build:
             if self._sync(building, here, "--offline").returncode == 0:
                 return None
         here = {a["sha256"]: self._wheel(a) for a in self.artifacts if self.cache.has(a["sha256"])}
-        lacking = [a["sha256"] for a in self.artifacts if a["sha256"] not in here]
+        lacking = [a for a in self.artifacts if a["sha256"] not in here]
         done = self._sync(building, here, *(() if lacking else ("--offline",)))
         if done.returncode == 0:
             return None
@@ -125,8 +123,10 @@ class Build:
                 remove(self.cache.blob(artifact["sha256"]))
                 remove(self.cache.wheels / artifact["sha256"])
         if lacking and is_network(done.stderr) and package is None:
-            self.emit({"event": "note", "text": "the index gave that host nothing: what is lacking is sent"})
-            return {"lacking": lacking, "uv": False, "python": False}
+            failed = [a["sha256"] for a in not_given(done.stderr, lacking)]
+            text = f"the index did not give that host {len(failed)} of {len(lacking)} packages: they are sent"
+            self.emit({"event": "note", "text": text})
+            return {"lacking": failed, "uv": False, "python": False, "failed": True}
         raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
 
     def _were_here(self) -> bool:
@@ -181,11 +181,14 @@ class Build:
                 part.replace(path)
         return str(path)
 
-    def _may_download(self, artifacts: list[dict[str, Any]]) -> bool:
+    def _not_to_be_had(self, lacking: list[dict[str, Any]]) -> list[str]:
+        """Return those wheels of which nobody but the client can be asked."""
         if not self.request.get("online"):
-            return False
+            return [a["sha256"] for a in lacking]
         # On the client's own machine uv's cache may have it all, whether the index can be reached or not.
-        return bool(self.request.get("own_uv_cache")) or reachable(a["url"] for a in artifacts)
+        named = [a for a in lacking if a.get("url")]
+        offered = {a["sha256"] for a in (named if self.request.get("own_uv_cache") else reachable(named))}
+        return [a["sha256"] for a in lacking if a["sha256"] not in offered]
 
     def _waiting(self, owner: Mapping[str, str]) -> None:
         who = f"process {owner.get('pid')} on {owner.get('host')}"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import socket
 from pathlib import Path
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from .layout import Cache, Problem, disk_problem
 
-__all__ = ["explain", "is_network", "mismatched", "pylock", "reachable", "uv_settings"]
+__all__ = ["explain", "is_network", "mismatched", "not_given", "pylock", "reachable", "uv_settings"]
 
 Artifact = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ _NETWORK = re.compile(
 )
 _MISMATCH = re.compile(r"hash mismatch for `([^`]+)`", re.I)
 _FULL = re.compile(r"no space left|os error 28|disk quota|os error 122", re.I)
+_GONE = re.compile(r"\((?:404|410) ")
 _DULL = re.compile(
     r"^(Using Python|Using CPython|Creating virtual|warning:|Resolved|Prepared|Installed|\s*$)"
 )
@@ -52,14 +54,30 @@ def pylock(artifacts: Iterable[Artifact], paths: Mapping[str, Path]) -> str:
     return "\n".join(text + (packages or ["packages = []"])) + "\n"
 
 
-def reachable(urls: Iterable[str], seconds: float = 2.0) -> bool:
-    """Return whether this host can connect to every server of these URLs (or to its proxy)."""
-    try:
-        for address in sorted({_server(url) for url in urls}):
+def reachable(artifacts: Iterable[Artifact], seconds: float = 2.0) -> list[Artifact]:
+    """Return those artifacts to whose servers (or their proxies) this host can connect."""
+    servers: dict[tuple[str, int], list[Artifact]] = {}
+    for artifact in artifacts:
+        servers.setdefault(_server(artifact["url"]), []).append(artifact)
+    found = []
+    for address in sorted(servers):
+        with contextlib.suppress(OSError):
             socket.create_connection(address, timeout=seconds).close()
-    except OSError:
-        return False
-    return True
+            found += servers[address]
+    return found
+
+
+def not_given(stderr: bytes, artifacts: Sequence[Artifact]) -> Sequence[Artifact]:
+    """Return those artifacts that uv did not get, so far as its words tell, which name the first one.
+
+    A file that the server does not have says nothing of the others; else they share the fate of the first.
+    """
+    text = stderr.decode(errors="replace")
+    named = [a for a in artifacts if a["url"] in text or f"`{a['name']}=={a['version']}`" in text]
+    if _GONE.search(text):
+        return named or artifacts
+    servers = {_server(artifact["url"]) for artifact in named}
+    return [a for a in artifacts if _server(a["url"]) in servers] or artifacts
 
 
 def is_network(stderr: bytes) -> bool:
