@@ -7,7 +7,6 @@ store, made at most once and remembered in the cache.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import time
 from pathlib import Path
@@ -62,17 +61,7 @@ class Supply:
         self._uvs: dict[object, str] = {}
         self._interpreters: dict[object, InterpreterArchive] = {}
 
-    @functools.cached_property
-    def _agent(self) -> tuple[bytes, str]:
-        from envsync.agent.archive import build
-
-        return build()
-
-    def agent(self) -> tuple[bytes, str]:
-        """Return the agent's zipapp and its digest."""
-        return self._agent
-
-    async def uv(self, target: Target, *, here: bool = False) -> str:
+    async def uv(self, target: Target) -> str:
         """Return the digest of the uv executable for a machine, a blob in the store.
 
         It is the static build, which needs nothing of the host. Where that cannot be downloaded and the
@@ -82,8 +71,6 @@ class Supply:
         ----------
         target : Target
             Only its platform matters.
-        here : bool
-            The host is this very machine: the installed one will do, and nothing is downloaded.
 
         Raises
         ------
@@ -92,17 +79,15 @@ class Supply:
         StoreError, ToolError
             It could not be downloaded.
         """
-        key = ("uv", here, target.system, target.machine)
+        key = ("uv", target.system, target.machine)
         async with self._locks.setdefault(key, asyncio.Lock()):
             if key not in self._uvs:
-                self._uvs[key] = await self._find_uv(target, here)
+                self._uvs[key] = await self._find_uv(target)
             return self._uvs[key]
 
-    async def _find_uv(self, target: Target, here: bool) -> str:
+    async def _find_uv(self, target: Target) -> str:
         from envsync.collect import uv_binary
 
-        if here:
-            return await asyncio.to_thread(_installed_uv, self.store)
         try:
             return await uv_binary(target, self.store, self.settings, hooks=self.hooks)
         except (StoreError, ToolError) as error:

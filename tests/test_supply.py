@@ -70,11 +70,6 @@ def blob(store: FolderStore, digest: str) -> Path:
     return path
 
 
-async def test_uv_for_this_very_machine_is_the_installed_one(store: FolderStore) -> None:
-    digest = await Supply(store, NOWHERE).uv(HERE, here=True)
-    assert blob(store, digest).read_bytes() == Path(find_uv()).read_bytes()
-
-
 async def test_without_an_index_a_machine_like_this_gets_the_installed_uv(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,11 +124,6 @@ async def test_uv_from_a_folder_of_wheels(
     hooks = Notes()
     assert await Supply(FolderStore(tmp_path / "cache"), settings, hooks=hooks).uv(HERE) == static
     assert hooks.texts == []
-
-
-async def test_the_agent(store: FolderStore) -> None:
-    data, digest = Supply(store, NOWHERE).agent()
-    assert hashlib.sha256(data).hexdigest() == digest
 
 
 async def test_the_interpreter_is_the_one_that_runs_here(store: FolderStore) -> None:
