@@ -6,10 +6,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +160,27 @@ def test_the_cache_folder_of_the_probed_host_can_be_named(
     assert list(there.iterdir())
 
 
+def test_verifying_says_what_was_looked_at(envsync: Run, prefixes: dict[str, Path]) -> None:
+    look = ["snapshot", "--no-lock", "--verify", "--python", prefixes["old"]]
+    clean = envsync(*look).stdout.splitlines()[-1]
+    said = re.fullmatch(r"verified     (\d+) files of 2 packages: none edited", clean)
+    assert said, clean
+    files = int(said[1])
+    assert files >= 6  # three in each wheel; what installers add is listed too
+    (module,) = (prefixes["old"] / "lib").glob("python3*/site-packages/alpha.py")
+    before = module.read_text()
+    module.write_text("edited = True\n")
+    try:
+        edited = envsync(*look)
+        locked = envsync("snapshot", "--verify", "--json", "--python", prefixes["old"])
+    finally:
+        module.write_text(before)
+    assert "warning: alpha: 1.0: alpha.py was edited after it was installed" in edited.stdout
+    assert edited.stdout.endswith(f" {files} files of 2 packages: 1 edited or missing, see the findings\n")
+    assert json.loads(locked.stdout)["verified"] == {"packages": 2, "files": files, "edited": 1}
+    assert "verified" not in json.loads(envsync("--json", *look[:2], *look[3:]).stdout)
+
+
 def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
     done = envsync("snapshot", "--json", "--python", prefixes["new"], "-o", "pylock.new.toml")
     assert done.returncode == 0, done.stderr
@@ -171,21 +194,41 @@ def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["snapshot", "-o", "lock.toml"], 3, "PEP 751 allows pylock.toml and pylock.<name>.toml"),
-        (["snapshot", "--python", "/nonexistent/python"], 3, "/nonexistent/python"),
-        (["snapshot", "--for", "my-laptop"], 3, "'my-laptop' is no target"),
+        (["snapshot", "-o", "bad.name.toml"], 2, "PEP 751 allows pylock.toml and pylock.<name>.toml"),
+        (["snapshot", "-o", "no/pylock.toml"], 2, "there is no folder no"),
+        (["snapshot", "--python", "/nonexistent/python"], 2, "/nonexistent/python"),
+        (["snapshot", "--python", "no-such-python"], 2, "no-such-python"),
+        (["snapshot", "--for", "my-laptop"], 2, "'my-laptop' is no target"),
+        (["snapshot", "--for", "ssh://"], 2, "is not the address of a host"),
         (["snapshot", "--no-lock", "--for", "ssh://node1"], 2, "--no-lock says not to"),
         (["snapshot", "--cache", "/tmp/x"], 2, "name one with --for"),
         (["diff", "."], 2, "Missing argument 'B'"),
         (["diff", "pylock.none.toml", "."], 2, "there is no such lock"),
         (["diff", "gopher://node1", "."], 2, "is nothing that can be looked at"),
         (["diff", "tcp://127.0.0.1:1", "tcp://127.0.0.1:2"], 2, "two clusters cannot be compared"),
+        (["diff", "ssh://127.0.0.1:1", "pylock.none.toml"], 2, "there is no such lock"),
         (["check", "127.0.0.1:8786"], 2, "is not a scheduler's address"),
-        (["check", "tcp://127.0.0.1:1"], 2, "the scheduler was not reached"),
+        (["check", "tcp://scheduler"], 2, "is not a scheduler's address"),
+        (["check", "tcp://scheduler:x"], 2, "is not a scheduler's address"),
+        (["check", "--timeout", "0", "tcp://127.0.0.1:1"], 2, "not in the range"),
+        (["check", "--timeout", "1", "tcp://127.0.0.1:1"], 2, "the scheduler was not reached: "),
+        (["check", "tls://127.0.0.1:1"], 2, "Give --tls-ca-file, --tls-cert and --tls-key"),
+        (["push"], 2, "Missing argument 'HOST...'"),
+        (["push", "gopher://node1"], 2, "'gopher://node1' is not the address of a host"),
         (["push", "ssh://127.0.0.1:1"], 4, "127.0.0.1:1"),
-        (["push", "--lock", "pylock.none.toml", "ssh://127.0.0.1:1"], 3, "there is no such lock"),
+        (["push", "--lock", "pylock.none.toml", "ssh://127.0.0.1:1"], 2, "there is no lock pylock.none.toml"),
         (["run", "--on", "ssh", "--", "true"], 2, "--on ssh needs --hosts"),
+        (
+            ["run", "--on", "ssh", "--hosts", "a,gopher://b", "--", "true"],
+            2,
+            "--hosts: 'gopher://b' is not the address of a host",
+        ),
         (["run", "--hosts", "a", "--", "true"], 2, "--hosts needs --on ssh"),
+        (["run", "--memory-limit", "lots", "--", "true"], 2, "a size such as 4GB or 512MiB, a fraction"),
+        (["run", "--threads-per-worker", "half", "--", "true"], 2, "'half' is not a valid integer"),
+        (["run", "-n", "0", "--", "true"], 2, "0 is not in the range x>=1"),
+        (["run", "--lock", "nofile", "--", "true"], 2, "there is no lock nofile"),
+        (["run", "--bogus", "--", "true"], 2, "No such option"),
         (["run"], 2, "Missing argument"),
         (["fly"], 2, "No such command 'fly'"),
     ],
@@ -193,11 +236,23 @@ def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
 def test_what_cannot_be_done_is_said(
     envsync: Run, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
-    done = envsync(*arguments, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s")
+    done = envsync(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_cluster_that_does_not_answer_is_waited_for_in_the_open(envsync: Run) -> None:
+    address = "tcp://127.0.0.1:1"
+    began = time.monotonic()
+    done = envsync("check", "--timeout", "1", address)
+    assert time.monotonic() - began < 8
+    first, error, hint = done.stderr.splitlines()
+    assert first == f"{address}: connecting, for up to 1 s"
+    assert error.startswith(f"error: {address}: the scheduler was not reached: ")
+    assert "See that it runs" in hint
+    assert envsync("check", "--quiet", "--timeout", "1", address).stderr.startswith("error: ")
 
 
 def test_verbose_errors_have_their_traceback(envsync: Run) -> None:
@@ -214,7 +269,22 @@ def test_diff_of_an_environment_and_its_lock(envsync: Run, prefixes: dict[str, P
     assert same.stdout == f"no difference between pylock.envsync.toml and {prefixes['old']}\n"
     other = envsync("diff", "pylock.envsync.toml", prefixes["new"])
     assert other.returncode == 1
+    assert other.stdout.startswith(f"wanted: pylock.envsync.toml\nthere:  {prefixes['new']}\n")
     assert ["error", "beta", "1.0", "2.0"] in [line.split() for line in other.stdout.splitlines()]
+
+
+def test_diff_counts_what_only_one_side_has(envsync: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
+    gamma = make_wheel(tmp_path, "gamma", "1.0")
+    other = make_environment(tmp_path / "other", make_wheel(tmp_path, "beta", "2.0"), gamma)
+    done = envsync("diff", prefixes["old"], other)
+    rows = [line.split() for line in done.stdout.splitlines()]
+    for row in (
+        ["error", "alpha", "1.0", "-"],
+        ["error", "beta", "1.0", "2.0"],
+        ["note", "gamma", "-", "1.0"],
+    ):
+        assert row in rows
+    assert done.stdout.endswith(f"\nonly in {prefixes['old']}: 1, only in {other}: 1, different: 1\n")
 
 
 def test_diff_of_two_environments_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
@@ -255,3 +325,5 @@ def test_signals_end_it_soon(tmp_path: Path, number: int, code: int) -> None:
             process.kill()
     assert process.returncode == code, said
     assert "Traceback" not in said
+    how = "interrupted" if number == signal.SIGINT else "ended by SIGTERM"
+    assert said.splitlines()[-1] == f"{how}: what was started is ended too"

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import psutil
 import pytest
 from distributed import LocalCluster
 from distributed.security import Security
 
-from envsync.cli.run import client_environment
+from envsync.cli import cli
+from envsync.cli.arguments import memory_limit
+from envsync.cli.credentials import client_environment, sweep
 
 BIN = Path(sys.executable).parent
 
@@ -142,6 +147,156 @@ def test_a_client_without_arguments_finds_cluster_and_certificates(script: Path)
         assert not any(file.exists() for file in files)
 
 
+HOLD = """
+import os, sys
+from distributed.security import Security
+from envsync.cli.credentials import client_environment
+
+with client_environment("tls://127.0.0.1:1", Security.temporary()) as environment:
+    print(os.path.dirname(environment["DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY"]), flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_what_a_killed_run_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)  # where TMPDIR says
+    folders, holders = [], []
+    try:
+        for _ in range(2):
+            holders.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                )
+            )
+            assert holders[-1].stdout is not None
+            folders.append(Path(holders[-1].stdout.readline().strip()))
+        killed, living = folders
+        holders[0].kill()
+        holders[0].wait()
+        assert (killed / "key.pem").exists()
+        nobodys = tmp_path / "envsync-run-nobodys"
+        nobodys.mkdir()
+        elsewhere = tmp_path / "elsewhere"
+        shutil.copytree(killed, elsewhere)
+        (tmp_path / "envsync-run-link").symlink_to(elsewhere)
+        sweep()
+        assert not killed.exists()
+        assert (living / "key.pem").exists()
+        assert (elsewhere / "key.pem").exists()
+        assert nobodys.exists()
+    finally:
+        for holder in holders:
+            holder.communicate("")
+    assert not living.exists()
+
+
+def runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_kill_9_leaves_nothing_for_longer_than_until_the_next_run(tmp_path: Path) -> None:
+    temporary, here = tmp_path / "temporary", tmp_path / "here"
+    temporary.mkdir()
+    here.mkdir()
+    code = "import time; print('up', flush=True); time.sleep(120)"
+    process = subprocess.Popen(
+        [BIN / "envsync", "--quiet", "run", "-n", "1", "--", sys.executable, "-c", code],
+        cwd=here,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    family: list[psutil.Process] = []
+    commands: list[psutil.Process] = []
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        commands = [one for one in family if one.cmdline()[-1:] == [code]]
+        process.kill()
+        process.wait()
+        (left,) = temporary.glob("envsync-run-*")
+        (here / "pylock.toml").write_text("")
+        again = envsync("run", "--lock", "pylock.toml", "--", "true", cwd=here, TMPDIR=str(temporary))
+        assert again.returncode == 3, again.stderr  # it looked, before it read the lock
+        assert not left.exists()
+    finally:
+        process.kill()
+        for one in commands:  # these are nobody's any more; the cluster ends by itself
+            one.kill()
+    deadline = time.monotonic() + 30
+    while any(map(runs, family)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [one for one in family if runs(one)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["starting scheduler"])
+def test_sigterm_while_it_starts_is_one_line(moment: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [BIN / "envsync", "run", "-n", "2", "--threads-per-worker", "1", "--", "true"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if moment in line:
+                break
+        else:
+            raise AssertionError("it did not get there")
+        process.terminate()
+        family = psutil.Process(process.pid).children(recursive=True)
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert "Traceback" not in rest
+    assert "never retrieved" not in rest
+    assert "without starting up" not in rest
+    assert rest.splitlines()[-1] == "ended by SIGTERM: what was started is ended too"
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("auto", "auto"),
+        ("4GB", 4_000_000_000),
+        ("512MiB", 512 * 2**20),
+        ("2e9", 2_000_000_000),
+        ("0.25", 0.25),
+        ("1", 1.0),
+        ("0", 0),
+        (None, None),
+    ],
+)
+def test_a_memory_limit_is_what_dask_takes(text: str | None, limit: str | float | None) -> None:
+    assert memory_limit(None, None, text) == limit
+
+
+@pytest.mark.parametrize("text", ["lots", "", "-4GB", "-1", "nan", "inf", "GB", "50%", "1e400GB", "8", "1.5"])
+def test_other_memory_limits_are_refused(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        memory_limit(None, None, text)
+
+
+def test_what_follows_the_command_is_the_commands() -> None:
+    command = cli.get_command(click.Context(cli), "run")
+    assert command is not None
+    for words in (["-n", "2", "python", "a.py", "-n", "3"], ["-n", "2", "--", "python", "a.py", "-n", "3"]):
+        context = command.make_context("run", words)
+        assert context.params["n_workers"] == 2
+        assert context.params["arguments"] == ("python", "a.py", "-n", "3")
+
+
 def test_security_in_files_is_named_as_it_is(tmp_path: Path) -> None:
     security = Security(
         tls_ca_file="/etc/ca.pem", tls_client_cert="/etc/cert.pem", tls_client_key="/etc/key.pem"
@@ -219,6 +374,8 @@ def test_check_and_diff_answer_with_their_exit_codes(
         assert done.returncode == 1
         (line,) = [line for line in done.stdout.splitlines() if line.startswith("error") and "toolz" in line]
         assert (line.split()[-1] == "0.1") is (sides[1] == address), done.stdout
+        wanted = "this environment" if sides[0] == "." else address
+        assert done.stdout.startswith(f"wanted: {wanted}\n")
 
 
 def test_only_what_cannot_be_reached_is_called_so(cluster: LocalCluster) -> None:
@@ -230,9 +387,9 @@ def test_only_what_cannot_be_reached_is_called_so(cluster: LocalCluster) -> None
     broken = {**capture().report(), "trees": 5}
     with pytest.raises(TypeError):
         look_at_cluster(cluster.scheduler_address, {}, wanted={**broken, "distributions": 5})
-    for address in ("tls://127.0.0.1:1", "nothing://127.0.0.1:1"):
+    for address in ("tcp://127.0.0.1:1", "nothing://127.0.0.1:1"):
         with pytest.raises(ClusterError, match="was not reached"):
-            look_at_cluster(address, {}, wanted=broken)
+            look_at_cluster(address, {}, wanted=broken, timeout=1)
 
 
 @pytest.mark.slow

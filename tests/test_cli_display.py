@@ -99,22 +99,70 @@ def difference(severity: str = "error", **rest: str) -> Difference:
     return Difference(severity=severity, **fields)
 
 
+DIFFERENCES = [
+    difference("fatal", kind="python", subject="python", left="3.11.7", right="3.10.2", process="scheduler"),
+    difference(where="node1", process="worker 1", advice="Install it there."),
+    difference(where="node1", process="worker 2", advice="Install it there."),
+    difference(where="node2", process="worker 3", advice="Install it there."),
+    difference(subject="toolz", where="node2", process="worker 3", advice="Rename a module."),
+    difference(
+        "error", kind="source", subject="mine", right="", process="scheduler", advice="Rename a module."
+    ),
+    difference("note", kind="extra", subject="zict", left="", right="1.0"),
+]
+TABLE = """\
+wanted: this environment
+there:  cluster
+
+                 wanted  there
+fatal    python  3.11.7  3.10.2
+         in scheduler
+error    mine    2.2.1   -  (local code)
+         in scheduler
+         -> Rename a module.
+error    toolz   2.2.1   2.1.0
+         in worker 3 on node2
+         -> Rename a module.
+error    pandas  2.2.1   2.1.0
+         in 3 of 4 workers
+         -> Install it there.
+note     zict    -       1.0
+
+5 differences: 1 fatal, 3 errors, 1 note"""
+
+
 def test_the_table_has_both_sides_the_places_and_the_advice() -> None:
-    differences = [
-        difference(where="node1", process="worker 1", advice="Install pandas 2.2.1 there."),
-        difference(where="node1", process="worker 2", advice="Install pandas 2.2.1 there."),
-        difference(where="node2", process="worker 3", advice="Install pandas 2.2.1 there."),
-        difference("fatal", kind="python", subject="python", left="3.11.7", right="3.10.2"),
-        difference("note", kind="extra", subject="toolz", left="", right="1.0"),
+    processes = ["scheduler", *(f"worker {number}" for number in range(4))]
+    shown = click.unstyle(table(DIFFERENCES, "this environment", "cluster", processes=processes, width=80))
+    assert shown == TABLE
+
+
+def test_advice_for_several_is_said_once() -> None:
+    several = [difference(subject=name, advice="Install it there.") for name in ("a", "b", "c")]
+    shown = click.unstyle(table(several, "here", "there", width=80))
+    assert shown.count("Install it there.") == 1
+    assert [line[:10] for line in shown.splitlines()[4:8]] == [
+        *(f"error    {one}" for one in "abc"),
+        " " * 9 + "-",
     ]
-    lines = click.unstyle(table(differences, "here", "cluster")).splitlines()
-    assert lines[0].split() == ["here", "cluster"]
-    assert lines[1].split() == ["fatal", "python", "3.11.7", "3.10.2"]
-    assert lines[2].split() == ["error", "pandas", "2.2.1", "2.1.0"]
-    assert lines[3].strip() == "on node1 worker 1 and 2 more"
-    assert lines[4].strip() == "Install pandas 2.2.1 there."
-    assert lines[5].split() == ["note", "toolz", "extra", "-", "1.0"]
-    assert lines[-1] == "3 differences: 1 fatal, 1 error, 1 note"
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_keeps_within_the_terminal(width: int) -> None:
+    path = "/opt/conda/envs/prod/lib/python3.11/site-packages/x.py"
+    long = difference(kind="shadowed", subject="requests", left=path, right=path, advice="word " * 40)
+    lines = click.unstyle(table([*DIFFERENCES, long], "a", "b", width=width)).splitlines()
+    assert max(len(line) for line in lines if path not in line) <= width
+    assert sum(line.count(path) for line in lines) == 2
+
+
+def test_all_processes_are_named_so() -> None:
+    everywhere = [difference(process=name) for name in ("scheduler", "worker 0", "worker 1")]
+    processes = [one.process for one in everywhere]
+    assert "in all 3 processes" in table(everywhere, "a", "b", processes=processes)
+    workers = [difference(process=name) for name in ("worker 0", "worker 1")]
+    assert "in 2 of 2 workers" in table(workers, "a", "b", processes=processes)
+    assert "in worker 0" in table(workers[:1], "a", "b", processes=processes)
 
 
 def test_no_difference_is_said_too() -> None:

@@ -52,7 +52,7 @@ def test_every_command_line_is_one_that_envsync_takes(
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     for name in words:
-        if name.endswith(".pem"):  # click looks whether these are there
+        if name.endswith((".pem", ".toml")):  # click looks whether these are there
             (tmp_path / name).touch()
     if words == ["--version"]:
         return

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any, NoReturn
 
 import click
 
 import envsync
-from envsync.cli.output import Output, exit_code, output_options, say_error
+from envsync.cli.output import Output, exit_code, output_options, say_ended, say_error
 from envsync.errors import EnvsyncError
 
 __all__ = ["cli", "main"]
@@ -52,7 +53,7 @@ class _Commands(click.Group):
             say_error(error, output)
             ctx.exit(exit_code(error, ctx.invoked_subcommand or ""))
         except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
+            say_ended(signal.SIGINT)
             ctx.exit(_INTERRUPTED)
         except BrokenPipeError:
             # whoever read us has gone; the interpreter must not find that out again at its end

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
+from envsync.cli.arguments import lock_there, scheduler
 from envsync.cli.output import command as make_command
-from envsync.cli.output import result
+from envsync.cli.output import plural, result, watch
 from envsync.errors import ClusterError
+from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envsync.runner.verify import Verification
+    from envsync.runner.verification import Verification
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
-__all__ = ["command", "look_at_cluster", "tls_options"]
+TIMEOUT = 10.0  # seconds
+
+__all__ = ["TIMEOUT", "command", "describe", "look_at_cluster", "tls_options"]
 
 
 def tls_options(function: _F) -> _F:
@@ -36,36 +43,92 @@ def tls_options(function: _F) -> _F:
 
 
 @make_command("check")
-@click.argument("scheduler", metavar="tcp://SCHEDULER:PORT")
+@click.argument("address", metavar="tcp://SCHEDULER:PORT", callback=scheduler)
 @click.option(
-    "--lock", "lock_file", metavar="FILE", help="Compare with this lock, not with this environment."
+    "--lock",
+    "lock_file",
+    metavar="FILE",
+    callback=lock_there,
+    help="Compare with this lock, not with this environment.",
+)
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="How long to try to connect to the scheduler.",
 )
 @tls_options
-def command(scheduler: str, lock_file: str | None, **tls: str | None) -> None:
+def command(address: str, lock_file: str | None, timeout: float, **tls: str | None) -> None:
     """Compare every process of a running cluster with this environment.
 
     The exit code is 0 if all is as it is here (warnings and notes may remain), 1 if code that tasks can
     reach differs, 2 if the cluster, or one of its processes, could not be looked at. Without TLS options,
     Dask's own configuration counts.
     """
-    from envsync.cli.sides import is_cluster
-
-    if not is_cluster(scheduler):
-        raise click.BadParameter(f"{scheduler!r} is not a scheduler's address, such as tcp://host:8786")
     wanted = None
     if lock_file is not None:
         from envsync.lock import Lock
 
         wanted = Lock.read(lock_file).report()
-    found = look_at_cluster(scheduler, tls, wanted=wanted)
-    result({"scheduler": scheduler, **found.to_dict()}, lambda: str(found))
+    with watch() as hooks:
+        found = look_at_cluster(address, tls, wanted=wanted, timeout=timeout, hooks=hooks)
+    name = "this environment" if lock_file is None else lock_file
+    result({"scheduler": address, **found.to_dict()}, lambda: describe(found, name, address))
     differs = any(one.severity in ("fatal", "error") for one in found.differences)
     unseen = any(one.trouble for one in found.processes)
     sys.exit(1 if differs else 2 if unseen else 0)
 
 
-def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any] | None) -> Verification:
+def describe(found: Verification, wanted: str, address: str) -> str:
+    """Return how a cluster differs, for reading.
+
+    Parameters
+    ----------
+    found : Verification
+        What was seen.
+    wanted, address : str
+        What the two sides are called.
+    """
+    from envsync.cli.table import table
+
+    lines = [
+        f"error: {one.process} could not be looked at: {one.trouble}"
+        for one in found.processes
+        if one.trouble
+    ]
+    if found.differences:
+        names = [one.process for one in found.processes]
+        lines.append(table(found.differences, wanted, address, processes=names))
+    kinds = Counter(one.kind for one in found.processes)
+    who = " and ".join(plural(number, kind) for kind, number in kinds.items())
+    verdict = "not as wanted" if not found.ok else "usable" if lines else "all as wanted"
+    return "\n".join([*lines, f"{who}: {verdict}"])
+
+
+def look_at_cluster(
+    address: str,
+    tls: dict[str, Any],
+    *,
+    wanted: dict[str, Any] | None,
+    timeout: float = TIMEOUT,
+    hooks: Hooks | None = None,
+) -> Verification:
     """Compare the processes of a cluster with what is wanted; this environment if that is None.
+
+    Parameters
+    ----------
+    address : str
+        The scheduler's.
+    tls : dict
+        What the options of `tls_options` gave.
+    wanted : Report or None
+        What to compare with.
+    timeout : float
+        Seconds to connect in.
+    hooks : Hooks, optional
+        Told about progress.
 
     Raises
     ------
@@ -75,6 +138,8 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
     import asyncio
     from dataclasses import replace
 
+    hooks = hooks or Hooks()
+    hooks.step(address, f"connecting, for up to {timeout:g} s")
     from distributed.comm import CommClosedError
     from distributed.security import Security
 
@@ -87,14 +152,24 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
     }
     chosen = {key: value for key, value in given.items() if value is not None}
     security = Security(**chosen)
+    arguments = security.get_connection_args("client")
+    if urlsplit(address).scheme in ("tls", "wss") and not arguments.get("ssl_context"):
+        raise ClusterError(
+            "it speaks TLS, and there are no certificates to speak to it with",
+            where=address,
+            hint="Give --tls-ca-file, --tls-cert and --tls-key, or set Dask's distributed.comm.tls.",
+        )
+    began = time.monotonic()
     try:
-        asyncio.run(_reach(address, security.get_connection_args("client")))
+        asyncio.run(_reach(address, timeout, arguments))
     except (OSError, TypeError, ValueError) as error:  # also schemes and certificates that do not fit
         raise ClusterError(
-            f"the scheduler was not reached: {error}",
+            f"the scheduler was not reached: {_why(error, timeout)}",
             where=address,
-            hint="Check the address; for tls:// the --tls options too.",
+            hint="See that it runs, that this is its address, and that no firewall is between; if it speaks "
+            "TLS, write tls:// and name the certificates by the --tls options.",
         ) from error
+    hooks.step(address, "comparing its processes")
     try:
         found = verify(address, on_mismatch="ignore", wanted=wanted, security=security, cwd=str(Path.cwd()))
     except CommClosedError as error:
@@ -103,12 +178,27 @@ def look_at_cluster(address: str, tls: dict[str, Any], *, wanted: dict[str, Any]
             where=address,
             hint="See whether it still runs, and look again.",
         ) from error
-    return replace(found, processes=tuple(one for one in found.processes if one.kind != "client"))
+    found = replace(found, processes=tuple(one for one in found.processes if one.kind != "client"))
+    hooks.done(
+        address, f"compared {plural(len(found.processes), 'process', 'processes')}", time.monotonic() - began
+    )
+    return found
 
 
-async def _reach(address: str, arguments: dict[str, Any]) -> None:
+async def _reach(address: str, timeout: float, arguments: dict[str, Any]) -> None:
     """Connect to a scheduler and hang up: whatever goes wrong later is not the address."""
     from distributed.comm import connect
 
-    comm = await connect(address, **arguments)
+    comm = await connect(address, timeout=timeout, **arguments)
     await comm.close()
+
+
+def _why(error: BaseException, timeout: float) -> str:
+    """Return the reason beneath distributed's own words, which say that it tried, and for how long."""
+    import asyncio
+
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError, asyncio.CancelledError)):
+        return f"no answer within {timeout:g} s"
+    return str(error) or type(error).__name__

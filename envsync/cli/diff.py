@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from envsync.cli.check import look_at_cluster, tls_options
 from envsync.cli.output import command as make_command
-from envsync.cli.output import result
-from envsync.cli.sides import is_cluster, look
-from envsync.errors import CaptureError
+from envsync.cli.output import result, watch
+from envsync.cli.sides import demand_side, is_cluster, look
+from envsync.errors import CaptureError, ClusterError
+from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +28,10 @@ __all__ = ["command"]
 @click.argument("right", metavar="B")
 @tls_options
 def command(left: str, right: str, **tls: str | None) -> None:
-    """Compare two environments.
+    """Compare two environments: A, which is wanted, and B, which is there.
 
-    The exit code is 0 if they are equal, 1 if not, 2 if one cannot be looked at.
+    What only A has is missing in B, an error. What only B has does no harm to code that runs with A: a note.
+    The exit code is 0 if they are equal but for notes, 1 if not, 2 if one cannot be looked at.
 
     \b
     A and B are each
@@ -38,22 +41,42 @@ def command(left: str, right: str, **tls: str | None) -> None:
       ssh://[user@]host[/path]      python3 there, or the Python or prefix that the path names
       tcp://scheduler:8786          the processes of a running cluster; not on both sides
 
-    Severities: fatal (Python or Dask's own packages do not fit), error (code that tasks can reach differs),
-    warning, note. Each counts as a difference, but for notes.
+    Severities: fatal (another Python, or another Dask, so that processes cannot work together), error (code
+    that tasks can reach differs), warning (differs, and may not matter there), note.
     """  # noqa: D301
-    from envsync.cli.table import table
-
-    found = compare_sides(left, right, tls)
-    names = ["here" if side == "." else side for side in (left, right)]
+    remote = any("://" in side for side in (left, right))  # what is here is looked at in no time
+    with watch() if remote else nullcontext(Hooks()) as hooks:
+        found, processes = compare_sides(left, right, tls, hooks)
     result(
         {"left": left, "right": right, "differences": [one.to_dict() for one in found]},
-        lambda: table(found, *names),
+        lambda: describe(found, left, right, processes),
     )
     sys.exit(any(one.severity != "note" for one in found))
 
 
-def compare_sides(left: str, right: str, tls: dict[str, Any]) -> Sequence[Difference]:
+def describe(found: Sequence[Difference], left: str, right: str, processes: Sequence[str]) -> str:
+    """Return the differences for reading, and how many things only one side has."""
+    from envsync.cli.table import table
+
+    names = ["this environment" if side == "." else side for side in (left, right)]
+    text = table(found, *names, processes=processes)
+    if not found:
+        return text
+    subjects = {(one.subject, one.kind, one.left, one.right) for one in found}
+    only = [sum(not one[place] for one in subjects) for place in (3, 2)]
+    both = len(subjects) - sum(only)
+    return f"{text}\nonly in {names[0]}: {only[0]}, only in {names[1]}: {only[1]}, different: {both}"
+
+
+def compare_sides(
+    left: str, right: str, tls: dict[str, Any], hooks: Hooks
+) -> tuple[Sequence[Difference], Sequence[str]]:
     """Look at both sides and compare them.
+
+    Returns
+    -------
+    sequence of Difference, sequence of str
+        How the right side differs from the left, which is wanted; and the processes of a cluster.
 
     Raises
     ------
@@ -65,17 +88,34 @@ def compare_sides(left: str, right: str, tls: dict[str, Any]) -> Sequence[Differ
             "two clusters cannot be compared with each other",
             hint="Compare each with one environment: envsync diff . tcp://...",
         )
-    if is_cluster(left):
-        return [_swapped(one) for one in look_at_cluster(left, tls, wanted=look(right)).differences]
-    if is_cluster(right):
-        return look_at_cluster(right, tls, wanted=look(left)).differences
+    for side in (left, right):
+        demand_side(side)
+    if is_cluster(left) or is_cluster(right):
+        address, other = (left, right) if is_cluster(left) else (right, left)
+        wanted = None if other == "." else look(other, hooks)  # None: this environment, its local code too
+        cluster = look_at_cluster(address, tls, wanted=wanted, hooks=hooks)
+        found = cluster.differences if address == right else [_swapped(one) for one in cluster.differences]
+        for one in cluster.processes:
+            if one.trouble:
+                raise ClusterError(f"{one.process} could not be looked at: {one.trouble}", where=address)
+        return found, [one.process for one in cluster.processes]
     from envsync.plugins.compare import compare
 
-    return compare(look(left), look(right))
+    return compare(look(left, hooks), look(right, hooks)), ()
 
 
 def _swapped(difference: Difference) -> Difference:
+    """Turn a difference round: what is wanted is what was there."""
     from dataclasses import replace
 
-    other = {"missing": "extra", "extra": "missing"}.get(difference.kind, difference.kind)
-    return replace(difference, kind=other, left=difference.right, right=difference.left, advice="")
+    from envsync.plugins.compare import CORE, ERROR, FATAL, NOTE
+
+    kind = {"missing": "extra", "extra": "missing"}.get(difference.kind, difference.kind)
+    severity = difference.severity
+    if kind == "extra" or (kind == "source" and not difference.right):
+        severity = NOTE
+    elif kind == "missing" or (kind == "source" and not difference.left):
+        severity = FATAL if difference.subject in CORE else ERROR
+    return replace(
+        difference, severity=severity, kind=kind, left=difference.right, right=difference.left, advice=""
+    )

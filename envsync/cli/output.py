@@ -27,6 +27,9 @@ __all__ = [
     "current",
     "exit_code",
     "output_options",
+    "plural",
+    "result",
+    "say_ended",
     "say_error",
     "terminated_as_interrupted",
     "watch",
@@ -124,6 +127,16 @@ def say_error(error: errors.EnvsyncError, output: Output) -> None:
         click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True, color=colour)
 
 
+def say_ended(number: int) -> None:
+    """Write to stderr that a signal ended the command: one line, whatever was going on."""
+    name = signal.Signals(number).name
+    if current().json:
+        click.echo(json.dumps({"event": "ended", "signal": name}), err=True)
+    else:
+        how = "interrupted" if number == signal.SIGINT else f"ended by {name}"
+        click.echo(f"{how}: what was started is ended too", err=True)
+
+
 @contextmanager
 def watch() -> Iterator[Hooks]:
     """Show progress while the block runs, as the user asked; yields the hooks to report to."""
@@ -164,11 +177,17 @@ def terminated_as_interrupted() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if received:
+            say_ended(received[0])
             raise SystemExit(128 + received[0]) from None
         raise
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+
+
+def plural(number: int, noun: str, plural: str = "") -> str:
+    """Return ``"1 package"`` or ``"2 packages"``."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def result(document: dict[str, Any], text: Callable[[], str]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.arguments import demand_hosts, lock_there
 from envsync.cli.output import cache_option, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
 
@@ -22,23 +23,30 @@ __all__ = ["command"]
 
 @make_command("push")
 @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
-@click.option("--lock", "lock_file", metavar="FILE", help="This lock, not the environment as it is now.")
+@click.option(
+    "--lock",
+    "lock_file",
+    metavar="FILE",
+    callback=lock_there,
+    help="Push the packages of this lock, not those installed now; local code goes along as it is now.",
+)
 @click.option(
     "--allow-substitutes",
     is_flag=True,
-    help="Where a pin has no wheel for a host, another version may stand in for it.",
+    help="Where an installed version has no wheel for a host, push another version of that package.",
 )
 @cache_option
 def command(
     hosts: tuple[str, ...], lock_file: str | None, allow_substitutes: bool, cache: str | None
 ) -> None:
-    """Make this environment exist, verified, on every HOST: ssh://[user@]host[:port].
+    """Make this environment exist on every HOST, and verify it there.
 
-    A host needs neither Python nor uv nor the internet: what it lacks is sent. An environment that is there
-    already is verified and left alone.
+    A HOST is ssh://[user@]host[:port], a name of your ~/.ssh/config, or local. It needs neither Python nor uv
+    nor the internet: what it lacks is sent. An environment that is there already is verified and left alone.
     """
     import asyncio
 
+    demand_hosts(hosts, "HOST")
     from envsync.lock import Lock
 
     lock = None if lock_file is None else Lock.read(lock_file)

@@ -9,59 +9,84 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.arguments import demand_hosts, lock_there, memory_limit
 from envsync.cli.command_line import first_folder, python_of
+from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from distributed.security import Security
-
-__all__ = ["client_environment", "command", "run_forwarding"]
+__all__ = ["command", "run_forwarding"]
 
 _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
 
-@make_command("run", context_settings={"ignore_unknown_options": True})
+@make_command("run", context_settings={"allow_interspersed_args": False})
 @click.option(
-    "--on", "backend", type=click.Choice(["local", "ssh"]), default="local", show_default=True, help="Where."
+    "--on",
+    "backend",
+    type=click.Choice(["local", "ssh"]),
+    default="local",
+    show_default=True,
+    help="Where the cluster runs: on this machine, or on the SSH hosts that --hosts names.",
 )
-@click.option("--hosts", metavar="A,B,C", help="With --on ssh: [user@]host[:port], or ssh:// URLs.")
 @click.option(
-    "-n", "--n-workers", type=click.IntRange(min=1), help="Workers in all; by default as many as fit."
+    "--hosts",
+    metavar="A,B,C",
+    help="With --on ssh: [user@]host[:port], names of ~/.ssh/config, or ssh:// addresses. The first runs the "
+    "scheduler too.",
 )
-@click.option("--threads-per-worker", type=click.IntRange(min=1), help="Threads of each worker.")
-@click.option("--memory-limit", metavar="SIZE", help="Of each worker, such as 4GB.")
-@click.option("--lock", "lock_file", metavar="FILE", help="Run this lock, not the environment as it is now.")
+@click.option(
+    "-n",
+    "--n-workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Workers in all; by default as many as fit.",
+)
+@click.option("--threads-per-worker", metavar="N", type=click.IntRange(min=1), help="Threads of each worker.")
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    callback=memory_limit,
+    help="Memory of each worker: 4GB, a fraction of the host's (0.25), auto (an even share, the default), or "
+    "0 for no limit.",
+)
+@click.option(
+    "--lock",
+    "lock_file",
+    metavar="FILE",
+    callback=lock_there,
+    help="Run the packages of this lock, not those installed now; local code goes along as it is now.",
+)
 @click.option(
     "--on-mismatch",
     type=click.Choice(["raise", "warn"]),
     default="raise",
     show_default=True,
-    help="What to do about a process whose environment is not the wanted one.",
+    help="A process whose environment is not the wanted one: never let it run a task, or only warn of it.",
 )
 @cache_option
-@click.argument("arguments", metavar="-- COMMAND [ARGUMENTS]...", nargs=-1, required=True)
+@click.argument("arguments", metavar="[--] COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
     backend: str,
     hosts: str | None,
     n_workers: int | None,
     threads_per_worker: int | None,
-    memory_limit: str | None,
+    memory_limit: str | float | None,
     lock_file: str | None,
     on_mismatch: str,
     cache: str | None,
     arguments: tuple[str, ...],
 ) -> None:
-    """Start a cluster in this environment, run COMMAND here with it, and end the cluster.
+    """Run COMMAND here, with a cluster in this environment for as long as it runs.
 
     COMMAND finds the cluster by itself: `Client()` without arguments connects to it, TLS included. Its exit
     code is the exit code of `envsync run`; signals are passed on to it.
@@ -71,10 +96,12 @@ def command(
         raise click.UsageError("--on ssh needs --hosts")
     if backend == "local" and names:
         raise click.UsageError("--hosts needs --on ssh")
+    demand_hosts(names, "--hosts")
     if shutil.which(arguments[0]) is None:  # known before anything is started
         click.echo(f"error: {arguments[0]}: there is no such command", err=True)
         sys.exit(_NOT_FOUND)
     _demand_same_environment(arguments[0])
+    sweep()
     keywords: dict[str, Any] = {
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
@@ -123,44 +150,6 @@ def _demand_same_environment(program: str) -> None:
             f"{what} is the Python of {prefix}, and this envsync reproduces {sys.prefix}",
             hint=f"Install dask-envsync there and run its envsync, or run the script with {sys.executable}.",
         )
-
-
-@contextlib.contextmanager
-def client_environment(address: str, security: Security | None) -> Iterator[dict[str, str]]:
-    """Yield an environment in which ``Client()`` connects to a cluster.
-
-    Parameters
-    ----------
-    address : str
-        The scheduler's, as this machine reaches it.
-    security : distributed.security.Security or None
-        Certificates that are in memory are written to files that only this user can read, for as long as the
-        block runs; the environment names the files.
-    """
-    added = {"DASK_SCHEDULER_ADDRESS": address}
-    with tempfile.TemporaryDirectory(prefix="envsync-run-") as folder:
-        if security is not None and security.require_encryption:
-            added["DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION"] = "True"
-            tls = security.get_tls_config_for_role("client")
-            for name, key, variable in (
-                ("ca.pem", "ca_file", "CA_FILE"),
-                ("cert.pem", "cert", "CLIENT__CERT"),
-                ("key.pem", "key", "CLIENT__KEY"),
-            ):
-                value = tls.get(key)
-                if isinstance(value, str) and value:
-                    path = _as_file(value, Path(folder) / name)
-                    added[f"DASK_DISTRIBUTED__COMM__TLS__{variable}"] = path
-        yield {**os.environ, **added}
-
-
-def _as_file(value: str, file: Path) -> str:
-    """Return the path of a certificate or key that may be its own text, as distributed allows."""
-    if "\n" not in value:
-        return value
-    file.touch(mode=0o600, exist_ok=False)
-    file.write_text(value)
-    return str(file)
 
 
 def run_forwarding(arguments: Sequence[str], environment: Mapping[str, str]) -> int:

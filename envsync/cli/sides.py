@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shlex
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from envsync.errors import CaptureError
 
-__all__ = ["is_cluster", "look"]
+if TYPE_CHECKING:
+    from envsync.hooks import Hooks
+
+__all__ = ["demand_side", "is_cluster", "look"]
 
 _CLUSTER_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "ucxx")
 _NO_PYTHON = 127
@@ -22,26 +25,45 @@ def is_cluster(text: str) -> bool:
     return "://" in text and text.partition("://")[0] in _CLUSTER_SCHEMES
 
 
-def look(text: str) -> dict[str, Any]:
+def demand_side(text: str) -> None:
+    """Refuse what cannot be looked at, as far as that is known without looking.
+
+    Raises
+    ------
+    CaptureError
+        There is no such thing.
+    """
+    if "://" in text:
+        if not text.startswith("ssh://") and not is_cluster(text):
+            raise CaptureError(f"{text!r} is nothing that can be looked at", hint=_WHAT)
+    elif not Path(text).exists():
+        if text.endswith(".toml"):
+            _report_here(text)  # raises what is said of a lock
+        raise CaptureError("there is no such file or folder", where=text, hint=_WHAT)
+
+
+def look(text: str, hooks: Hooks) -> dict[str, Any]:
     """Return the Report of what the user named.
 
     Parameters
     ----------
     text : str
         ``.``, a lock's file, an interpreter or prefix, or ``ssh://[user@]host[:port][/path/to/python]``.
+    hooks : Hooks
+        Told about progress.
 
     Raises
     ------
     EnvsyncError
-        It cannot be looked at, or there is no such thing.
+        It cannot be looked at.
     """
     if text.startswith("ssh://"):
+        import asyncio
+
         from envsync.plugins import scan
 
         assert scan.__file__ is not None
-        return asyncio.run(_scan_there(text, Path(scan.__file__).read_bytes()))
-    if "://" in text:
-        raise CaptureError(f"{text!r} is nothing that can be looked at", hint=_WHAT)
+        return asyncio.run(_scan_there(text, Path(scan.__file__).read_bytes(), hooks))
     return _report_here(text)
 
 
@@ -59,8 +81,6 @@ def _report_here(text: str) -> dict[str, Any]:
         from envsync.lock import Lock
 
         return Lock.read(path).report()
-    if not path.exists():
-        raise CaptureError("there is no such file or folder", where=text, hint=_WHAT)
     return _live(text)
 
 
@@ -75,13 +95,16 @@ def _live(python: str | None) -> dict[str, Any]:
     return {**snapshot.report(), "trees": {one.name: one.digest for one in manifests}}
 
 
-async def _scan_there(text: str, scanner: bytes) -> dict[str, Any]:
+async def _scan_there(text: str, scanner: bytes, hooks: Hooks) -> dict[str, Any]:
     """Send the scanner to a host's Python over its standard input; nothing is left there."""
     from envsync.runner.hosts import parse_host
+
+    began = time.monotonic()
 
     parts = urlsplit(text)
     path = parts.path.rstrip("/")
     async with parse_host(parts._replace(path="", query="", fragment="").geturl()) as host:
+        hooks.step(host.name, "looking at its Python")
         done = await host.run(_find_python(path), input=scanner, check=False, timeout=60)
         if done.returncode == _NO_PYTHON:
             raise CaptureError(
@@ -96,6 +119,7 @@ async def _scan_there(text: str, scanner: bytes) -> dict[str, Any]:
                 where=host.name,
                 hint="Python 3.8 and newer can be looked at; name another: ssh://host/path/to/python.",
             )
+    hooks.done(host.name, "looked at its Python", time.monotonic() - began)
     report: dict[str, Any] = json.loads(done.stdout)
     report["who"] = text
     return report

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
+from envsync.cli.arguments import demand_hosts, lock_to_write, python_there
+from envsync.cli.output import cache_option, current, plural, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.errors import ResolveError
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
@@ -24,31 +25,52 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)")
+_OUTPUT = "pylock.envsync.toml"
 _SHOWN = 10  # lines of a list, unless --verbose
 
 
+def _target(_ctx: object, _parameter: object, value: str | None) -> str | None:
+    """Refuse what cannot be a target."""
+    if value is not None and (value.startswith("ssh://") or value == "local"):
+        demand_hosts([value])
+    elif value is not None and _DESCRIBED.fullmatch(value) is None:
+        raise click.BadParameter(
+            f"{value!r} is no target\n  Name a host (ssh://host), or a machine and its libc, such as "
+            "x86_64-manylinux_2_28."
+        )
+    return value
+
+
 @make_command("snapshot")
-@click.option("--python", metavar="PATH", help="Look at this interpreter or prefix, not at the running one.")
+@click.option(
+    "--python",
+    metavar="PATH",
+    callback=python_there,
+    help="Look at this interpreter or environment folder, not at the one that envsync runs in.",
+)
 @click.option(
     "--for",
     "target",
     metavar="TARGET",
-    help="Lock for another machine: ssh://[user@]host (it is probed), or such as x86_64-manylinux_2_28.",
+    callback=_target,
+    help="Lock for another machine: ssh://[user@]host, which is probed, or its kind and libc, such as "
+    "x86_64-manylinux_2_28.",
 )
 @click.option("--no-lock", is_flag=True, help="Only look; write nothing.")
-@click.option("--verify", is_flag=True, help="Hash every installed file, and find those edited in place.")
+@click.option("--verify", is_flag=True, help="Hash every installed file, and name those edited in place.")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
-    default="pylock.envsync.toml",
+    default=_OUTPUT,
     show_default=True,
-    help="The lock: pylock.toml or pylock.<name>.toml.",
+    callback=lock_to_write,
+    help="Where to write the lock: pylock.toml or pylock.<name>.toml.",
 )
 @click.option(
     "--allow-substitutes",
     is_flag=True,
-    help="Where a pin has no wheel for the target, lock another version, and write that into the lock.",
+    help="Where an installed version has no wheel for the target, lock another, and say so in the lock.",
 )
 @cache_option
 def command(
@@ -66,16 +88,21 @@ def command(
     if no_lock:
         if target is not None or allow_substitutes:
             raise click.UsageError("--for and --allow-substitutes say how to lock; --no-lock says not to")
-        snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
-        result(snapshot.to_dict(), lambda: "\n".join(describe_snapshot(snapshot)))
+        snapshot = capture(python, cwd=str(Path.cwd()))
+        snapshot, verified = verify_files(snapshot) if verify else (snapshot, {})
+        result(
+            {**snapshot.to_dict(), **verified},
+            lambda: "\n".join([*describe_snapshot(snapshot), *describe_verified(verified)]),
+        )
         return
     if cache is not None and target is None:
         raise click.UsageError("--cache is the cache folder of a host: name one with --for")
-    from envsync.lock import lock_path
-
-    file = lock_path(output)
+    file = Path(output)
     with watch() as hooks, terminated_as_interrupted():
-        snapshot = capture(python, cwd=str(Path.cwd()), verify_files=verify)
+        snapshot = capture(python, cwd=str(Path.cwd()))
+        if verify:
+            hooks.step("here", "hashing every installed file")
+        snapshot, verified = verify_files(snapshot) if verify else (snapshot, {})
         lock, manifests = make_lock(
             snapshot, target, cache=cache, file=file, allow_substitutes=allow_substitutes, hooks=hooks
         )
@@ -101,9 +128,52 @@ def command(
                 {"severity": one.severity, "subject": one.subject, "text": one.text}
                 for one in snapshot.findings
             ],
+            **verified,
         },
-        lambda: "\n".join(describe_lock(snapshot, lock, manifests, file)),
+        lambda: "\n".join(describe_lock(snapshot, lock, manifests, file, verified)),
     )
+
+
+def verify_files(snapshot: Snapshot) -> tuple[Snapshot, dict[str, Any]]:
+    """Hash every installed file.
+
+    Returns
+    -------
+    Snapshot
+        With what was edited or is missing among its findings.
+    dict
+        ``verified``: how many packages and files were looked at, and how many of these are not as installed.
+    """
+    from dataclasses import replace
+
+    from envsync.edited import edited_files
+
+    looked_at = [one for one in snapshot.distributions if one.record is not None and not one.shadowed_by]
+    edited = edited_files(looked_at)
+    order = ("error", "warning", "note")
+    findings = sorted(
+        (*snapshot.findings, *edited), key=lambda one: (order.index(one.severity), one.subject, one.text)
+    )
+    files = sum(_recorded(Path(one.location)) for one in looked_at)
+    found = {"packages": len(looked_at), "files": files, "edited": len(edited)}
+    return replace(snapshot, findings=tuple(findings)), {"verified": found}
+
+
+def _recorded(info: Path) -> int:
+    """Count the files of a RECORD that have a hash there; bytecode is not looked at."""
+    with (info / "RECORD").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return sum(len(row) > 1 and bool(row[1]) and not row[0].endswith(".pyc") for row in csv.reader(file))
+
+
+def describe_verified(verified: dict[str, Any]) -> list[str]:
+    """Return what came of `verify_files`, for reading."""
+    if not verified:
+        return []
+    found = verified["verified"]
+    said = f"{found['edited']} edited or missing, see the findings" if found["edited"] else "none edited"
+    return [
+        f"verified     {plural(found['files'], 'file')} of {plural(found['packages'], 'package')}: {said}"
+    ]
 
 
 def make_lock(
@@ -163,8 +233,6 @@ def find_target(
     ------
     HostError
         The host cannot be used.
-    ResolveError
-        The text describes no target.
     """
     import asyncio
 
@@ -175,11 +243,7 @@ def find_target(
         facts = asyncio.run(_probe(text, snapshot, store, settings, hooks, cache))
         return Target.from_probe(facts, python=python, implementation=implementation)
     match = _DESCRIBED.fullmatch(text)
-    if match is None:
-        raise ResolveError(
-            f"{text!r} is no target",
-            hint="Name a host (ssh://host), or a machine and its libc, such as x86_64-manylinux_2_28.",
-        )
+    assert match is not None, text
     machine, family, major, minor = match.groups()
     libc = ("glibc" if family == "manylinux" else "musl", f"{major}.{minor}")
     return Target(python=python, implementation=implementation, machine=machine, libc=libc)
@@ -203,11 +267,6 @@ async def _probe(
         await Session.open(host, cache=cache, supply=supply, hooks=hooks) as session,
     ):
         return dict(session.facts)
-
-
-def plural(number: int, noun: str, plural: str = "") -> str:
-    """Return ``"1 package"`` or ``"2 packages"``."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _listed(lines: list[str]) -> list[str]:
@@ -246,7 +305,9 @@ def describe_findings(snapshot: Snapshot) -> list[str]:
     return [f"findings     {len(findings)}", *_listed(findings)] if findings else []
 
 
-def describe_lock(snapshot: Snapshot, lock: Lock, manifests: list[Manifest], file: Path) -> list[str]:
+def describe_lock(
+    snapshot: Snapshot, lock: Lock, manifests: list[Manifest], file: Path, verified: dict[str, Any]
+) -> list[str]:
     """Return the summary of a lock, line by line."""
     artifacts = lock.artifacts()
     local = [one for one in artifacts if one.path is not None]
@@ -277,4 +338,5 @@ def describe_lock(snapshot: Snapshot, lock: Lock, manifests: list[Manifest], fil
             for one in lock.substitutions
         ]
     lines += describe_findings(snapshot)
+    lines += describe_verified(verified)
     return [*lines, f"written      {file}  (environment {lock.digest[:12]})"]
