@@ -6,11 +6,15 @@ that differ. `Verify` travels to each worker by value, whoever started it, and d
 
 A worker that is held has registered, but the scheduler does not know it as running: it is given no task, so
 that none can be lost or blamed on it when it is removed.
+
+The gate can be put into a scheduler that runs already: workers that are there stay, whatever they are, until
+somebody asks them to report. Taken away again, it leaves the scheduler as it was.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -36,6 +40,14 @@ logger = logging.getLogger("distributed.envsync")
 TOPIC = "envsync"
 PLUGIN = "envsync-verify"
 REMEMBERED = 100  # refused workers that are kept for the table
+
+_OURS = {
+    "register-worker": "register_worker",
+    "envsync_report": "report",
+    "envsync_state": "state",
+    "envsync_verdict": "verdict",
+    "envsync_expect": "expect",
+}
 
 
 def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -96,22 +108,27 @@ def refuses(differences: list[dict[str, Any]]) -> bool:
 
 
 def by_value(thing: Any) -> bytes:
-    """Pickle something so that it loads where neither this module nor its neighbours can be imported."""
-    names = {
-        __name__,
-        compare.__module__,
-        scan.__module__,
-        code_here.__module__,
-        getattr(thing, "__module__", __name__),
-    }
-    modules = [sys.modules[name] for name in names]
+    """Pickle something so that it loads where neither this module nor its neighbours can be imported.
+
+    What of our modules it refers to travels with it, whichever they are: where they were themselves carried
+    by value, cloudpickle does that unasked.
+    """
+    package = __name__.rpartition(".")[0] + "."
+    own = getattr(thing, "__module__", None)
+    known = cloudpickle.list_registry_pickle_by_value()
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if (name.startswith(package) or name == own) and name not in known
+    ]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:
         return cast(bytes, cloudpickle.dumps(thing, protocol=4))
     finally:
         for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+            with contextlib.suppress(ValueError):  # somebody else was quicker
+                cloudpickle.unregister_pickle_by_value(module)
 
 
 class Carried:
@@ -183,28 +200,72 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         self.own: list[dict[str, Any]] = []
         self.workers: dict[str, dict[str, Any]] = {}
         self.refused: list[dict[str, Any]] = []
+        self.shut: set[str] = set()  # workers that are to get no task for now
         self._held: dict[str, str] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._leaving: set[asyncio.Task[None]] = set()
+        self._before: dict[str, Any] = {}
+        self._plugin = ""
+        self._open = False
 
-    def install(self, scheduler: Scheduler) -> None:
-        """Put the gate in front of a scheduler that has not started to listen."""
+    def install(self, scheduler: Scheduler, plugin: tuple[str, bytes] | None = None) -> None:
+        """Put the gate in front of a scheduler, which may run already.
+
+        Parameters
+        ----------
+        scheduler : Scheduler
+            Workers that it knows are let be: their state is ``unchecked`` until they report.
+        plugin : (str, bytes), optional
+            Name and pickle of the worker plugin that reports; `Verify` if not given.
+        """
         self.scheduler = scheduler
+        ours = {name: getattr(self, method) for name, method in _OURS.items()}
+        self._before = {name: scheduler.handlers.get(name) for name in ours}
         self._register = scheduler.handlers["register-worker"]
         self._status = scheduler.stream_handlers["worker-status-change"]
-        scheduler.handlers["register-worker"] = self.register_worker
-        scheduler.handlers["envsync_report"] = self.report
-        scheduler.handlers["envsync_state"] = self.state
-        scheduler.handlers["envsync_verdict"] = self.verdict
-        scheduler.handlers["envsync_expect"] = self.expect
+        for address, known in scheduler.workers.items():
+            self.workers[address] = {
+                "name": known.name,
+                "state": "unchecked",
+                "differences": [],
+                "trouble": "",
+            }
+        scheduler.handlers.update(ours)
         scheduler.stream_handlers["worker-status-change"] = self.worker_status_change
-        scheduler.worker_plugins[PLUGIN] = by_value(Verify(self.wanted))
+        self._plugin, pickled = plugin or (PLUGIN, by_value(Verify(self.wanted)))
+        scheduler.worker_plugins[self._plugin] = pickled
         scheduler.add_plugin(self, name=self.name)
+
+    def uninstall(self) -> None:
+        """Leave the scheduler as it was, and let in who is held. Doing it twice is silent."""
+        scheduler, self.scheduler = self.scheduler, None
+        if scheduler is None:
+            return
+        self._open = True  # should somebody have wrapped our handlers: they pass everything on
+        for address in list(self._timers):
+            self._stop_waiting(address)
+        for name, before in self._before.items():
+            if scheduler.handlers.get(name) != getattr(self, _OURS[name]):
+                continue
+            if before is None:
+                del scheduler.handlers[name]
+            else:
+                scheduler.handlers[name] = before
+        if scheduler.stream_handlers["worker-status-change"] == self.worker_status_change:
+            scheduler.stream_handlers["worker-status-change"] = self._status
+        scheduler.worker_plugins.pop(self._plugin, None)
+        scheduler.plugins.pop(self.name, None)
+        for address, stimulus in list(self._held.items()):
+            if self.workers.get(address, {}).get("state") != "refused":
+                self._status(status="running", worker=address, stimulus_id=stimulus)
+        self._held.clear()
 
     # What the scheduler is asked through its comms
 
     async def register_worker(self, comm: Any, **message: Any) -> Any:
         """Refuse at the door, or register and hold."""
+        if self._open:
+            return await self._register(comm, **message)
         address = self.scheduler.coerce_address(message["address"], message.get("resolve_address", True))
         label = message.get("name", address)
         found = self._versions(message.get("versions") or {}, label)
@@ -242,10 +303,10 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
     async def report(
         self, address: str, differences: list[dict[str, Any]], trouble: str = ""
     ) -> dict[str, Any]:
-        """Take a worker's report, and let it in or send it away."""
+        """Take a worker's report, and let it in or send it away; who is in already stays."""
         address = self.scheduler.coerce_address(address)
         entry = self.workers.get(address)
-        if entry is None:
+        if entry is None or entry["state"] == "refused":
             return {"admitted": False, "message": "not a worker of this scheduler"}
         known = {(one["kind"], one["subject"]) for one in differences}
         differences = [
@@ -253,7 +314,8 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
             *(one for one in entry["differences"] if (one["kind"], one["subject"]) not in known),
         ]
         entry.update(differences=differences, trouble=trouble)
-        if self.on_mismatch == "raise" and (trouble or refuses(differences)):
+        late = entry["state"] == "waiting"
+        if late and self.on_mismatch == "raise" and (trouble or refuses(differences)):
             return {"admitted": False, "message": self._refuse(address)}
         self._admit(address)
         return {"admitted": True}
@@ -276,12 +338,13 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
     async def expect(self, wanted: dict[str, Any]) -> None:
         """Want something else from now on."""
         self.wanted = wanted
-        self.scheduler.worker_plugins[PLUGIN] = by_value(Verify(self.wanted))
+        self.scheduler.worker_plugins[self._plugin] = by_value(Verify(self.wanted))
 
     def worker_status_change(self, status: str, worker: str, stimulus_id: str, **kwargs: Any) -> None:
         """Keep from the scheduler that a held worker is running."""
         entry = self.workers.get(worker)
-        if status == "running" and entry is not None and entry["state"] in ("waiting", "refused"):
+        shut = entry is not None and (entry["state"] in ("waiting", "refused") or worker in self.shut)
+        if status == "running" and shut and not self._open:
             self._held[worker] = stimulus_id
             return
         self._held.pop(worker, None)
@@ -291,6 +354,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         """Forget a worker that has gone."""
         self.workers.pop(worker, None)
         self._held.pop(worker, None)
+        self.shut.discard(worker)
         self._stop_waiting(worker)
 
     # Verdicts
