@@ -13,7 +13,7 @@ from packaging.version import InvalidVersion
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["active_requirements", "parse_requirements", "roots"]
+__all__ = ["active_requirements", "only_for", "parse_requirements", "roots"]
 
 
 def parse_requirements(lines: Iterable[str]) -> tuple[Requirement, ...]:
@@ -90,6 +90,43 @@ def roots(
             return {name: tuple(sorted(inferred.get(name, ()))) for name in names}
         for parent, extra in new:
             inferred.setdefault(parent, set()).add(extra)
+
+
+def only_for(
+    tools: Iterable[str],
+    requires: Mapping[str, tuple[Requirement, ...]],
+    environment: Mapping[str, str],
+    *,
+    keep: Iterable[str] = (),
+) -> set[str]:
+    """Return the tools, and those distributions that nothing but them requires.
+
+    Parameters
+    ----------
+    tools : iterable of str
+        Normalised names; those that are not installed are passed over.
+    requires, environment
+        As for `roots`.
+    keep : iterable of str
+        Never returned, nor what they require.
+    """
+    own = {name for name in tools if name in requires}
+    full = _graph(requires, environment, {})
+    top = {name for name in _top(full) if name not in own}
+    graph = {name: set() if name in own else children for name, children in full.items()}
+    needed = _reached(graph, [*top, *(name for name in keep if name in requires)])
+    return (_reached(full, own) - needed) | own
+
+
+def _reached(graph: Mapping[str, set[str]], start: Iterable[str]) -> set[str]:
+    reached: set[str] = set()
+    pending = list(start)
+    while pending:
+        name = pending.pop()
+        if name not in reached:
+            reached.add(name)
+            pending.extend(graph[name])
+    return reached
 
 
 def _top(graph: Mapping[str, set[str]]) -> list[str]:

@@ -22,6 +22,9 @@ __all__ = ["CondaRecord", "Distribution", "Finding", "Interpreter", "Snapshot", 
 _NAMED = 5
 
 
+_TOOLS = ("dask-envsync", "pip", "uv", "wheel")
+"""What makes environments, and no task imports."""
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
     """A Python interpreter.
@@ -271,11 +274,17 @@ class Snapshot:
         ]
         return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
-    def report(self) -> dict[str, Any]:
+    def report(self, *, tools: bool = False) -> dict[str, Any]:
         """Give it as a Report, for `envsync.plugins.compare.compare`.
 
         It goes to clusters that others run too, so it holds what is compared and no more: no path of this
         machine, and no address that something was installed from.
+
+        Parameters
+        ----------
+        tools : bool
+            Whether to name under ``tools`` what is here for envsync and installers only, so that no task
+            misses it. Takes a moment: all requirements are read.
         """
         libc = self.target.libc
         return {
@@ -301,7 +310,15 @@ class Snapshot:
                 for one in self.winners
             ],
             "accelerators": list(self.accelerators),
+            **({"tools": self._tools()} if tools else {}),
         }
+
+    def _tools(self) -> list[str]:
+        from envsync.plugins.compare import CORE
+        from envsync.roots import only_for, parse_requirements
+
+        requires = {one.name: parse_requirements(one.requires) for one in self.winners}
+        return sorted(only_for(_TOOLS, requires, self.target.marker_environment(), keep=CORE))
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain JSON types."""

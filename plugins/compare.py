@@ -1,8 +1,8 @@
 """One comparison of two environments, used wherever two are compared.
 
 `left` is what is wanted (the client, a lock), `right` what is there (a host, a scheduler, a worker). Either
-is a Report: what `scan.scan` gives, plus what a process knows of itself (`imported`, `trees`). A key that a
-side does not have is not compared.
+is a Report: what `scan.scan` gives, plus what a process knows of itself (`imported`, `trees`), and on the
+left the names of what no task needs (`tools`). A key that a side does not have is not compared.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
     # A tree that carries an editable project stands for it, where that side knows trees.
     old, new = _winners(left), _winners(right)
     foreign = _foreign(left, right)
+    tools = frozenset(left.get("tools") or ()) - CORE
     for name in sorted(old.keys() | new.keys()):
         wanted, there = old.get(name), new.get(name)
         core = name in CORE
@@ -166,6 +167,8 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 yield (WARNING, "missing", name, local, "", "ship its source tree")
             elif wanted.get("editable"):
                 continue
+            elif name in tools:
+                yield (NOTE, "missing", name, wanted["version"], "", "")
             elif foreign and not core:
                 advice = "install it there, if there is one for that machine and code uses it"
                 yield (WARNING, "missing", name, wanted["version"], "", advice)

@@ -83,13 +83,13 @@ async def verify_async(
     """`verify`, from a coroutine."""
     if on_mismatch not in ("raise", "warn", "ignore"):
         raise ValueError(f"on_mismatch must be 'raise', 'warn' or 'ignore', not {on_mismatch!r}")
-    own = await asyncio.get_running_loop().run_in_executor(None, _own_report)
     client: Checked | None = None
     if wanted is None:
         wanted = getattr(target, "wanted", None)
     if wanted is None:
-        wanted = {**own, **await asyncio.get_running_loop().run_in_executor(None, _own_code, cwd)}
+        wanted = await asyncio.get_running_loop().run_in_executor(None, _own_wanted, cwd)
     else:
+        own = await asyncio.get_running_loop().run_in_executor(None, _own_report)
         if "code" not in wanted:  # a lock knows the digests of trees, and not their files
             wanted = {key: value for key, value in wanted.items() if key != "trees"}
         if getattr(target, "prepared", None):
@@ -164,13 +164,16 @@ def _own_report() -> dict[str, Any]:
     return dict(capture().report())
 
 
-def _own_code(cwd: str | None) -> dict[str, Any]:
-    """Return the local code of this process, for processes that nobody shipped it to."""
+def _own_wanted(cwd: str | None) -> dict[str, Any]:
+    """Return what a cluster needs that nobody shipped anything to: packages, and the local code in files."""
     from envsync.runner.code import pack_code
+    from envsync.snapshot import capture
     from envsync.trees import code_of
 
-    code = code_of(pack_code(cwd))
-    return {"trees": {name: one["digest"] for name, one in code.items()}, "code": code}
+    report = capture(cwd=cwd).report(tools=True)
+    code = code_of(one for one in pack_code(cwd) if one.distribution not in report["tools"])
+    digests = {name: one["digest"] for name, one in code.items()}
+    return {**report, "trees": digests, "code": code}
 
 
 async def _own_trees(cluster: Any) -> dict[str, str]:

@@ -75,6 +75,17 @@ def test_another_version_and_a_missing_one(name: str, severity: str) -> None:
     assert gone.advice
 
 
+def test_what_only_envsync_needs_may_be_missing_but_not_be_another() -> None:
+    left = report(tools=["pandas", "dask"])
+    others = [row for row in report()["distributions"] if row["name"] != "pandas"]
+    gone = only(left, report(distributions=others))
+    assert (gone.severity, gone.kind, gone.subject) == ("note", "missing", "pandas")
+    newer = only(left, report(distributions=[*others, one("pandas", "9.9")]))
+    assert (newer.severity, newer.kind) == ("error", "version")
+    core = [row for row in report()["distributions"] if row["name"] != "dask"]
+    assert only(left, report(distributions=core)).severity == "fatal"
+
+
 def test_same_version_other_files() -> None:
     others = [row for row in report()["distributions"] if row["name"] != "pandas"]
     found = only(report(), report(distributions=[*others, one("pandas", "2.2.3", record="1" * 64)]))

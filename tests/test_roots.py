@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envsync.roots import parse_requirements, roots
+from envsync.roots import only_for, parse_requirements, roots
 from envsync.target import Target
 
 LINUX = Target(python="3.11.7", libc=("glibc", "2.36")).marker_environment()
@@ -58,3 +58,21 @@ def test_an_extra_of_itself() -> None:
 
 def test_lines_that_no_tool_understands() -> None:
     assert found(app=["lib (==1.*", "lib"], lib=["???"]) == {"app": ()}
+
+
+def test_what_nothing_but_a_tool_requires() -> None:
+    installed = {
+        "tool": ["net", "dask", "shared"],
+        "net": ["crypto"],
+        "crypto": [],
+        "dask": ["yaml"],
+        "yaml": [],
+        "shared": [],
+        "app": ["shared", "tool"],
+    }
+    requires = {name: parse_requirements(lines) for name, lines in installed.items()}
+    assert only_for(["tool", "absent"], requires, LINUX) == {"tool", "net", "crypto", "dask", "yaml"}
+    assert only_for(["tool"], requires, LINUX, keep=["dask"]) == {"tool", "net", "crypto"}
+    # What was installed by itself is needed, also where the tool requires it too.
+    del requires["tool"]
+    assert only_for(["tool"], requires, LINUX) == set()

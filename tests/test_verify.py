@@ -193,3 +193,8 @@ def test_a_scheduler_that_lacks_what_the_client_has(tmp_path: Path, own: dict[st
         assert rows["partd"][3:5] == (version("partd"), "1.4.1")
         assert rows["partd"][0] == "error"
         assert "dask" not in rows
+        # This process has all that envsync needs, which no task does.
+        found = verify(address, on_mismatch="ignore")
+        rows = {row[2]: row for row in found.rows()}
+        assert {rows[name][0] for name in ("asyncssh", "uv")} == {"note"}
+        assert rows["pytest"][0] == "error"
