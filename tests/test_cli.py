@@ -284,7 +284,7 @@ def test_diff_counts_what_only_one_side_has(envsync: Run, prefixes: dict[str, Pa
         ["note", "gamma", "-", "1.0"],
     ):
         assert row in rows
-    assert done.stdout.endswith(f"\nonly in {prefixes['old']}: 1, only in {other}: 1, different: 1\n")
+    assert done.stdout.endswith("\nonly in what is wanted: 1, only in what is there: 1, in both: 1\n")
 
 
 def test_diff_of_two_environments_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:

@@ -65,7 +65,7 @@ def describe(found: Sequence[Difference], left: str, right: str, processes: Sequ
     subjects = {(one.subject, one.kind, one.left, one.right) for one in found}
     only = [sum(not one[place] for one in subjects) for place in (3, 2)]
     both = len(subjects) - sum(only)
-    return f"{text}\nonly in {names[0]}: {only[0]}, only in {names[1]}: {only[1]}, different: {both}"
+    return f"{text}\nonly in what is wanted: {only[0]}, only in what is there: {only[1]}, in both: {both}"
 
 
 def compare_sides(
