@@ -38,7 +38,7 @@ async def realise(
     digest = lock.digest  # worked out anew each time it is asked for
     request = _request(lock, digest, online=online)
     if here:
-        request |= {"uv": _installed_uv(), "own_uv_cache": True, "environment": dict(environment)}
+        request |= {"uv": _installed_uv(), "here": True, "environment": dict(environment)}
     failures = 0
     for _ in range(_ROUNDS):
         answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
@@ -89,7 +89,7 @@ def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
         "online": online,
-        "own_uv_cache": False,
+        "here": False,
         "environment": {},
     }
 
@@ -125,7 +125,7 @@ async def _give(
                 hint="Install that Python there, or run envsync with the Python that the lock is for.",
             )
         digests[archive.digest] = f"Python {archive.version}"
-    if answer["uv"] and request["own_uv_cache"]:
+    if answer["uv"] and request["here"]:
         from envsync.uv import find_uv
 
         request["uv"] = {"path": find_uv()}  # says what is wrong

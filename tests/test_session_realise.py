@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import os
@@ -537,7 +538,7 @@ async def test_the_same_minor_version_stands_in_and_is_noted(makes: Makes) -> No
     assert here.machine == made.report["platform"]["machine"]
 
 
-async def test_here_uvs_own_cache_is_enough(makes: Makes) -> None:
+async def test_here_what_uv_unpacked_before_is_enough(makes: Makes) -> None:
     """On the client's machine a warm uv cache does without the store and without the index."""
     with IndexServer(makes.wheels) as index:
         artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
@@ -549,6 +550,25 @@ async def test_here_uvs_own_cache_is_enough(makes: Makes) -> None:
     assert second.created
     assert len(index.requests) == asked
     assert not makes.store.has([artifact.sha256])
+
+
+async def test_here_no_file_is_shared_with_the_users_own_environments(makes: Makes) -> None:
+    """They are hard links into the user's uv cache, and what is edited in one changes in all."""
+    theirs, wanted, uv = makes.folder / "theirs", makes.folder / "requirements.txt", find_uv()
+    with IndexServer(makes.wheels) as index:
+        artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
+        artifact = dataclasses.replace(artifact, index=index.url)
+        wanted.write_text(f"alpha==1.0 --hash=sha256:{artifact.sha256}\n")
+        subprocess.run([uv, "venv", "-q", theirs], check=True)
+        install = [uv, "pip", "install", "-q", "-p", theirs, "--link-mode", "hardlink", "-i", index.url]
+        subprocess.run([*install, "--require-hashes", "-r", wanted], check=True)
+        made = await (await makes.session(Local())).realise(makes.lock(artifact))
+    (edited,) = theirs.glob("lib/python*/site-packages/alpha/__init__.py")
+    assert edited.stat().st_nlink > 1  # the user's own cache has it too
+    edited.write_text("VALUE = 'edited in place'")
+    assert says(made, "import alpha; print(alpha.VALUE)") == "alpha"
+    again = await (await makes.session(Local())).realise(makes.lock(artifact, makes.artifact("beta")))
+    assert says(again, "import alpha; print(alpha.VALUE)") == "alpha"
 
 
 async def test_secrets_for_uv_stay_on_this_machine(makes: Makes) -> None:

@@ -107,7 +107,7 @@ class Build:
         if not self.artifacts:
             return None
         named = any(a.get("url") for a in self.artifacts)
-        if named and self.request.get("own_uv_cache") and not self._were_here():
+        if named and self.request.get("here") and self.cache.uv.is_dir() and not self._were_here():
             # uv may have them all unpacked in its cache already, under the index's name.
             here = {a["sha256"]: self._wheel(a) for a in self.artifacts if not a.get("url")}
             if self._sync(building, here, "--offline").returncode == 0:
@@ -187,7 +187,7 @@ class Build:
             return [a["sha256"] for a in lacking]
         # On the client's own machine uv's cache may have it all, whether the index can be reached or not.
         named = [a for a in lacking if a.get("url")]
-        offered = {a["sha256"] for a in (named if self.request.get("own_uv_cache") else reachable(named))}
+        offered = {a["sha256"] for a in (named if self.request.get("here") else reachable(named))}
         return [a["sha256"] for a in lacking if a["sha256"] not in offered]
 
     def _waiting(self, owner: Mapping[str, str]) -> None:

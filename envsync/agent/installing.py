@@ -125,15 +125,15 @@ def _quoted(text: str) -> str:
 
 
 def uv_settings(cache: Cache, request: Mapping[str, Any]) -> dict[str, str]:
-    """Return uv's environment: the client's settings where it sent some, and this host's own cache."""
-    settings = {
+    """Return uv's environment: the client's settings where it sent some, and envsync's own cache.
+
+    On the client's machine too: what uv installs from its cache are hard links, and the user may edit what
+    was installed from his own.
+    """
+    return {
         "NO_COLOR": "1",
         "UV_NO_PROGRESS": "1",
         "UV_PYTHON_DOWNLOADS": "never",
         **request.get("environment", {}),
+        "UV_CACHE_DIR": str(cache.uv),
     }
-    if not request.get("own_uv_cache"):
-        settings["UV_CACHE_DIR"] = str(cache.root / "uv")
-    elif "UV_CACHE_DIR" in os.environ:
-        settings["UV_CACHE_DIR"] = os.environ["UV_CACHE_DIR"]
-    return settings

@@ -88,6 +88,7 @@ class Cache:
         self.pythons = root / "pythons"
         self.blobs = root / "blobs"
         self.wheels = root / "wheels"
+        self.uv = root / "uv"
         self.envs = root / "envs"
         self.trees = root / "trees"
         self.runs = root / "runs"

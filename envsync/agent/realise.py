@@ -49,8 +49,8 @@ def realise(cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]
         Told the steps.
     request : mapping
         ``digest`` (the lock's), ``python``, ``implementation``, ``artifacts``, ``uv`` (``{"path"}``,
-        ``{"digest"}``, or None to be asked for one), ``online``, ``own_uv_cache``, ``environment`` (for uv),
-        ``hints`` (interpreters).
+        ``{"digest"}``, or None to be asked for one), ``online``, ``here`` (this is the client's machine),
+        ``environment`` (for uv), ``hints`` (interpreters).
 
     Returns
     -------
