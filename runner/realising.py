@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import RealiseError, ToolError, UnfitHostError
 from envsync.runner.hosts.local import Local
 from envsync.runner.session import Environment
+from envsync.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
@@ -67,8 +68,15 @@ async def realise(
             **answer["report"],
             "who": f"agent on {session.host.name}",
             "host": session.host.name,
+            "accelerators": list(_target(session, lock).accelerators),
         },
     )
+
+
+def _target(session: Session, lock: Lock) -> Target:
+    """Return what there is of a lock's target, as the session's probe found it."""
+    wanted = lock.target
+    return Target.from_probe(session.facts, python=wanted.python, implementation=wanted.implementation)
 
 
 def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:

@@ -1,135 +1,30 @@
-"""Environments on a host: whole or absent, checked when they are there, made from whatever is at hand."""
+"""Environments on a host: whole or absent, and checked when they are there."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from envsync.artifacts import Artifact
-from envsync.errors import (
-    AgentError,
-    CorruptBlobError,
-    EnvsyncError,
-    RealiseError,
-    StoreError,
-    UnfitHostError,
-)
-from envsync.hooks import Hooks
-from envsync.indexes import IndexSettings
+from envsync.errors import AgentError, EnvsyncError, RealiseError, UnfitHostError
 from envsync.lock import Lock
-from envsync.runner.hosts.base import Host
+from envsync.plugins.compare import compare
 from envsync.runner.hosts.local import Local
-from envsync.runner.session import Environment, Session
-from envsync.store import FolderStore
-from envsync.supply import Supply
+from envsync.runner.session import Session
 from envsync.target import Target
 from envsync.uv import find_uv
 from tests.elsewhere import Elsewhere
 from tests.index_server import IndexServer, write_wheel
-
-pytestmark = pytest.mark.slow
-
-
-class Told(Hooks):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.steps: list[str] = []
-        self.notes: list[str] = []
-
-    def step(self, where: str, what: str) -> None:
-        self.steps.append(what)
-
-    def note(self, where: str, text: str) -> None:
-        self.notes.append(text)
-
-
-class Makes:
-    """A client: wheels, a store and sessions to a host that has a cache of its own."""
-
-    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
-        self.folder = folder
-        self.wheels = folder / "wheels"
-        self.store = FolderStore(folder / "store")
-        self.cache = folder / "cache"
-        self.hooks = Told()
-        self.stack = stack
-        self.supply = Supply(self.store, IndexSettings(), hooks=self.hooks)
-
-    def artifact(self, name: str, *, version: str = "1.0", url: str = "", keep: bool = True) -> Artifact:
-        wheel = write_wheel(self.wheels, name, version, body=f"VALUE = {name!r}\n")
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-        if keep:
-            self.store.put(wheel)
-        return Artifact(
-            name=name,
-            version=version,
-            filename=wheel.name,
-            sha256=digest,
-            url=f"{url}/files/{wheel.name}" if url else None,
-            path=None if url else f"envsync-wheels/{wheel.name}",
-        )
-
-    def lock(self, *artifacts: Artifact, python: str = "") -> Lock:
-        here = Target.current()
-        target = Target(python=python or here.python, machine=here.machine, libc=here.libc)
-        return Lock.of(artifacts, target)
-
-    async def session(self, host: Host | None = None) -> Session:
-        # A host that is not this machine is given uv as a blob; the installed one does here.
-        opened = await Session.open(
-            host or Elsewhere({"UV_CACHE_DIR": None}),
-            cache=str(self.cache),
-            supply=self.supply,
-            hooks=self.hooks,
-        )
-        return await self.stack.enter_async_context(opened)
-
-
-@pytest.fixture
-def uv_asked_for() -> list[Target]:
-    return []
-
-
-@pytest.fixture
-async def makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv_asked_for: list[Target]
-) -> AsyncIterator[Makes]:
-    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
-
-    async def installed(self: Supply, target: Target, *, here: bool = False) -> str:
-        uv_asked_for.append(target)
-        return self.store.put(Path(find_uv()))
-
-    # The index is not asked for a static uv by these tests: the installed one runs here just as well.
-    monkeypatch.setattr(Supply, "uv", installed)
-    async with AsyncExitStack() as stack:
-        yield Makes(tmp_path, stack)
-
-
-def says(environment: Environment, code: str, **variables: str) -> str:
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run(
-        [environment.python, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**clean, **variables},
-    ).stdout.strip()
-
-
-def litter(cache: Path) -> list[str]:
-    return sorted(path.name for path in (cache / "envs").iterdir() if path.name.startswith("."))
+from tests.makes import Makes, litter, says
+from tests.nvml import driver_library
 
 
 async def test_made_once_then_found_and_checked(makes: Makes) -> None:
@@ -145,7 +40,6 @@ async def test_made_once_then_found_and_checked(makes: Makes) -> None:
     found = await (await makes.session()).realise(lock)
     assert not found.created
     assert found.report == made.report
-    assert await session.report(found) == made.report
     assert litter(makes.cache) == []
 
 
@@ -174,6 +68,24 @@ async def test_what_the_agent_reports_is_what_a_scan_in_it_sees(makes: Makes) ->
     seen = json.loads(done.stdout)
     for key in ("distributions", "interpreter", "platform"):
         assert made.report[key] == seen[key]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+async def test_the_driver_there_is_compared_with_the_one_that_was_locked_for(makes: Makes) -> None:
+    there = Elsewhere({"LD_LIBRARY_PATH": str(driver_library(makes.folder / "driver").parent)})
+    for locked, host, right in (
+        ("nvidia 550.54.14", there, None),
+        ("nvidia 560.28.03", there, "nvidia 550.54.14"),
+        ("nvidia 550.54.14", Elsewhere({}), ""),
+        ("", there, None),
+    ):
+        plain = makes.lock(makes.artifact("alpha"))
+        target = dataclasses.replace(plain.target, accelerators=(locked,) if locked else ())
+        lock = dataclasses.replace(plain, target=target)
+        made = await (await makes.session(host)).realise(lock)
+        assert made.report["accelerators"] == (["nvidia 550.54.14"] if host is there else [])
+        found = [(one.kind, one.left, one.right) for one in compare(lock.report(), made.report)]
+        assert found == ([] if right is None else [("driver", locked, right)])
 
 
 async def test_an_empty_lock_is_an_empty_environment(makes: Makes) -> None:
@@ -349,168 +261,6 @@ async def test_waiting_for_another_is_said(makes: Makes) -> None:
     assert (await pending).created
 
 
-async def test_wheels_come_from_the_index_where_the_host_reaches_it(makes: Makes) -> None:
-    with IndexServer(makes.wheels) as index:
-        artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
-        made = await (await makes.session()).realise(makes.lock(artifact))
-        assert any(path.startswith("/files/alpha") for path, _ in index.requests)
-    assert made.created
-    assert not makes.store.has([artifact.sha256])
-    assert says(made, "import alpha; print(alpha.VALUE)") == "alpha"
-
-
-async def test_wheels_come_from_the_client_where_it_does_not(makes: Makes) -> None:
-    artifact = makes.artifact("alpha", url="http://127.0.0.1:9", keep=False)
-    asked: list[set[str]] = []
-
-    async def fetch(digests: object) -> None:
-        asked.append(set(digests))  # type: ignore[call-overload]
-        makes.store.put(makes.wheels / artifact.filename)
-
-    made = await (await makes.session()).realise(makes.lock(artifact), fetch=fetch)
-    assert made.created
-    assert asked == [{artifact.sha256}]
-
-
-class Asked:
-    """Puts wheels into the store when it is asked for them, and keeps what it was asked for."""
-
-    def __init__(self, makes: Makes) -> None:
-        self.names: list[list[str]] = []
-        self._makes = makes
-
-    async def __call__(self, digests: Collection[str]) -> None:
-        names = []
-        for wheel in sorted(self._makes.wheels.glob("*.whl")):
-            if hashlib.sha256(wheel.read_bytes()).hexdigest() in digests:
-                self._makes.store.put(wheel)
-                names.append(wheel.name.partition("-")[0])
-        self.names.append(names)
-
-
-@pytest.fixture
-def partial(tmp_path: Path) -> Callable[..., IndexServer]:
-    """Make an index that has some of the wheels."""
-
-    def make(*names: str, **settings: str) -> IndexServer:
-        folder = tmp_path / "-".join(["index", *names])
-        for name in names:
-            write_wheel(folder, name, "1.0", body=f"VALUE = {name!r}\n")
-        return IndexServer(folder, **settings)
-
-    return make
-
-
-async def test_a_local_wheel_alone_comes_from_the_client(
-    makes: Makes, partial: Callable[..., IndexServer]
-) -> None:
-    with partial("alpha", "beta") as index:
-        url = f"http://{index.host}"
-        lock = makes.lock(
-            makes.artifact("alpha", url=url, keep=False),
-            makes.artifact("beta", url=url, keep=False),
-            makes.artifact("local", keep=False),
-        )
-        asked = Asked(makes)
-        made = await (await makes.session()).realise(lock, fetch=asked)
-        assert asked.names == [["local"]]
-        assert {path for path, _ in index.requests} == {
-            f"/files/{name}-1.0-py3-none-any.whl" for name in ("alpha", "beta")
-        }
-    assert says(made, "import alpha, local; print(alpha.VALUE, local.VALUE)") == "alpha local"
-
-
-async def test_a_server_that_is_not_reached_is_no_reason_to_ask_for_anothers_wheels(
-    makes: Makes, partial: Callable[..., IndexServer]
-) -> None:
-    with partial("alpha") as index:
-        lock = makes.lock(
-            makes.artifact("alpha", url=f"http://{index.host}", keep=False),
-            makes.artifact("beta", url="http://127.0.0.1:9", keep=False),
-        )
-        asked = Asked(makes)
-        await (await makes.session()).realise(lock, fetch=asked)
-    assert asked.names == [["beta"]]
-
-
-async def test_a_file_that_the_index_lost_is_asked_for_alone(
-    makes: Makes, partial: Callable[..., IndexServer]
-) -> None:
-    names = ("alpha", "beta", "gamma")
-    with partial("alpha", "gamma") as index:
-        lock = makes.lock(*(makes.artifact(n, url=f"http://{index.host}", keep=False) for n in names))
-        asked = Asked(makes)
-        made = await (await makes.session()).realise(lock, fetch=asked)
-    assert asked.names == [["beta"]]
-    assert made.created
-    assert "1 of 3" in " ".join(makes.hooks.notes)
-
-
-async def test_an_index_that_wants_a_password_gives_nothing_and_the_others_all(
-    makes: Makes, partial: Callable[..., IndexServer]
-) -> None:
-    """A host is given no password."""
-    with partial("alpha") as public, partial("beta", "gamma", username="me", password="sesame") as private:
-        lock = makes.lock(
-            makes.artifact("alpha", url=f"http://{public.host}", keep=False),
-            makes.artifact("beta", url=f"http://{private.host}", keep=False),
-            makes.artifact("gamma", url=f"http://{private.host}", keep=False),
-        )
-        asked = Asked(makes)
-        await (await makes.session()).realise(lock, fetch=asked)
-    assert asked.names == [["beta", "gamma"]]
-
-
-async def test_an_index_that_loses_file_after_file_is_given_up(
-    makes: Makes, partial: Callable[..., IndexServer]
-) -> None:
-    names = [f"package{i}" for i in range(6)]
-    with partial("alpha") as index:
-        lock = makes.lock(*(makes.artifact(n, url=f"http://{index.host}", keep=False) for n in names))
-        asked = Asked(makes)
-        made = await (await makes.session()).realise(lock, fetch=asked)
-    assert [len(some) for some in asked.names] == [1, 1, 4]
-    assert made.created
-
-
-async def test_an_index_that_answers_and_fails_is_no_dead_end(makes: Makes) -> None:
-    with IndexServer(makes.folder / "nothing") as index:
-        artifact = makes.artifact("alpha", url=f"http://{index.host}")
-        made = await (await makes.session()).realise(makes.lock(artifact))
-        assert index.requests
-    assert made.created
-
-
-async def test_a_wheel_that_nobody_has(makes: Makes) -> None:
-    artifact = makes.artifact("alpha", keep=False)
-    with pytest.raises(StoreError):
-        await (await makes.session()).realise(makes.lock(artifact))
-    assert not (makes.cache / "envs").exists() or litter(makes.cache) == []
-
-
-async def test_a_store_with_other_bytes(makes: Makes) -> None:
-    artifact = makes.artifact("alpha")
-    blob = makes.store.path(artifact.sha256)
-    assert blob is not None
-    blob.write_bytes(b"damaged")
-    with pytest.raises(CorruptBlobError, match=artifact.sha256):
-        await (await makes.session()).realise(makes.lock(artifact))
-
-
-async def test_a_blob_that_was_damaged_on_the_host_is_named_and_fetched_anew(makes: Makes) -> None:
-    artifact, lock = makes.artifact("alpha"), makes.lock(makes.artifact("alpha"))
-    session = await makes.session()
-    await session.send([artifact.sha256])
-    blob = makes.cache / "blobs" / artifact.sha256[:2] / artifact.sha256
-    other = write_wheel(makes.folder / "other", "alpha", "1.0", body="VALUE = 'evil'\n")
-    blob.write_bytes(other.read_bytes())
-    with pytest.raises(RealiseError, match="wheel of alpha is not the one that was locked"):
-        await session.realise(lock)
-    assert litter(makes.cache) == []
-    made = await session.realise(lock)
-    assert says(made, "import alpha; print(alpha.VALUE)") == "alpha"
-
-
 async def test_a_wheel_for_another_machine_is_named(makes: Makes) -> None:
     wheel = write_wheel(makes.wheels, "alien", "1.0", tag="cp311-cp311-win_amd64")
     artifact = Artifact(
@@ -538,20 +288,6 @@ async def test_the_same_minor_version_stands_in_and_is_noted(makes: Makes) -> No
     assert here.machine == made.report["platform"]["machine"]
 
 
-async def test_here_what_uv_unpacked_before_is_enough(makes: Makes) -> None:
-    """On the client's machine a warm uv cache does without the store and without the index."""
-    with IndexServer(makes.wheels) as index:
-        artifact = makes.artifact("alpha", url=f"http://{index.host}", keep=False)
-        first = await (await makes.session(Local())).realise(makes.lock(artifact))
-        assert first.created
-        asked = len(index.requests)
-    subprocess.run(["rm", "-rf", first.prefix], check=True)
-    second = await (await makes.session(Local())).realise(makes.lock(artifact))
-    assert second.created
-    assert len(index.requests) == asked
-    assert not makes.store.has([artifact.sha256])
-
-
 async def test_here_no_file_is_shared_with_the_users_own_environments(makes: Makes) -> None:
     """They are hard links into the user's uv cache, and what is edited in one changes in all."""
     theirs, wanted, uv = makes.folder / "theirs", makes.folder / "requirements.txt", find_uv()
@@ -560,8 +296,8 @@ async def test_here_no_file_is_shared_with_the_users_own_environments(makes: Mak
         artifact = dataclasses.replace(artifact, index=index.url)
         wanted.write_text(f"alpha==1.0 --hash=sha256:{artifact.sha256}\n")
         subprocess.run([uv, "venv", "-q", theirs], check=True)
-        install = [uv, "pip", "install", "-q", "-p", theirs, "--link-mode", "hardlink", "-i", index.url]
-        subprocess.run([*install, "--require-hashes", "-r", wanted], check=True)
+        install = [uv, "pip", "install", "-q", "-p", str(theirs), "--link-mode", "hardlink", "-i", index.url]
+        subprocess.run([*install, "--require-hashes", "-r", str(wanted)], check=True)
         made = await (await makes.session(Local())).realise(makes.lock(artifact))
     (edited,) = theirs.glob("lib/python*/site-packages/alpha/__init__.py")
     assert edited.stat().st_nlink > 1  # the user's own cache has it too
