@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import html
-import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envsync.plugins.compare import ERROR, FATAL, NOTE, WARNING, Difference
+from envsync.runner.table import Row, rows, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from envsync.runner.table import Paint
 
-__all__ = ["Checked", "Verification", "table"]
+__all__ = ["Checked", "Verification"]
 
 _ORDER = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 _HEAD = ("severity", "where", "subject", "wanted", "there", "next step")
@@ -87,46 +87,63 @@ class Verification:
             "processes": [one.to_dict() for one in self.processes],
         }
 
-    def rows(self) -> list[tuple[str, str, str, str, str, str]]:
+    def rows(self) -> list[Row]:
         """Return the table: identical differences of several processes are one row."""
-        totals = Counter(one.kind for one in self.processes)
-        groups: dict[tuple[str, ...], list[tuple[Checked, Difference | None]]] = {}
-        for one in self.processes:
-            if one.trouble:
-                groups.setdefault((ERROR, "", "", one.trouble, ""), []).append((one, None))
-            for found in one.differences:
-                key = (found.severity, found.subject, found.left or "-", found.right or "-", found.advice)
-                groups.setdefault(key, []).append((one, found))
-        rows = []
-        for (severity, subject, left, right, advice), members in groups.items():
-            if not subject:
-                row = (severity, _where(members, totals), "(all)", "a report", right, "look at its log")
-            else:
-                row = (severity, _where(members, totals), subject, left, right, advice)
-            rows.append(row)
-        return sorted(rows, key=lambda row: (_ORDER.get(row[0], 9), row[2], row[1]))
+        troubled = [
+            Row(ERROR, one.process, "(all)", "a report", one.trouble, "look at its log")
+            for one in self.processes
+            if one.trouble
+        ]
+        return [*troubled, *rows(self.differences, [one.process for one in self.processes])]
 
     def summary(self) -> str:
         """Return the verdict in one sentence."""
         counts = Counter(one.kind for one in self.processes)
         parts = [f"{count} {kind}{'s' * (count > 1)}" for kind, count in counts.items()]
         who = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts) or "no process"
-        severities = Counter(row[0] for row in self.rows())
-        if not severities:
-            return f"{who}: all as wanted"
-        found = ", ".join(f"{severities[name]} {name}" for name in _ORDER if severities[name])
-        return f"{who}: {'usable' if self.ok else 'not as wanted'} ({found})"
+        if self.ok:
+            return f"{who}: {'usable' if self.differences else 'all as wanted'}"
+        return f"{who}: not as wanted"
+
+    def describe(
+        self, wanted: str = "", there: str = "the cluster", paint: Paint = lambda text, _: text
+    ) -> str:
+        """Return the table and the verdict.
+
+        Parameters
+        ----------
+        wanted, there : str
+            What the two sides are called.
+        paint : callable
+            Colours severities; see `envsync.runner.table.Paint`.
+        """
+        lines = [
+            f"{paint(ERROR, ERROR)}: {one.process} could not be looked at: {one.trouble}"
+            for one in self.processes
+            if one.trouble
+        ]
+        if self.differences:
+            names = [one.process for one in self.processes]
+            lines += [
+                table(
+                    self.differences,
+                    wanted or self.wanted or "what is wanted",
+                    there,
+                    processes=names,
+                    paint=paint,
+                )
+            ]
+        return "\n".join([*lines, self.summary()])
 
     def __str__(self) -> str:
-        rows = self.rows()
-        return f"{table(rows)}\n{self.summary()}" if rows else self.summary()
+        return self.describe()
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         cells = "".join(
             "<tr>"
-            + "".join(f"<td style='text-align: left'>{html.escape(cell)}</td>" for cell in row)
+            + "".join(f"<td style='text-align: left'>{html.escape(cell)}</td>" for cell in _cells(row))
             + "</tr>"
             for row in self.rows()
         )
@@ -135,36 +152,5 @@ class Verification:
         return f"{body}<p>{html.escape(self.summary())}</p>"
 
 
-def table(rows: Sequence[Sequence[str]], width: int = 140) -> str:
-    """Lay rows out as text, the last column wrapped within the width."""
-    widths = [max(len(row[column]) for row in [_HEAD, *rows]) for column in range(len(_HEAD) - 1)]
-    widths = [min(size, 34) for size in widths]
-    last = max(24, width - sum(widths) - 2 * len(widths))
-    lines = []
-    for row in [_HEAD, *rows]:
-        cells = [textwrap.wrap(cell, size) or [""] for cell, size in zip(row, [*widths, last], strict=True)]
-        for index in range(max(map(len, cells))):
-            parts = [cell[index] if index < len(cell) else "" for cell in cells]
-            lines.append(
-                "  ".join(f"{part:<{size}}" for part, size in zip(parts, [*widths, 0], strict=True)).rstrip()
-            )
-    return "\n".join(lines)
-
-
-def _where(members: Iterable[tuple[Checked, Difference | None]], totals: Mapping[str, int]) -> str:
-    """Name the processes of a row: singly while they are few, by number otherwise."""
-    parts = []
-    kinds: dict[str, list[tuple[Checked, Difference | None]]] = {}
-    for one, found in members:
-        kinds.setdefault(one.kind, []).append((one, found))
-    for kind, those in kinds.items():
-        if kind == "worker" and (len(those) > 2 or len(those) == totals[kind] > 1):
-            parts.append(f"{len(those)} of {totals[kind]} workers")
-        else:
-            parts += [
-                f"{one.process} on {found.where}"
-                if found is not None and found.where and kind != "client"
-                else one.process
-                for one, found in those
-            ]
-    return ", ".join(parts)
+def _cells(row: Row) -> tuple[str, ...]:
+    return row.severity, row.place, row.subject, row.left, row.right, row.advice

@@ -14,9 +14,9 @@ from rich.console import Console
 from envsync import errors
 from envsync.cli.display import JsonLines, Live, Plain
 from envsync.cli.output import Output, exit_code, say_error
-from envsync.cli.table import table
 from envsync.hooks import Hooks
 from envsync.plugins.compare import Difference
+from envsync.runner.table import table
 
 
 def report(hooks: Hooks) -> None:

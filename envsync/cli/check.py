@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -91,20 +90,9 @@ def describe(found: Verification, wanted: str, address: str) -> str:
     wanted, address : str
         What the two sides are called.
     """
-    from envsync.cli.table import table
+    from envsync.cli.table import paint
 
-    lines = [
-        f"error: {one.process} could not be looked at: {one.trouble}"
-        for one in found.processes
-        if one.trouble
-    ]
-    if found.differences:
-        names = [one.process for one in found.processes]
-        lines.append(table(found.differences, wanted, address, processes=names))
-    kinds = Counter(one.kind for one in found.processes)
-    who = " and ".join(plural(number, kind) for kind, number in kinds.items())
-    verdict = "not as wanted" if not found.ok else "usable" if lines else "all as wanted"
-    return "\n".join([*lines, f"{who}: {verdict}"])
+    return found.describe(wanted, address, paint)
 
 
 def look_at_cluster(

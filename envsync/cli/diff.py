@@ -56,10 +56,11 @@ def command(left: str, right: str, **tls: str | None) -> None:
 
 def describe(found: Sequence[Difference], left: str, right: str, processes: Sequence[str]) -> str:
     """Return the differences for reading, and how many things only one side has."""
-    from envsync.cli.table import table
+    from envsync.cli.table import paint
+    from envsync.runner.table import table
 
     names = ["this environment" if side == "." else side for side in (left, right)]
-    text = table(found, *names, processes=processes)
+    text = table(found, *names, processes=processes, paint=paint)
     if not found:
         return text
     subjects = {(one.subject, one.kind, one.left, one.right) for one in found}
