@@ -118,9 +118,10 @@ def main() -> None:
 def run(folder: Path) -> None:
     with step("1. What is installed here?"):
         snapshot = capture()
+        machine = snapshot.target.describe().partition(", ")[2]
         say(
             f"Python {snapshot.interpreter.version} in {snapshot.interpreter.prefix}, "
-            f"with {len(snapshot.distributions)} distributions, on {snapshot.target.describe()}."
+            f"with {len(snapshot.distributions)} distributions, on {machine}."
         )
         for finding in snapshot.findings:
             say(f"{finding.severity}: {finding.subject}: {finding.text}")
