@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import AgentError, EnvsyncError, ProcessDied, StartTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from envsync.runner.session import Session
 
 __all__ = ["Remote"]
 
 _TAIL = 30  # lines
-_BACKLOG = 10_000  # lines that a slow reader of `Remote.lines` may be behind
 
 
 class Remote:
@@ -44,7 +43,6 @@ class Remote:
         self.returncode: int | None = None
         self.lost: EnvsyncError | None = None
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
-        self._readers: set[asyncio.Queue[str | None]] = set()
         self._said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._gone = asyncio.Event()
         self._callbacks: list[Callable[[Remote], None]] = []
@@ -122,36 +120,12 @@ class Remote:
             tail=self.tail(),
         )
 
-    async def lines(self) -> AsyncIterator[str]:
-        """Iterate over the lines of its log, the last ones so far first, until it ends."""
-        queue: asyncio.Queue[str | None] = asyncio.Queue(_BACKLOG)
-        for line in self._tail:
-            queue.put_nowait(line)
-        if self.running:
-            self._readers.add(queue)
-        else:
-            queue.put_nowait(None)
-        try:
-            while (next_line := await queue.get()) is not None:
-                yield next_line
-        finally:
-            self._readers.discard(queue)
-
-    async def log(self) -> str:
-        """Return the whole log, as it is in the run folder."""
-        return (await self.session.host.get(f"{self.folder}/log")).decode(errors="replace")
-
     def on_exit(self, callback: Callable[[Remote], None]) -> None:
         """Call `callback(remote)` once when it ends or is lost; at once if it has."""
         if self.running:
             self._callbacks.append(callback)
         else:
             callback(self)
-
-    async def signal(self, number: int) -> None:
-        """Send a signal to its process group; silent if it has ended."""
-        if self.running:
-            await self.session.request("signal", key=self._key, signal=number)
 
     async def stop(self, grace: float = 5.0) -> int | None:
         """End it and its process group: its input ends, SIGTERM, and after `grace` seconds SIGKILL.
@@ -173,11 +147,7 @@ class Remote:
         if kind == "said":
             self._said.put_nowait(event["data"])
         elif kind == "log":
-            for line in event["lines"]:
-                self._tail.append(line)
-                for queue in self._readers:
-                    with contextlib.suppress(asyncio.QueueFull):
-                        queue.put_nowait(line)
+            self._tail.extend(event["lines"])
         elif kind == "exit":
             self._tail = collections.deque(event["tail"], maxlen=_TAIL)
             self.returncode = event["code"]
@@ -188,9 +158,5 @@ class Remote:
             return
         self.lost = lost
         self._gone.set()
-        for queue in self._readers:
-            while queue.full():
-                queue.get_nowait()
-            queue.put_nowait(None)
         for callback in self._callbacks:
             callback(self)

@@ -1,4 +1,4 @@
-"""The client side of one agent on one host: realise, place, spawn, report.
+"""The client side of one agent on one host: realise, place, spawn.
 
 A `Session` owns its agent, and the agent owns all that it starts: when the session ends, for whatever reason,
 so do its processes.
@@ -243,11 +243,6 @@ class Session:
             self.host.name, f"placed {len(files)} source files, {sent} sent", time.monotonic() - began
         )
         return folders
-
-    async def report(self, environment: Environment) -> dict[str, Any]:
-        """Look at an environment there again and return its Report."""
-        report: dict[str, Any] = await self.request("report", prefix=environment.prefix)
-        return {**report, "who": f"agent on {self.host.name}", "host": self.host.name}
 
     async def spawn(
         self,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping
 
 from ..plugins.scan import scan
-from .layout import Cache, Emit, Problem, checked_digest, disk_problem, fresh, taken_back
+from .layout import Cache, Emit, checked_digest, disk_problem, fresh, taken_back
 from .pythons import supplement
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ __all__ = [
     "realise",
     "records",
     "remember",
-    "report",
     "stamp",
     "traces_of",
 ]
@@ -74,21 +73,6 @@ def realise(cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]
         return Build(cache, runner, emit, request).run()
     except OSError as error:
         raise disk_problem(error, "the environment could not be made") from error
-
-
-def report(prefix: Path) -> dict[str, Any]:
-    """Return what is in an environment now, as a Report's facts.
-
-    Raises
-    ------
-    Problem
-        There is none.
-    """
-    try:
-        state = json.loads((prefix / "envsync.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise Problem("realise", f"there is no environment at {prefix}", "Realise it again.") from None
-    return look_at(prefix, prefix, state["interpreter"])
 
 
 def existing(prefix: Path) -> dict[str, Any] | None:

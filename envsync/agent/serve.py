@@ -22,7 +22,7 @@ from .family import adopt, descendants, end_all, reap
 from .layout import Cache, Emit, Problem, checked_name, disk_problem, fresh, remove, taken_back
 from .probe import probe, version
 from .pythons import find, unpack_python
-from .realise import realise, report
+from .realise import realise
 from .running import Runner
 
 if TYPE_CHECKING:
@@ -67,16 +67,13 @@ class _Server:
         self.leaving = False
         self.ending = threading.Event()
         self.workers: list[threading.Thread] = []
-        self.quick: dict[str, Answer] = {"spawn": self.spawn, "signal": self.signal}
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
             "lacking": self.lacking,
             "realise": self.realise,
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
-            "report": lambda request: report(Path(request["prefix"])),
             "place_trees": self.place_trees,
             "stop": self.stop,
-            "sweep": lambda _: self.sweep(),
         }
 
     def run(self) -> None:
@@ -146,8 +143,8 @@ class _Server:
             self.leaving = True
             self._stop_all()
             self.out.emit({"id": request.get("id"), "ok": None})
-        elif verb in self.quick:  # in this thread: a child dies with the thread that started it
-            self._answer(self.quick[verb], request)
+        elif verb == "spawn":  # in this thread: a child dies with the thread that started it
+            self._answer(self.spawn, request)
         else:
             self._begin(request)
 
@@ -186,10 +183,6 @@ class _Server:
         child = self.children[key] = spawn(self.cache, self.out.emit, request)
         return {"pid": child.pid}
 
-    def signal(self, request: Mapping[str, Any]) -> None:
-        """Send a signal to a process's group."""
-        self._child(request).signal(int(request["signal"]))
-
     def stop(self, request: Mapping[str, Any]) -> None:
         """End a process."""
         self._child(request).stop(float(request["grace"]))
@@ -210,12 +203,6 @@ class _Server:
 
         return place_trees(self.cache, self._about(request), request["trees"])
 
-    def sweep(self) -> list[str]:
-        """Remove what crashes left behind."""
-        from .leftovers import sweep
-
-        return sweep(self.cache)
-
     def _about(self, request: Mapping[str, Any]) -> Emit:
         """Return what sends events that belong to a request."""
         return lambda event: self.out.emit({**event, "id": request["id"]})
@@ -230,11 +217,11 @@ class _Server:
         """Tidy up once the first questions are answered, or when the agent ends, whatever comes first."""
         self.ending.wait(_CALM)
         _unpack_agent(self.cache)
-        with contextlib.suppress(OSError):
-            self.sweep()
-        while not self.ending.wait(_TOUCH):
-            from .leftovers import touch_runs
+        from .leftovers import sweep, touch_runs
 
+        with contextlib.suppress(OSError):
+            sweep(self.cache)
+        while not self.ending.wait(_TOUCH):
             running = [key for key, child in list(self.children.items()) if not child.ended.is_set()]
             touch_runs(self.cache, running)
 
