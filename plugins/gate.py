@@ -20,7 +20,7 @@ import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Dict, Mapping, cast
+from typing import TYPE_CHECKING, Any, Collection, Dict, Mapping, cast
 
 import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
@@ -186,14 +186,22 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         Python minor version is refused either way: it cannot load what is sent to it.
     report_timeout : float
         Seconds that a worker has for its report, from its registration.
+    door : collection of str
+        What a worker must have like the scheduler to be let in at all, and asked for its report.
     """
 
     name = "envsync-gate"
 
     def __init__(
-        self, wanted: Mapping[str, Any], *, on_mismatch: str = "raise", report_timeout: float = 60.0
+        self,
+        wanted: Mapping[str, Any],
+        *,
+        on_mismatch: str = "raise",
+        report_timeout: float = 60.0,
+        door: Collection[str] = ("python", *CORE),
     ) -> None:
         self.wanted = wanted
+        self.door = frozenset(door)
         self.on_mismatch = on_mismatch
         self.report_timeout = report_timeout
         self.scheduler: Any = None
@@ -405,7 +413,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         ours = dict(self._own_versions()["packages"])
         where = str((versions.get("host") or {}).get("node", ""))
         found = []
-        for name in ["python", *sorted(CORE)]:
+        for name in sorted(self.door, key=lambda name: (name != "python", name)):
             left, right = ours.get(name), theirs.get(name)
             if name == "python":
                 left, right = (".".join(str(value or "").split(".")[:3]) for value in (left, right))

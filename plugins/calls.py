@@ -1,0 +1,86 @@
+"""Run functions of ours in the workers and nannies of a scheduler, where our modules are not installed."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from typing import TYPE_CHECKING, Any, Callable, Collection, Mapping
+
+from distributed.core import rpc
+from distributed.protocol.pickle import dumps
+
+from .gate import by_value
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+__all__ = ["Calls"]
+
+AT_ONCE = 64  # processes that are spoken to at the same time
+
+
+class Calls:
+    """Speaks to the workers and nannies of a scheduler.
+
+    Parameters
+    ----------
+    scheduler : Scheduler
+        Whose workers they are.
+    threads : Executor
+        What travels is pickled there: the event loop has other things to do.
+    """
+
+    def __init__(self, scheduler: Scheduler, threads: Executor) -> None:
+        self.scheduler: Any = scheduler
+        self._threads = threads
+
+    async def run(
+        self,
+        addresses: Collection[str],
+        function: Callable[..., Any],
+        argument: Any,
+        options: Callable[[str], Mapping[str, Any]],
+    ) -> dict[str, dict[str, Any]]:
+        """Run ``function(argument, dask_worker=..., **options(address))`` in some processes at once.
+
+        Parameters
+        ----------
+        addresses : collection of str
+            Of workers or nannies.
+        function : coroutine function
+            Returns a dict with ``trouble`` and others.
+        argument : object
+            Of a class of ours, for instance.
+        options : callable
+            Other arguments, by address.
+
+        Returns
+        -------
+        dict
+            What it returned, by address. Where it could not be run, ``trouble`` says why.
+        """
+        if not addresses:
+            return {}
+        loop = asyncio.get_running_loop()
+        carried = await loop.run_in_executor(
+            self._threads, lambda: (by_value(function), by_value((argument,)))
+        )
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(address: str) -> dict[str, Any]:
+            async with room:
+                return await self._one(address, carried, dumps(dict(options(address))))
+
+        return dict(zip(addresses, await asyncio.gather(*(one(address) for address in addresses))))
+
+    async def _one(self, address: str, carried: tuple[bytes, bytes], kwargs: bytes) -> dict[str, Any]:
+        trouble = ""
+        try:
+            async with rpc(address, connection_args=self.scheduler.connection_args) as comm:
+                answer = await comm.run(function=carried[0], args=carried[1], kwargs=kwargs, wait=True)
+            if answer["status"] == "OK":
+                return dict(answer["result"])
+            trouble = str(answer.get("exception_text") or answer)
+        except Exception as error:  # noqa: BLE001 - one process must not keep the others from being asked
+            trouble = f"{type(error).__name__}: {error}"
+        return {"differences": [], "trouble": trouble, "restart": [], "untouched": False}

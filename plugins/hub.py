@@ -1,0 +1,412 @@
+"""What a client wants of a cluster that somebody else started: kept in its scheduler, made true from there.
+
+`Hub` takes the blobs that processes lack, holds the one state that is wanted, has every process mended to it,
+and gives the cluster back as it was. There is one state at a time, whoever's it is: what joins or restarts
+later gets that one and never an older one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Callable, Collection, List, Mapping, cast
+
+from distributed.core import Status
+from distributed.diagnostics.plugin import SchedulerPlugin
+
+from .blobs import Blobs
+from .calls import Calls
+from .drain import Restarts
+from .fit import fetch_and_build, look_again, put_in, take_out
+from .gate import Gate, by_value, refuses
+from .mend import NAME, PATIENCE, Mend, MendNanny, exchange, guarded
+
+if TYPE_CHECKING:
+    from distributed import Scheduler
+
+__all__ = ["Hub"]
+
+logger = logging.getLogger("distributed.envsync")
+
+PROTOCOL = 1  # of what a client and a Hub say to each other
+REPORT_TIMEOUT = 900.0  # seconds: a late joiner may have to fetch and build
+READERS = 8  # chunks that may be on their way out at the same time
+
+_HANDLERS = {
+    "envsync_lacking": "lacking",
+    "envsync_put": "put",
+    "envsync_get": "get",
+    "envsync_apply": "apply",
+    "envsync_release": "release",
+    "envsync_state": "state",
+    "envsync_report": "report",
+}
+
+
+class Hub(SchedulerPlugin):  # type: ignore[misc]
+    """Keeps a running cluster as one client wants it.
+
+    Sent by value and registered as a scheduler plugin; `install` does the same within the process.
+    """
+
+    name = NAME
+
+    def __init__(self) -> None:
+        self.scheduler: Any = None
+        self.gate: Any = None
+        self.wanted: dict[str, Any] = {}  # the state; empty if there is none
+        self.own: dict[str, Any] = {}
+
+    def install(self, scheduler: Scheduler) -> None:
+        """Take requests in a scheduler that runs, from within its process."""
+        self._take(scheduler)
+        scheduler.add_plugin(self, name=self.name)
+
+    async def start(self, scheduler: Scheduler) -> None:
+        """Take requests, being registered by a client.
+
+        Raises
+        ------
+        RuntimeError
+            It has a gate of envsync's already: a cluster that envsync started keeps its own environment.
+        """
+        if Gate.name in scheduler.plugins:
+            raise RuntimeError(
+                "this cluster was started by envsync, which keeps its environment: cluster.sync() ships what "
+                "changed, another environment needs a cluster of its own"
+            )
+        self._take(scheduler)
+
+    def _take(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._turn = asyncio.Lock()
+        self._readers = asyncio.Semaphore(READERS)
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="envsync")
+        self._calls = Calls(scheduler, self._threads)
+        self._equipped: dict[str, str] = {}
+        self._tasks: set[Any] = set()
+        self.blobs = Blobs(os.path.join(scheduler.local_directory, "envsync-blobs"))
+        self._before = {name: scheduler.handlers.get(name) for name in _HANDLERS}
+        for name, method in _HANDLERS.items():
+            scheduler.handlers[name] = getattr(self, method)
+
+    def uninstall(self) -> None:
+        """Leave the scheduler as it was before `install`, blobs too. What processes have, they keep."""
+        scheduler, self.scheduler = self.scheduler, None
+        if scheduler is None:
+            return
+        self._drop_gate()
+        scheduler.worker_plugins.pop(NAME, None)
+        scheduler.nanny_plugins.pop(NAME, None)
+        for name, before in self._before.items():
+            if before is not None:
+                scheduler.handlers[name] = before
+            else:
+                scheduler.handlers.pop(name, None)
+        scheduler.plugins.pop(self.name, None)
+        self.blobs.remove()
+        self._threads.shutdown(wait=False)
+
+    async def close(self) -> None:
+        """Go with the scheduler."""
+        if self.scheduler is not None:
+            self._threads.shutdown(wait=False)
+            self.blobs.remove()
+            take_out(_whole(self.scheduler))
+
+    # Blobs
+
+    async def lacking(self, digests: Collection[str]) -> list[str]:
+        """Return the blobs that are not here."""
+        return cast(List[str], await self._aside(lambda: self.blobs.lacking(digests)))
+
+    async def put(self, sha256: str, offset: int, data: bytes, last: bool = False, upload: str = "") -> Any:
+        """Take a chunk of a blob: see `Blobs.put`."""
+        return await self._aside(lambda: self.blobs.put(sha256, offset, data, last, upload))
+
+    async def get(self, comm: Any, sha256: str, offset: int) -> Any:
+        """Give a chunk of a blob: see `Blobs.get`. As many at a time as memory is to be spent on."""
+        async with self._readers:
+            await comm.write(await self._aside(lambda: self.blobs.get(sha256, offset)))
+        return Status.dont_reply
+
+    # The state
+
+    async def state(self) -> dict[str, Any]:
+        """Return what is known of every process, and whose state it is, as JSON types."""
+        known = await self.gate.state() if self.gate is not None else {}
+        return {
+            "protocol": PROTOCOL,
+            "on_mismatch": "",
+            "workers": {},
+            "refused": [],
+            **known,
+            "owner": self.wanted.get("owner"),
+            "digest": self.wanted.get("digest", ""),
+            "own": self.own,
+            "scheduler": list(self.own.get("differences", ())),
+        }
+
+    async def apply(
+        self,
+        state: dict[str, Any],
+        restart: str = "auto",
+        take_over: bool = False,
+        patience: float = PATIENCE,
+    ) -> dict[str, Any]:
+        """Make every process what a state says.
+
+        Parameters
+        ----------
+        state : State
+            What is wanted: see docs/internals-existing.md.
+        restart : {"auto", "never", "always"}
+            Which workers with a nanny restart: those that have imported what differs, none, all that change.
+        take_over : bool
+            Whether this state replaces another owner's.
+        patience : float
+            Seconds that running tasks have to end.
+
+        Returns
+        -------
+        dict
+            ``scheduler``, an entry; ``workers``, entries by address; ``seconds``. Or ``refused``, with the
+            ``owner`` who is there; or ``lacking``, the blobs that have to be sent first.
+        """
+        if restart not in ("auto", "never", "always"):
+            raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
+        async with self._turn:
+            began, now = time.monotonic(), time.time()
+            old = self.wanted
+            other = bool(old) and old["owner"]["id"] != state["owner"]["id"]
+            if other and old["digest"] != state["digest"] and not take_over:
+                return {"refused": {"owner": old["owner"]}}
+            if not other:
+                state = _with_what_is_laid_over(state, old)
+            lacking = await self.lacking(_blobs_of(state))
+            if lacking:
+                return {"lacking": lacking}
+            same = bool(old) and _content(old) == _content(state)
+            if same and other:
+                state = old
+            pickled = await self._aside(lambda: (by_value(Mend(state)), guarded(MendNanny(state))))
+            self.wanted = state
+            self._announce(*pickled)
+            await asyncio.gather(self._mend_self(), self._mend_nannies())
+            done = {name for name, entry in self.gate.workers.items() if same and entry["state"] == "equal"}
+            await self._mend_workers(sorted(set(self.scheduler.workers) - done), restart, patience)
+            if not same:
+                await self._aside(lambda: self.blobs.keep(_blobs_of(state)))
+            gone = [one for one in self.gate.refused if one["time"] >= now]
+            workers = {one["address"]: _entry(one) for one in gone}
+            workers.update({address: _entry(entry) for address, entry in self.gate.workers.items()})
+            return {"scheduler": self.own, "workers": workers, "seconds": time.monotonic() - began}
+
+    async def release(self, owner: str, patience: float = PATIENCE) -> dict[str, Any]:
+        """Give the cluster back as it was, if it is that owner's."""
+        async with self._turn:
+            if self.wanted and self.wanted["owner"]["id"] != owner:
+                return {"refused": {"owner": self.wanted["owner"]}}
+            began = time.monotonic()
+            self.scheduler.worker_plugins.pop(NAME, None)
+            self.scheduler.nanny_plugins.pop(NAME, None)
+            self._drop_gate()
+            told, answers = await self._take_leave(set(), patience)
+            again = [
+                address
+                for address, answer in answers.items()
+                if answer["restart"] and address in self.scheduler.workers and self._nanny(address)
+            ]
+            restarts = Restarts(self.scheduler, _NoGate(self.scheduler), patience=patience)
+            for address, (new, trouble) in (await restarts.restart(again)).items():
+                answers[new or address] = {**answers.pop(address), "trouble": trouble, "restart": []}
+            # what joined meanwhile may have been given the plugin still
+            more, _ = await self._take_leave(set(answers), patience)
+            told.update(more)
+            await self._aside(lambda: take_out(_whole(self.scheduler)))
+            workers = {
+                address: {"trouble": answer["trouble"], "restart": answer["restart"]}
+                for address, answer in answers.items()
+            }
+            troubles = [answer["trouble"] for answer in told.values() if answer["trouble"]]
+            self.wanted = {}
+            self.uninstall()
+            return {"workers": workers, "nannies": troubles, "seconds": time.monotonic() - began}
+
+    async def report(
+        self, address: str, digest: str = "", restart: Collection[str] = (), **found: Any
+    ) -> Any:
+        """Take the report of a late joiner; one that was given an older state is mended first."""
+        address = self.scheduler.coerce_address(address)
+        if self.gate is None:
+            return {"admitted": True}
+        if digest != self.wanted.get("digest"):
+            self._later(self._mend_late(address))
+            return {"admitted": True}
+        return await self._judge(address, {**found, "restart": restart})
+
+    def add_worker(self, scheduler: Scheduler, worker: str) -> None:
+        """See that the nanny of a late joiner has the state too: it may have come up before there was one."""
+        nanny = scheduler.workers[worker].nanny
+        if self.wanted and nanny and self._equipped.get(nanny) != self.wanted["digest"]:
+            self._later(self._mend_nannies([nanny]))
+
+    # How it is made true
+
+    def _announce(self, plugin: bytes, nanny_plugin: bytes) -> None:
+        """Have all that join from now on get the state."""
+        if self.gate is None:
+            self.gate = Gate(self.wanted["wanted"], report_timeout=REPORT_TIMEOUT, door=("python",))
+            self.gate.install(self.scheduler, (NAME, plugin))
+            for name in ("envsync_report", "envsync_state"):  # the gate's, and more
+                self.scheduler.handlers[name] = getattr(self, _HANDLERS[name])
+        self.gate.wanted = self.wanted["wanted"]
+        self.gate.on_mismatch = self.wanted["on_mismatch"]
+        self.scheduler.worker_plugins[NAME] = plugin
+        self.scheduler.nanny_plugins[NAME] = nanny_plugin
+
+    def _drop_gate(self) -> None:
+        gate, self.gate = self.gate, None
+        if gate is not None:
+            for name in ("envsync_report", "envsync_state"):
+                self.scheduler.handlers[name] = getattr(gate, _HANDLERS[name])
+            gate.uninstall()
+
+    async def _mend_self(self) -> None:
+        who = _whole(self.scheduler)
+        restart: list[str] = []
+        differences: list[dict[str, Any]] = []
+        trouble = ""
+        try:
+            built = await self._aside(lambda: fetch_and_build(self.wanted, self.blobs.get))
+            restart = put_in(who, built)
+            differences = await self._aside(lambda: look_again(self.wanted, process="scheduler"))
+        except Exception as error:
+            logger.exception("The scheduler could not be given the wanted environment")
+            trouble = f"{type(error).__name__}: {error}"
+        self.own = _judged("scheduler", differences, trouble, restart)
+        self.gate.own = differences
+
+    async def _mend_nannies(self, nannies: Collection[Any] = ()) -> None:
+        """Give the state to some nannies, or to all; those that have it are left in peace."""
+        state = self.wanted
+        asked = nannies or [known.nanny for known in self.scheduler.workers.values()]
+        lacking = {one for one in asked if one and self._equipped.get(one) != state["digest"]}
+        self._equipped.update(dict.fromkeys(lacking, state["digest"]))
+        answers = await self._calls.run(lacking, exchange, MendNanny(state), lambda _: {})
+        for nanny, answer in answers.items():
+            if answer["trouble"]:
+                logger.warning(
+                    "The nanny %s could not be given the environment: %s", nanny, answer["trouble"]
+                )
+                self._equipped.pop(nanny, None)
+
+    async def _mend_workers(self, addresses: Collection[str], restart: str, patience: float) -> None:
+        def options(address: str) -> dict[str, Any]:
+            return {
+                "restart": restart if self._nanny(address) in self._equipped else "never",
+                "patience": patience,
+            }
+
+        plugin = Mend(self.wanted)
+        present = [one for one in addresses if self.gate.workers.get(one, {}).get("state") != "waiting"]
+        answers = await self._calls.run(present, exchange, plugin, options)
+        again = [address for address, answer in answers.items() if answer["untouched"]]
+        restarts = Restarts(self.scheduler, self.gate, patience=patience)
+        told = await restarts.restart(again) if again else {}
+        # what could not be restarted goes on as it was, but for what can come without
+        as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble}
+        never = {"restart": "never", "patience": patience}
+        more = await self._calls.run(as_it_is, exchange, plugin, lambda _: never)
+        for address, trouble in as_it_is.items():
+            more[address]["trouble"] = more[address]["trouble"] or trouble
+        for address, answer in {**answers, **more}.items():
+            if not answer["untouched"]:
+                await self._judge(address, answer)
+
+    async def _mend_late(self, address: str) -> None:
+        never = {"restart": "never"}
+        answers = await self._calls.run([address], exchange, Mend(self.wanted), lambda _: never)
+        await self._judge(address, answers[address])
+
+    async def _judge(self, address: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+        """Have the gate hear of a worker what it became."""
+        found = _judged("", answer["differences"], answer["trouble"], answer["restart"])
+        if self.gate is None or address not in self.gate.workers:
+            return {"admitted": False, "message": "not a worker of this scheduler"}
+        said: dict[str, Any] = await self.gate.report(
+            address, differences=answer["differences"], trouble=found["trouble"]
+        )
+        entry = self.gate.workers.get(address)
+        if entry is not None and entry["state"] != "refused":
+            entry["state"] = found["state"]
+        return said
+
+    def _nanny(self, address: str) -> Any:
+        known = self.scheduler.workers.get(address)
+        return known.nanny if known is not None else None
+
+    async def _aside(self, action: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+    def _later(self, action: Any) -> None:
+        task = asyncio.ensure_future(action)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _NoGate:
+    """Stands where a gate was, while workers restart without one."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+        self.shut: set[str] = set()
+        self.refused: list[dict[str, Any]] = []
+
+    @property
+    def workers(self) -> dict[str, dict[str, Any]]:
+        return {address: {"state": "equal"} for address in self._scheduler.workers}
+
+
+def _whole(scheduler: Any) -> str:
+    return f"scheduler {scheduler.id}"
+
+
+def _blobs_of(state: Mapping[str, Any]) -> list[str]:
+    wheels = [one["sha256"] for packages in state["packages"].values() for one in packages.values()]
+    return [*wheels, *(sha256 for tree in state["trees"] for _, sha256, _ in tree["files"])]
+
+
+def _content(state: Mapping[str, Any]) -> list[Any]:
+    return [state[key] for key in ("wanted", "packages", "trees", "on_mismatch")]
+
+
+def _with_what_is_laid_over(state: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Add packages that were laid over before and are wanted still: whoever looks now sees no difference."""
+    if not old:
+        return state
+    versions = {one["name"]: one["version"] for one in state["wanted"].get("distributions") or ()}
+    packages = {target: dict(those) for target, those in state["packages"].items()}
+    for target, those in old["packages"].items():
+        for name, one in those.items():
+            if versions.get(name) == one["version"]:
+                packages.setdefault(target, {}).setdefault(name, one)
+    return {**state, "packages": packages}
+
+
+def _judged(
+    name: str, differences: Collection[Mapping[str, Any]], trouble: str, restart: Collection[str]
+) -> dict[str, Any]:
+    found = [dict(one) for one in differences]
+    state = "different" if trouble or refuses(found) else "equal"
+    if restart:
+        state = "restart-needed"
+        trouble = trouble or "it has imported " + ", ".join(restart) + ": a restart brings the wanted ones"
+    return {"name": name, "state": state, "differences": found, "trouble": trouble}
+
+
+def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: entry[key] for key in ("name", "state", "differences", "trouble")}
