@@ -24,11 +24,11 @@ from envsync.runner.session import Session
 from envsync.store import FolderStore
 from envsync.supply import Supply
 
+pytestmark = pytest.mark.slow
+
 # Ends at neither the end of its input nor SIGTERM, and starts one of its kind in a session of its own.
 STUBBORN = """
 import os, signal, sys, time
-
-pytestmark = pytest.mark.slow
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if len(sys.argv) < 2:
     import subprocess
