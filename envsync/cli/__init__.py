@@ -76,11 +76,19 @@ def cli() -> None:
     Exit codes:
       0    fine, or the environments are equal
       1    they differ
-      2    wrong usage; for diff and check also: could not look
+      2    wrong usage, nothing was started; for diff and check also: could not look
       3    the environment cannot be captured, locked or built
       4    a host cannot be used
       5    a cluster cannot be started
-      130  interrupted
+      130  interrupted (143: by SIGTERM); what was started is ended
+    `envsync run` ends with the exit code of its command.
+
+    \b
+    A first round:
+      envsync snapshot                             what is installed here -> pylock.envsync.toml
+      envsync run -- python analysis.py            a cluster on this machine, while the script runs
+      envsync push ssh://node1                     the environment exists there, verified
+      envsync run --on ssh --hosts node1,node2 -- python analysis.py
     """  # noqa: D301 - click's mark for text that is not to be wrapped
 
 

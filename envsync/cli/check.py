@@ -41,7 +41,7 @@ def tls_options(function: _F) -> _F:
     return function
 
 
-@make_command("check")
+@make_command("check", short_help="Compare a running cluster with this environment.")
 @click.argument("address", metavar="tcp://SCHEDULER:PORT", callback=scheduler)
 @click.option(
     "--lock",
@@ -55,16 +55,15 @@ def tls_options(function: _F) -> _F:
     metavar="SECONDS",
     type=click.FloatRange(min=0, min_open=True),
     default=TIMEOUT,
-    show_default=True,
-    help="How long to try to connect to the scheduler.",
+    help="How long to try to connect to the scheduler; 10 by default.",
 )
 @tls_options
 def command(address: str, lock_file: str | None, timeout: float, **tls: str | None) -> None:
     """Compare every process of a running cluster with this environment.
 
-    The exit code is 0 if all is as it is here (warnings and notes may remain), 1 if code that tasks can
-    reach differs, 2 if the cluster, or one of its processes, could not be looked at. Without TLS options,
-    Dask's own configuration counts.
+    The workers need no envsync, and nothing is changed there. The exit code is 0 if all is as it is here
+    (warnings and notes may remain), 1 if code that tasks can reach differs, 2 if the cluster, or one of its
+    processes, could not be looked at. Without TLS options, Dask's own configuration counts.
     """
     wanted = None
     if lock_file is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@make_command("diff")
+@make_command("diff", short_help="Compare two environments.")
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
 @tls_options
@@ -98,7 +98,7 @@ def compare_sides(
         found = cluster.differences if address == right else [_swapped(one) for one in cluster.differences]
         for one in cluster.processes:
             if one.trouble:
-                raise ClusterError(f"{one.process} could not be looked at: {one.trouble}", where=address)
+                raise ClusterError(f"{one.process}: {one.trouble}", where=address)
         return found, [one.process for one in cluster.processes]
     from envsync.plugins.compare import compare
 

@@ -81,7 +81,7 @@ def output_options(function: _F) -> _F:
     options = [
         ("-q", "--quiet", "Say nothing but results and errors."),
         ("--json", "--json", "Results as JSON on stdout; progress and errors as JSON lines on stderr."),
-        ("-v", "--verbose", "Also log lines and tracebacks."),
+        ("-v", "--verbose", "Also log lines and tracebacks; lists are not shortened."),
     ]
     for short, long, text in reversed(options):
         names = dict.fromkeys([short, long])
@@ -91,7 +91,9 @@ def output_options(function: _F) -> _F:
 
 
 cache_option = click.option(
-    "--cache", metavar="FOLDER", help="The cache folder on the hosts; ~/.cache/envsync there by default."
+    "--cache",
+    metavar="FOLDER",
+    help="The cache folder on the hosts, if not $ENVSYNC_CACHE or ~/.cache/envsync there.",
 )
 
 
@@ -196,6 +198,12 @@ def result(document: dict[str, Any], text: Callable[[], str]) -> None:
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
-    """Make a click command that takes the output options too."""
+    """Make a click command that takes the output options too, after its own."""
     make: Callable[[Callable[..., Any]], click.Command] = click.command(name, **settings)
-    return lambda function: make(output_options(function))
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        made = make(function)
+        made.params += click.command()(output_options(lambda: None)).params
+        return made
+
+    return decorate

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@make_command("push")
+@make_command("push", short_help="Make this environment exist on other machines.")
 @click.argument("hosts", metavar="HOST...", nargs=-1, required=True)
 @click.option(
     "--lock",

@@ -29,7 +29,11 @@ _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
 
-@make_command("run", context_settings={"allow_interspersed_args": False})
+@make_command(
+    "run",
+    short_help="Run a command here, with a cluster in this environment.",
+    context_settings={"allow_interspersed_args": False},
+)
 @click.option(
     "--on",
     "backend",
@@ -89,7 +93,7 @@ def command(
     """Run COMMAND here, with a cluster in this environment for as long as it runs.
 
     COMMAND finds the cluster by itself: `Client()` without arguments connects to it, TLS included. Its exit
-    code is the exit code of `envsync run`; signals are passed on to it.
+    code is the exit code of `envsync run`; signals are passed on to it. Options after COMMAND are its own.
     """
     names = [name.strip() for name in (hosts or "").split(",") if name.strip()]
     if backend == "ssh" and not names:

@@ -41,7 +41,7 @@ def _target(_ctx: object, _parameter: object, value: str | None) -> str | None:
     return value
 
 
-@make_command("snapshot")
+@make_command("snapshot", short_help="Look at this environment, and lock it.")
 @click.option(
     "--python",
     metavar="PATH",
@@ -82,7 +82,11 @@ def command(
     allow_substitutes: bool,
     cache: str | None,
 ) -> None:
-    """Look at this environment and lock it, exactly, for the machines that will run it."""
+    """Look at this environment and lock it, exactly, for the machines that will run it.
+
+    The lock is a PEP 751 file, for machines of this kind unless --for names another. Local code (editable
+    projects, loose modules, the working directory) is listed, and goes along when the lock is pushed or run.
+    """
     from envsync.snapshot import capture
 
     if no_lock:
