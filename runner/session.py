@@ -221,6 +221,10 @@ class Session:
         """
         from envsync.runner.realising import realise
 
+        if environment and self._wire is not None:
+            from envsync.uv import secrets_in
+
+            self._wire.secrets |= secrets_in(environment.items())
         return await realise(
             self, lock, hooks=hooks or self.hooks, fetch=fetch, online=online, environment=environment or {}
         )

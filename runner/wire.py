@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import AgentError, CorruptBlobError, EnvsyncError, HostError, RealiseError, UnfitHostError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from envsync.runner.hosts.base import Channel
 
@@ -33,10 +33,23 @@ _SILENCE = (
 )
 
 
-def error_of(problem: dict[str, Any], where: str) -> EnvsyncError:
-    """Return the exception for an agent's ``{"kind", "message", "hint"}``."""
+def error_of(problem: dict[str, Any], where: str, secrets: Iterable[str] = ()) -> EnvsyncError:
+    """Return the exception for an agent's ``{"kind", "message", "hint"}``, without credentials.
+
+    Parameters
+    ----------
+    problem : dict
+        What the agent said.
+    where : str
+        Its host.
+    secrets : iterable of str
+        What must not be in it, besides the credentials of URLs.
+    """
+    from envsync.uv import scrub
+
+    message, hint = (scrub(str(problem.get(key, "")), secrets) for key in ("message", "hint"))
     cls = _KINDS.get(str(problem.get("kind", "")), AgentError)
-    return cls(str(problem.get("message", "")), where=where, hint=str(problem.get("hint", "")))
+    return cls(message, where=where, hint=hint)
 
 
 class Wire:
@@ -54,6 +67,11 @@ class Wire:
         Called with each event that belongs to no request.
     on_end : callable
         Called once, with the error, when the agent is gone.
+
+    Attributes
+    ----------
+    secrets : set of str
+        What the agent was told and no error may repeat.
     """
 
     def __init__(
@@ -68,6 +86,7 @@ class Wire:
         self.channel = channel
         self.where = where
         self.ended: EnvsyncError | None = None
+        self.secrets: set[str] = set()
         self._beat = beat
         self._on_event = on_event
         self._on_end = on_end
@@ -191,7 +210,7 @@ class Wire:
         if answer is None or answer.done():
             return
         if "error" in message:
-            answer.set_exception(error_of(message["error"], self.where))
+            answer.set_exception(error_of(message["error"], self.where, self.secrets))
         else:
             answer.set_result(message.get("ok"))
 
@@ -222,7 +241,7 @@ class Wire:
                 reason += f" (exit status {code})"
                 tail = (await self.channel.read_stderr()).decode(errors="replace").strip()
                 hint = "\n  ".join(["its last words:", *tail.splitlines()[-10:]]) if tail else ""
-        self._end(AgentError(reason, where=self.where, hint=hint))
+        self._end(error_of({"message": reason, "hint": hint}, self.where, self.secrets))
 
     def _end(self, error: EnvsyncError) -> None:
         if self.ended is not None:

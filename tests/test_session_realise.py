@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -319,6 +320,29 @@ async def test_secrets_for_uv_stay_on_this_machine(makes: Makes) -> None:
         if path.is_file():
             assert b"canary-in-a-cage" not in path.read_bytes(), path
     assert not [command for command in host.commands if "canary" in command]
+
+
+async def test_what_uv_says_of_a_password_is_in_no_error(
+    makes: Makes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loud = makes.folder / "uv-loud"
+    loud.write_text(
+        "#!/bin/sh\n"
+        f'[ "$1" = venv ] && exec {find_uv()} "$@"\n'
+        'echo "error: $UV_INDEX_CORP_PASSWORD is refused by $UV_DEFAULT_INDEX" >&2\n'
+        'echo "cause: asked for http://eve:canary-3@127.0.0.1:9/x.whl?token=canary-4" >&2\nexit 2\n'
+    )
+    loud.chmod(0o755)
+    monkeypatch.setattr("envsync.uv.find_uv", lambda: str(loud))
+    settings = {
+        "UV_INDEX_CORP_PASSWORD": "canary-1",
+        "UV_DEFAULT_INDEX": "http://ada:canary%2D2@127.0.0.1:9/simple",
+    }
+    session = await makes.session(Local())
+    with pytest.raises(RealiseError, match="is refused by http://") as caught:
+        await session.realise(makes.lock(makes.artifact("alpha")), environment=settings)
+    assert "127.0.0.1:9" in str(caught.value)
+    assert not re.search("canary", str(caught.value))
 
 
 async def test_a_full_disk_is_said_and_leaves_nothing(makes: Makes, tiny_disk: Callable[[int], Path]) -> None:
