@@ -19,13 +19,23 @@ _HOMES = {
     "EnvsyncError": "envsync.errors",
     "Lock": "envsync.lock",
     "Snapshot": "envsync.snapshot",
+    "SyncEnvironment": "envsync.runner",
     "SyncedCluster": "envsync.runner",
     "Target": "envsync.target",
     "capture": "envsync.snapshot",
     "verify": "envsync.runner",
 }
 
-__all__ = ["EnvsyncError", "Lock", "Snapshot", "SyncedCluster", "Target", "capture", "verify"]
+__all__ = [
+    "EnvsyncError",
+    "Lock",
+    "Snapshot",
+    "SyncEnvironment",
+    "SyncedCluster",
+    "Target",
+    "capture",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

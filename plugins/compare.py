@@ -168,7 +168,7 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             elif wanted.get("editable"):
                 continue
             elif name in tools:
-                yield (NOTE, "missing", name, wanted["version"], "", "")
+                continue
             elif foreign and not core:
                 advice = "install it there, if there is one for that machine and code uses it"
                 yield (WARNING, "missing", name, wanted["version"], "", advice)

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envsync.runner.backends import SSH, Backend, Local
     from envsync.runner.cluster import SyncedCluster
+    from envsync.runner.existing import SyncEnvironment
     from envsync.runner.verification import Verification
-    from envsync.runner.verify import verify
+    from envsync.runner.verifying import verify
 
 _HOMES = {
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
     "Local": "envsync.runner.backends",
+    "SyncEnvironment": "envsync.runner.existing",
     "SyncedCluster": "envsync.runner.cluster",
     "Verification": "envsync.runner.verification",
-    "verify": "envsync.runner.verify",
+    "verify": "envsync.runner.verifying",
 }
 
-__all__ = ["SSH", "Backend", "Local", "SyncedCluster", "Verification", "verify"]
+__all__ = ["SSH", "Backend", "Local", "SyncEnvironment", "SyncedCluster", "Verification", "verify"]
 
 
 def __getattr__(name: str) -> Any:
@@ -31,9 +33,7 @@ def __getattr__(name: str) -> Any:
         home = _HOMES[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(home), name)
-    globals()[name] = value  # or the submodule `verify`, once loaded, would stand in for the function
-    return value
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

@@ -218,7 +218,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     async def _provision(self) -> None:
         """Make the environment exist on every host, and lay out what will run there."""
         from envsync.runner.provision import prepare
-        from envsync.runner.verify import demand_client
+        from envsync.runner.verifying import demand_client
 
         lock = await asyncio.to_thread(_lock, self.wanted_lock)
         if lock is not None and self.options.on_mismatch != "ignore":
@@ -408,8 +408,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             warnings.warn(str(verification), stacklevel=2)
 
     def verify(self, *, on_mismatch: str = "raise") -> Verification:
-        """Compare every process, and this one, with the lock; see `envsync.runner.verify`."""
-        from envsync.runner.verify import verify
+        """Compare every process, and this one, with the lock; see `envsync.runner.verifying`."""
+        from envsync.runner.verifying import verify
 
         return verify(self, on_mismatch=on_mismatch)
 

@@ -32,7 +32,7 @@ class Checked:
     differences : tuple of Difference
         How it differs, the worst first.
     trouble : str
-        Why it could not be looked at; empty if it could.
+        What went wrong with it; empty if nothing did.
     """
 
     kind: str
@@ -118,7 +118,7 @@ class Verification:
             Colours severities; see `envsync.runner.table.Paint`.
         """
         lines = [
-            f"{paint(ERROR, ERROR)}: {one.process} could not be looked at: {one.trouble}"
+            f"{paint(ERROR, ERROR)}: {one.process}: {one.trouble}"
             for one in self.processes
             if one.trouble
         ]

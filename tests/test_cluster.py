@@ -23,7 +23,7 @@ from distributed import Client
 from envsync.errors import ClusterError, LockError, MismatchError, ProcessDied, StartTimeout
 from envsync.runner import SyncedCluster
 from envsync.runner.places import Place
-from envsync.runner.verify import verify_async
+from envsync.runner.verifying import verify_async
 from tests.small import equal_but_for_the_client, processes_in, wait_until_none
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from envsync.errors import MismatchError
 from envsync.plugins.compare import CORE, Difference
 from envsync.plugins.gate import look
 from envsync.runner.verification import Checked, Verification
-from envsync.runner.verify import verify, verify_async
+from envsync.runner.verifying import verify, verify_async
 from envsync.uv import find_uv
 
 
@@ -190,5 +190,5 @@ def test_a_scheduler_that_lacks_what_the_client_has(tmp_path: Path, own: dict[st
         # This process has all that envsync needs, which no task does.
         found = verify(address, on_mismatch="ignore")
         rows = {row.subject: row for row in found.rows()}
-        assert {rows[name].severity for name in ("asyncssh", "uv")} == {"note"}
+        assert not {"asyncssh", "uv"} & rows.keys()
         assert rows["pytest"].severity == "error"

@@ -16,7 +16,7 @@ from envsync.lock import Lock
 from envsync.plugins.compare import compare
 from envsync.plugins.gate import look
 from envsync.plugins.sources import code_here
-from envsync.runner.verify import demand_client
+from envsync.runner.verifying import demand_client
 from envsync.snapshot import capture
 from envsync.target import Target
 from envsync.trees import Manifest, code_of

@@ -130,7 +130,7 @@ def look_at_cluster(
     from distributed.comm import CommClosedError
     from distributed.security import Security
 
-    from envsync.runner.verify import verify
+    from envsync.runner.verifying import verify
 
     given = {
         "tls_ca_file": tls.get("tls_ca_file"),

@@ -282,7 +282,7 @@ async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Check
             kind=one.kind,
             process=one.name,
             differences=one.foreign or tuple(map(Difference.from_dict, one.answer or ())),
-            trouble=one.trouble,
+            trouble=one.trouble and f"it could not be looked at: {one.trouble}",
         )
         for one in await ask_all(connection, check_aside, wanted, "process")
     ]

@@ -1,0 +1,319 @@
+"""In a cluster that somebody else started: make its environment this one, and keep it so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from distributed.client import Client
+
+from envsync.errors import ClusterError, MismatchError
+from envsync.plugins.compare import ERROR, FATAL, Difference
+from envsync.plugins.gate import TOPIC, by_value
+from envsync.plugins.hub import Hub
+from envsync.plugins.survey import survey
+from envsync.runner.logged import LoggedHooks
+from envsync.runner.shipment import (
+    blobs_of,
+    lacking_packages,
+    make_state,
+    owner,
+    packages_for,
+    upload,
+)
+from envsync.runner.telling import tell_edited, tell_left_out
+from envsync.runner.verification import Checked, Verification
+from envsync.runner.verifying import ask_all, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from envsync.hooks import Hooks
+    from envsync.runner.verifying import Asked
+    from envsync.snapshot import Snapshot
+    from envsync.store import Store
+    from envsync.trees import Manifest
+
+__all__ = ["SyncEnvironment"]
+
+logger = logging.getLogger("envsync")
+
+_NAME = "envsync"  # of the plugin, in whatever cluster
+_ROUNDS = 3
+
+
+class SyncEnvironment:
+    """A plugin that makes this environment true in a running cluster: packages and local code.
+
+    Nothing is installed there. What differs is laid over each process's own environment, from a folder that
+    the processes of a host share, and taken away again by `unregister`.
+
+    Parameters
+    ----------
+    on_mismatch : {"raise", "warn"}
+        What to do about a process that cannot be made equal. ``"raise"``: nothing is changed if there is one
+        already, and one that comes later is refused. ``"warn"``: it is let in, and told of.
+    restart : {"auto", "never", "always"}
+        Which workers are restarted by their nannies, after the tasks that run there have ended and what only
+        they hold has been moved: those that have imported packages that differ, none, or all that change.
+    take_over : bool
+        Whether to take the place of another client's environment.
+    cwd : str, optional
+        A working directory whose code goes along; code on ``sys.path`` does anyhow.
+    hooks : Hooks, optional
+        Told about progress; the log of ``envsync`` if not given.
+
+    Examples
+    --------
+    >>> client.register_plugin(SyncEnvironment())           # doctest: +SKIP
+    >>> client.sync_environment()      # after an edit      # doctest: +SKIP
+    """
+
+    name = _NAME
+
+    def __init__(
+        self,
+        *,
+        on_mismatch: str = "raise",
+        restart: str = "auto",
+        take_over: bool = False,
+        cwd: str | None = None,
+        hooks: Hooks | None = None,
+    ) -> None:
+        if on_mismatch not in ("raise", "warn"):
+            raise ValueError(f"on_mismatch must be 'raise' or 'warn', not {on_mismatch!r}")
+        if restart not in ("auto", "never", "always"):
+            raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
+        self.on_mismatch = on_mismatch
+        self.restart = restart
+        self.take_over = take_over
+        self.cwd = cwd
+        self.hooks = hooks or LoggedHooks()
+        self.client: Client | None = None
+        self.state: dict[str, Any] | None = None
+        self._id = secrets.token_hex(8)
+        self._snapshot = ""
+        self._told: list[Manifest] = []
+
+    def sync(self) -> Any:
+        """Bring the cluster up to this environment as it is now: an edited module, a package just installed.
+
+        Returns
+        -------
+        Verification
+            Every process as it is then. A coroutine that returns it, where the client is asynchronous.
+
+        Raises
+        ------
+        MismatchError
+            A process could not be made equal, and `on_mismatch` is ``"raise"``.
+        ClusterError
+            The plugin is not registered, or another client's environment is in place.
+        """
+        client = self._registered()
+        return client.sync(self._mend)
+
+    def verify(self, **options: Any) -> Any:
+        """Compare every process of the cluster with this environment; see `envsync.verify`."""
+        return verify(self._registered(), cwd=self.cwd, **options)
+
+    def unregister(self) -> Any:
+        """Restore every process to what it was before."""
+        client = self._registered()
+        return client.sync(self._release)
+
+    def _registered(self) -> Client:
+        if self.client is None:
+            raise ClusterError(
+                "the plugin is not registered", hint="Register it: client.register_plugin(plugin)"
+            )
+        return self.client
+
+    async def attach(self, client: Client) -> Verification:
+        """Register with a client's cluster. ``client.register_plugin`` calls it."""
+        if self.client is not None and self.client is not client:
+            raise ClusterError(
+                "the plugin is registered with another client",
+                hint="Make one for each: SyncEnvironment()",
+            )
+        verification = await self._mend(client)
+        self.client = client
+        client.sync_environment = self.sync
+        client.subscribe_topic(TOPIC, self._heard)
+        return verification
+
+    async def _mend(self, client: Client | None = None) -> Verification:
+        first = client is not None
+        client = client if client is not None else self._registered()
+        began = time.monotonic()
+        from envsync.indexes import read_settings
+        from envsync.store import default_store
+
+        store = default_store()
+        snapshot, manifests, wanted = await asyncio.to_thread(self._look)
+        tell_left_out(manifests, self.hooks, before=self._told)
+        self._told = manifests
+        if self.state is not None and snapshot.digest == self._snapshot:
+            packages = self.state["packages"]  # only code can have changed
+        else:
+            asked = await ask_all(client.scheduler, survey, wanted, "who")
+            names, beyond = lacking_packages(asked)
+            self._demand(asked, beyond)
+            settings = await asyncio.to_thread(read_settings, prefix=snapshot.interpreter.prefix)
+            packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
+            await asyncio.to_thread(tell_edited, snapshot, self.hooks)
+        state = make_state(
+            wanted,
+            packages,
+            manifests,
+            on_mismatch=self.on_mismatch,
+            owner=owner(self._id, client.id),
+        )
+        result = await self._apply(client, state, store)
+        verification = _verification(result)
+        workers_ok = Verification(
+            processes=tuple(one for one in verification.processes if one.kind == "worker")
+        ).ok
+        if not workers_ok and self.on_mismatch == "raise":
+            if first:
+                await client.scheduler.envsync_release(owner=self._id)
+            raise MismatchError(
+                "not every process could be made equal"
+                + (", and nothing was changed" if first else "")
+                + f"\n{verification}",
+                differences=verification.differences,
+            )
+        self.state, self._snapshot = state, snapshot.digest
+        if not verification.ok:
+            warnings.warn(str(verification), stacklevel=2)
+        self.hooks.done("cluster", f"{len(result['workers'])} workers are equal", time.monotonic() - began)
+        return verification
+
+    async def _apply(self, client: Client, state: dict[str, Any], store: Store) -> dict[str, Any]:
+        """Send what the scheduler lacks, and have it make the state true."""
+        scheduler = client.scheduler
+        await _install_hub(client)
+        lacking = await scheduler.envsync_lacking(digests=blobs_of(state))
+        for _ in range(_ROUNDS):
+            await upload(scheduler, list(lacking), store, self.hooks)
+            result: dict[str, Any] = await scheduler.envsync_apply(
+                state=state, restart=self.restart, take_over=self.take_over
+            )
+            if result.get("refused"):
+                raise _owned(result["refused"]["owner"])
+            lacking = result.get("lacking")
+            if not lacking:
+                return result
+        raise ClusterError(
+            "the scheduler still lacks what was sent to it",
+            hint="Something removes files from its folder for temporary files.",
+        )
+
+    def _look(self) -> tuple[Snapshot, list[Manifest], dict[str, Any]]:
+        """Look at this environment, and put its local code into the store."""
+        from envsync.snapshot import capture
+        from envsync.store import default_store
+        from envsync.trees import code_of, pack
+
+        snapshot, store = capture(cwd=self.cwd), default_store()
+        report = snapshot.report(tools=True)
+        manifests = [
+            pack(tree, store, soabi=snapshot.interpreter.soabi)
+            for tree in snapshot.source_trees
+            if tree.distribution not in report["tools"]
+        ]
+        code = code_of(manifests)
+        digests = {name: one["digest"] for name, one in code.items()}
+        return snapshot, manifests, {**report, "trees": digests, "code": code}
+
+    def _demand(self, asked: Sequence[Asked], beyond: Sequence[tuple[Asked, Difference]]) -> None:
+        """Raise before anything is sent if a process is beyond repair."""
+        grave = [(one, each) for one, each in beyond if each.severity in (FATAL, ERROR)]
+        troubled = [one for one in asked if one.trouble]
+        if self.on_mismatch != "raise" or not (grave or troubled):
+            return
+        by_process: dict[str, list[Difference]] = {}
+        for one, each in grave:
+            by_process.setdefault(one.address, []).append(each)
+        table = Verification(
+            processes=tuple(
+                Checked(
+                    kind=one.kind,
+                    process=one.name,
+                    differences=tuple(by_process.get(one.address, ())),
+                    trouble=one.trouble,
+                )
+                for one in asked
+            )
+        )
+        raise MismatchError(
+            "what differs cannot be laid over a running process, and nothing was changed\n" + str(table),
+            hint="Start those with the wanted Python and Dask; on_mismatch='warn' takes them as they are.",
+            differences=table.differences,
+        )
+
+    async def _release(self) -> None:
+        client = self._registered()
+        await client.scheduler.envsync_release(owner=self._id)
+        client.unsubscribe_topic(TOPIC)
+        del client.sync_environment
+        self.client = self.state = None
+        self._snapshot, self._told = "", []
+
+    def _heard(self, event: Any) -> None:
+        """Tell of a worker that came later and was refused, or let in although it differs."""
+        said = event[1] if isinstance(event, tuple) else event
+        if not isinstance(said, dict) or said.get("action") not in ("refused", "admitted-different"):
+            return
+        found = [one for one in said.get("differences", ()) if one["severity"] in (FATAL, ERROR)]
+        parts = [
+            f"{one['subject']} {one['right'] or 'missing'}, not {one['left'] or 'there'}" for one in found[:3]
+        ]
+        parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        parts += [said["trouble"]] if said.get("trouble") else []
+        what = "was refused" if said["action"] == "refused" else "was let in although it differs"
+        self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
+
+
+def _register(client: Client, plugin: SyncEnvironment, *_: object, **__: object) -> Any:
+    """What ``client.register_plugin`` does with a SyncEnvironment: neither name nor idempotent matter."""
+    return client.sync(plugin.attach, client)
+
+
+Client._register_plugin.register(SyncEnvironment, _register)
+
+
+async def _install_hub(client: Client) -> None:
+    try:
+        await client.scheduler.register_scheduler_plugin(plugin=by_value(Hub()), name=_NAME, idempotent=True)
+    except RuntimeError as error:  # the Hub's own words, where envsync started the cluster
+        raise ClusterError(str(error)) from None
+
+
+def _owned(by: Mapping[str, Any]) -> ClusterError:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(by.get("since", 0)))
+    return ClusterError(
+        f"the environment of {by.get('user')} on {by.get('host')} is in place in this cluster, since {since}",
+        hint="Agree with them; SyncEnvironment(take_over=True) takes its place, for their tasks too.",
+    )
+
+
+def _verification(result: Mapping[str, Any]) -> Verification:
+    entries = [("scheduler", result["scheduler"])]
+    entries += [("worker", entry) for entry in result["workers"].values()]
+    return Verification(
+        processes=tuple(
+            Checked(
+                kind=kind,
+                process="scheduler" if kind == "scheduler" else f"worker {entry['name']}",
+                differences=tuple(map(Difference.from_dict, entry["differences"])),
+                trouble=entry["trouble"],
+            )
+            for kind, entry in entries
+        ),
+        wanted="this environment",
+    )
