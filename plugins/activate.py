@@ -14,7 +14,7 @@ from site import addpackage
 from types import ModuleType
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 
-__all__ = ["activate", "active", "deactivate", "swap"]
+__all__ = ["activate", "active", "deactivate", "elsewhere", "swap"]
 
 _STATE = "_envsync_overlay"
 _PATHS = ("PATH", "PYTHONPATH", "ENVSYNC_TREES")
@@ -49,8 +49,8 @@ def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[s
     old = _state().get("active")
     same = old and (old["digest"], old["python_path"]) == (built["digest"], python_path)
     if same and all(folder in sys.path for folder in folders):
-        return {"forgotten": [], "restart": _elsewhere(built)}
-    roots = {built["root"], *([old["root"]] if old else [])}
+        return {"forgotten": [], "restart": elsewhere(built)}
+    roots = _roots(built)
     _take_off(roots, old)
     base = _without(sys.path, roots)
     head = base[:1] if base[:1] and _is_current(base[0]) else []
@@ -64,7 +64,11 @@ def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[s
         sys.path[:] = [*first, *added["path"], *rest]
     sys.path += built["back"]
     environ = _set_environment(built, python_path)
-    forgotten, stuck = _settle(roots, built["site"], folders, built["packages"])
+    plan = _plan(roots, folders, built["packages"])
+    restart = sorted({*plan.stuck, *_elsewhere(built, plan)})
+    for module, overlay in plan.moved.values():
+        _move(module, overlay, built["site"])
+    _forget(plan.stale)
     _state()["active"] = {
         "digest": built["digest"],
         "root": built["root"],
@@ -74,7 +78,15 @@ def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[s
         "environ": environ,
         "lingering": _lingering(roots, folders),
     }
-    return {"forgotten": forgotten, "restart": sorted({*stuck, *_elsewhere(built)})}
+    return {"forgotten": plan.stale, "restart": restart}
+
+
+def elsewhere(built: Mapping[str, Any]) -> list[str]:
+    """Return what of an overlay, active or not, this process has imported from elsewhere.
+
+    Only its restart brings that; what `activate` can bring by itself is not among it.
+    """
+    return _elsewhere(built, _plan(_roots(built), _folders(built), built["packages"]))
 
 
 def deactivate() -> dict[str, list[str]]:
@@ -90,13 +102,14 @@ def deactivate() -> dict[str, list[str]]:
         return {"forgotten": [], "restart": []}
     roots = {old["root"]}
     _take_off(roots, old)
-    forgotten, stuck = _settle(roots, "", [], {})
+    plan = _plan(roots, [], {})
+    _forget(plan.stale)
     lingering = _lingering(roots, [])
     if lingering:
         # nothing is active, but what is imported from there still reads its files
         _state()["active"] = {"lingering": lingering, "folders": [], "digest": "", "root": old["root"]}
         _state()["active"].update(python_path=False, added={}, environ={})
-    return {"forgotten": forgotten, "restart": sorted(stuck)}
+    return {"forgotten": plan.stale, "restart": sorted(plan.stuck)}
 
 
 def swap(old: Sequence[str], front: Sequence[str], back: Sequence[str]) -> int:
@@ -226,45 +239,53 @@ def _imported() -> Iterator[tuple[str, ModuleType, Any]]:
             continue
 
 
-def _settle(
-    roots: Iterable[str], site: str, folders: Sequence[str], packages: Mapping[str, Any]
-) -> tuple[list[str], set[str]]:
-    """Bring what is imported from overlays into line with the folders that are on the path now.
+class _Plan:
+    """What becomes of what is imported from overlays: moved, forgotten, or, by distributions, left."""
 
-    Returns the modules that were forgotten, and the distributions that cannot be.
-    """
-    known: dict[str, dict[str, list[str]]] = {}
-    changed: dict[str, set[str]] = {}
-    stale: list[str] = []
+    def __init__(self) -> None:
+        self.moved: dict[str, tuple[ModuleType, str]] = {}
+        self.stale: list[str] = []
+        self.stuck: set[str] = set()
+
+
+def _roots(built: Mapping[str, Any]) -> set[str]:
+    old = _state().get("active")
+    return {built["root"], *([old["root"]] if old else [])}
+
+
+def _plan(roots: Iterable[str], folders: Sequence[str], packages: Mapping[str, Any]) -> _Plan:
+    """Return how to bring modules into line with an overlay of these folders and packages."""
+    plan = _Plan()
+    known: dict[str, tuple[dict[str, list[str]], set[str]]] = {}
     held: dict[str, list[str]] = {}
-    stuck: set[str] = set()
     for name, module, file in _imported():
         if file is None:
             if _is_gone_namespace(module, roots, folders):
-                stale.append(name)
+                plan.stale.append(name)
             continue
         root = _below(file, roots)
         if not root or _below(file, folders):
             continue
         kind, _, rest = file[len(root.rstrip(os.sep)) + 1 :].partition(os.sep)
         if kind != "overlays":
-            stale.append(name)
+            plan.stale.append(name)
             continue
         overlay = os.path.join(root, kind, rest.partition(os.sep)[0])
         if overlay not in known:
-            known[overlay], changed[overlay] = _compared(overlay, packages)
-        owners = _owners(name, known[overlay])
-        if owners and site and not changed[overlay].intersection(owners):
-            _move(module, os.path.join(overlay, ""), site)
+            known[overlay] = _compared(overlay, packages)
+        modules, changed = known[overlay]
+        owners = _owners(name, modules)
+        if owners and not changed.intersection(owners):
+            plan.moved[name] = module, overlay
             continue
         for owner in owners or [name.partition(".")[0]]:
             held.setdefault(owner, []).append(name)
             if not str(file).endswith(".py"):
-                stuck.add(owner)
-    fixed = {name for owner in stuck for name in held[owner]}
-    stale += [name for names in held.values() for name in names if name not in fixed]
-    _forget(stale)
-    return sorted(set(stale)), stuck
+                plan.stuck.add(owner)
+    fixed = {name for owner in plan.stuck for name in held[owner]}
+    names = {name for held_names in held.values() for name in held_names}
+    plan.stale = sorted({*plan.stale, *names} - fixed)
+    return plan
 
 
 def _compared(overlay: str, packages: Mapping[str, Any]) -> tuple[dict[str, list[str]], set[str]]:
@@ -344,9 +365,9 @@ def _lingering(roots: Iterable[str], folders: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
-def _elsewhere(built: Mapping[str, Any]) -> list[str]:
-    """Return what is in the overlay and is imported from elsewhere."""
-    imported = {name: file for name, _, file in _imported() if isinstance(file, str)}
+def _elsewhere(built: Mapping[str, Any], plan: _Plan) -> list[str]:
+    gone = {*plan.moved, *plan.stale}
+    imported = {name: file for name, _, file in _imported() if isinstance(file, str) and name not in gone}
     found = set()
     for name, one in built["packages"].items():
         for module in one["modules"]:

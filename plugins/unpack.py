@@ -26,6 +26,10 @@ __all__ = ["lay", "site_of", "unpack"]
 _CHUNK = 1 << 20
 _SCHEMES = ("purelib", "platlib", "scripts", "data", "headers")
 _HASHES = ("sha256", "sha384", "sha512")  # others are too weak, says the specification
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, csv.Error, UnicodeError),
+    *(EOFError, NotImplementedError, RuntimeError),
+)
 _UNSIGNED = ("RECORD", "RECORD.jws", "RECORD.p7s")
 _WRITTEN = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
 _SCRIPT = """\
@@ -73,7 +77,7 @@ def unpack(wheel: str, folder: str, *, name: str = "", label: str = "") -> str:
     try:
         with zipfile.ZipFile(wheel) as archive:
             return _unpack(archive, folder, name, label)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{label} cannot be read as a wheel: {error}") from error
 
 
@@ -84,6 +88,8 @@ def _unpack(archive: zipfile.ZipFile, folder: str, name: str, label: str) -> str
         if path.endswith("/"):
             continue
         _check_path(path, label)
+        if member.header_offset < 0:
+            raise ValueError(f"{label} cannot be read as a wheel: its beginning is missing")
         if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
             raise ValueError(f"{label}: {path} is a link or no plain file, which a wheel must not have")
         if path in members:
