@@ -16,7 +16,7 @@ from typing import Any, Iterable
 
 __all__ = ["CHUNK", "Blobs"]
 
-CHUNK = 4 * 2**20  # bytes
+CHUNK = 2 * 2**20  # bytes
 ABANDONED = 3600.0  # seconds without a chunk, after which an upload is given up
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -73,7 +73,11 @@ class Blobs:
         path = self.path(sha256)
         if not _UPLOAD.match(upload):
             return {"size": 0, "refused": "the name of an upload is letters and digits, 64 at most"}
-        if os.path.exists(path):
+        if os.path.exists(path):  # another client was quicker, perhaps
+            with self._lock:
+                part = self._parts.pop((sha256, upload), None)
+            if part is not None:
+                part.remove()
             return {"size": os.path.getsize(path)}
         with self._lock:
             self._give_up()

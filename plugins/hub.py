@@ -22,7 +22,7 @@ from .calls import Calls
 from .drain import Restarts
 from .fit import fetch_and_build, look_again, put_in, take_out
 from .gate import Gate, by_value, refuses
-from .mend import NAME, PATIENCE, Mend, MendNanny, exchange, guarded
+from .mend import NAME, PATIENCE, Mend, MendNanny, exchange, guarded, leave
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -33,7 +33,7 @@ logger = logging.getLogger("distributed.envsync")
 
 PROTOCOL = 1  # of what a client and a Hub say to each other
 REPORT_TIMEOUT = 900.0  # seconds: a late joiner may have to fetch and build
-READERS = 8  # chunks that may be on their way out at the same time
+READERS = 4  # chunks that may be on their way out at the same time
 
 _HANDLERS = {
     "envsync_lacking": "lacking",
@@ -235,6 +235,13 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             self.wanted = {}
             self.uninstall()
             return {"workers": workers, "nannies": troubles, "seconds": time.monotonic() - began}
+
+    async def _take_leave(self, done: set[str], patience: float) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Take our plugins out of nannies and workers; what each said."""
+        present = [one for one in self.scheduler.workers if one not in done]
+        nannies = {self._nanny(one) for one in present} - {None, ""}
+        told = await self._calls.run(nannies, leave, patience, lambda _: {})
+        return told, await self._calls.run(present, leave, patience, lambda _: {})
 
     async def report(
         self, address: str, digest: str = "", restart: Collection[str] = (), **found: Any

@@ -17,6 +17,7 @@ from distributed.core import Status
 from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
 from distributed.worker_state_machine import PauseEvent, UnpauseEvent
 
+from .activate import active
 from .fit import fetch_and_build, laid_over, look_again, put_in, stale, take_out
 from .gate import by_value, check
 from .survey import repairable
@@ -83,7 +84,7 @@ class Mend(WorkerPlugin):  # type: ignore[misc]
 
         async def put(who: str, built: Mapping[str, Any]) -> list[str] | None:
             old = [] if restart == "never" else stale(built)
-            if built and restart == "always":
+            if built and restart == "always" and active() != built["digest"]:
                 old = old or ["local code"]
             if old and not await loop.run_in_executor(None, self._hopeless):
                 return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.lab.fixtures import lab, machine
 from tests.makes import makes, uv_asked_for
+from tests.running import elsewhere, others
 from tests.small import small_lock
 
-__all__ = ["lab", "machine", "makes", "small_lock", "uv_asked_for"]
+__all__ = ["elsewhere", "lab", "machine", "makes", "others", "small_lock", "uv_asked_for"]
