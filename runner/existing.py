@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.trees import Manifest
 
-__all__ = ["SyncEnvironment"]
+__all__ = ["SyncEnvironment", "release"]
 
 logger = logging.getLogger("envsync")
 
@@ -98,6 +98,7 @@ class SyncEnvironment:
         self._id = secrets.token_hex(8)
         self._snapshot = ""
         self._told: list[Manifest] = []
+        self._roots: tuple[str, ...] = ()
 
     def sync(self) -> Any:
         """Bring the cluster up to this environment as it is now: an edited module, a package just installed.
@@ -125,6 +126,10 @@ class SyncEnvironment:
         """Restore every process to what it was before."""
         client = self._registered()
         return client.sync(self._release)
+
+    def roots(self) -> tuple[str, ...]:
+        """Return the folders of this environment's local code, as they were at the last sync."""
+        return self._roots
 
     def _registered(self) -> Client:
         if self.client is None:
@@ -157,6 +162,7 @@ class SyncEnvironment:
         snapshot, manifests, wanted = await asyncio.to_thread(self._look)
         tell_left_out(manifests, self.hooks, before=self._told)
         self._told = manifests
+        self._roots = tuple(tree.root for tree in snapshot.source_trees)
         if self.state is not None and snapshot.digest == self._snapshot:
             packages = self.state["packages"]  # only code can have changed
         else:
@@ -277,6 +283,39 @@ class SyncEnvironment:
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
+
+
+async def release(client: Client, *, take_over: bool = False) -> bool:
+    """Give a cluster its own environment back, whichever client of this user's has changed it.
+
+    Parameters
+    ----------
+    client : Client
+        Of the cluster.
+    take_over : bool
+        Whether somebody else's environment is taken away too.
+
+    Returns
+    -------
+    bool
+        Whether there was one.
+
+    Raises
+    ------
+    ClusterError
+        It is somebody else's.
+    """
+    # a lambda goes by value: the scheduler has nothing of ours to import
+    if not await client.run_on_scheduler(lambda dask_scheduler: _NAME in dask_scheduler.plugins):
+        return False
+    by = (await client.scheduler.envsync_state()).get("owner")
+    if not by:
+        return False
+    mine = owner("", client.id)
+    if not take_over and (by.get("user"), by.get("host")) != (mine["user"], mine["host"]):
+        raise _owned(by)
+    await client.scheduler.envsync_release(owner=by["id"])
+    return True
 
 
 def _register(client: Client, plugin: SyncEnvironment, *_: object, **__: object) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +54,25 @@ class Place:
     def _uv(self, *arguments: str | Path) -> None:
         subprocess.run([find_uv(), *map(str, arguments)], check=True)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            "UV_INDEX": f"{os.environ.get('UV_INDEX', '')} {self.index.url}".strip(),
+            "ENVSYNC_CACHE": str(self.folder / "cache"),
+        }
+
+    def envsync(self, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [self.ours / "bin" / "envsync", *arguments],
+            cwd=work,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+
     def run(self, work: Path, script: str, *arguments: str) -> str:
         """Run a script as a user would, in our environment; return what it printed."""
         work.mkdir(exist_ok=True)
@@ -59,11 +80,7 @@ class Place:
         done = subprocess.run(
             [self.ours / "bin" / "python", "script.py", *arguments],
             cwd=work,
-            env={
-                **os.environ,
-                "UV_INDEX": f"{os.environ.get('UV_INDEX', '')} {self.index.url}".strip(),
-                "ENVSYNC_CACHE": str(self.folder / "cache"),
-            },
+            env=self.environment,
             capture_output=True,
             text=True,
             check=False,
@@ -305,3 +322,62 @@ def test_who_comes_later_has_it_before_its_first_task(
     with place.cluster(tmp_path / "cluster", []) as scheduler:
         dask = str(place.other / "bin" / "dask")
         assert "late" in place.run(tmp_path / "work", LATE, scheduler, dask, *options)
+
+
+VALUE = """
+import sys
+from distributed import Client
+
+with Client(sys.argv[1]) as client:
+    def value():
+        import importlib
+        return importlib.import_module("mine").VALUE
+    print(sorted({*client.run(value).values(), client.run_on_scheduler(value)}))
+"""
+
+
+def test_from_the_shell_and_at_every_save(place: Place, tmp_path: Path) -> None:
+    work = tmp_path / "project"
+    work.mkdir()
+    (work / "mine.py").write_text("VALUE = 1\n")
+    elsewhere = tmp_path / "elsewhere"
+    with place.cluster(tmp_path / "cluster", [], []) as scheduler:
+        deadline = time.monotonic() + 60
+        while not Path(scheduler).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        address = json.loads(Path(scheduler).read_text())["address"]
+        assert place.envsync(work, "check", address).returncode == 1
+        done = place.envsync(work, "sync", address)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "all as wanted" in done.stdout or "usable" in done.stdout
+        checked = place.envsync(work, "check", address)
+        assert checked.returncode == 0, checked.stdout
+        assert place.run(elsewhere, VALUE, address) == "[1]\n"
+        with (tmp_path / "watch.log").open("wb") as log:
+            watching = subprocess.Popen(
+                [place.ours / "bin" / "envsync", "sync", address, "--watch"],
+                cwd=work,
+                env=place.environment,
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                deadline = time.monotonic() + 60
+                while "scheduler" not in (tmp_path / "watch.log").read_text():
+                    assert time.monotonic() < deadline
+                    assert watching.poll() is None, (tmp_path / "watch.log").read_text()
+                    time.sleep(0.1)
+                time.sleep(1)
+                (work / "mine.py").write_text("VALUE = 22\n")
+                while "mine.py is on every process" not in (tmp_path / "watch.log").read_text():
+                    assert time.monotonic() < deadline, (tmp_path / "watch.log").read_text()
+                    time.sleep(0.1)
+                assert place.run(elsewhere, VALUE, address) == "[22]\n"
+            finally:
+                watching.terminate()
+                watching.wait(30)
+        undone = place.envsync(work, "sync", address, "--undo")
+        assert "its own environment again" in undone.stdout, undone.stdout + undone.stderr
+        assert "nothing to undo" in place.envsync(work, "sync", address, "--undo").stdout
+        assert place.envsync(work, "check", address).returncode == 1

@@ -24,6 +24,7 @@ _COMMANDS = {
     "snapshot": "envsync.cli.snapshot",
     "diff": "envsync.cli.diff",
     "check": "envsync.cli.check",
+    "sync": "envsync.cli.sync",
     "push": "envsync.cli.push",
     "run": "envsync.cli.run",
 }

@@ -19,13 +19,15 @@ from envsync.hooks import Hooks
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from distributed.security import Security
+
     from envsync.runner.verification import Verification
 
     _F = TypeVar("_F", bound=Callable[..., Any])
 
 TIMEOUT = 10.0  # seconds
 
-__all__ = ["TIMEOUT", "command", "describe", "look_at_cluster", "tls_options"]
+__all__ = ["TIMEOUT", "command", "describe", "look_at_cluster", "reach", "timeout_option", "tls_options"]
 
 
 def tls_options(function: _F) -> _F:
@@ -39,6 +41,16 @@ def tls_options(function: _F) -> _F:
             name, metavar="FILE", type=click.Path(exists=True, dir_okay=False), help=text
         )(function)
     return function
+
+
+timeout_option = click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="How long to try to connect to the scheduler.",
+)
 
 
 @make_command("check", short_help="Compare a running cluster with this environment.")
@@ -122,40 +134,15 @@ def look_at_cluster(
     ClusterError
         The scheduler was not reached, or went away.
     """
-    import asyncio
     from dataclasses import replace
 
-    hooks = hooks or Hooks()
-    hooks.step(address, f"connecting, for up to {timeout:g} s")
     from distributed.comm import CommClosedError
-    from distributed.security import Security
 
     from envsync.runner.verifying import verify
 
-    given = {
-        "tls_ca_file": tls.get("tls_ca_file"),
-        "tls_client_cert": tls.get("tls_cert"),
-        "tls_client_key": tls.get("tls_key"),
-    }
-    chosen = {key: value for key, value in given.items() if value is not None}
-    security = Security(**chosen)
-    arguments = security.get_connection_args("client")
-    if urlsplit(address).scheme in ("tls", "wss") and not arguments.get("ssl_context"):
-        raise ClusterError(
-            "it speaks TLS, and there are no certificates to speak to it with",
-            where=address,
-            hint="Give --tls-ca-file, --tls-cert and --tls-key, or set Dask's distributed.comm.tls.",
-        )
+    hooks = hooks or Hooks()
     began = time.monotonic()
-    try:
-        asyncio.run(_reach(address, timeout, arguments))
-    except (OSError, TypeError, ValueError) as error:  # also schemes and certificates that do not fit
-        raise ClusterError(
-            f"the scheduler was not reached: {_why(error, timeout)}",
-            where=address,
-            hint="See that it runs, that this is its address, and that no firewall is between; if it speaks "
-            "TLS, write tls:// and name the certificates by the --tls options.",
-        ) from error
+    security = reach(address, tls, timeout=timeout, hooks=hooks)
     hooks.step(address, "comparing its processes")
     try:
         found = verify(address, on_mismatch="ignore", wanted=wanted, security=security, cwd=str(Path.cwd()))
@@ -170,6 +157,49 @@ def look_at_cluster(
         address, f"compared {plural(len(found.processes), 'process', 'processes')}", time.monotonic() - began
     )
     return found
+
+
+def reach(address: str, tls: dict[str, Any], *, timeout: float, hooks: Hooks) -> Security:
+    """Connect to a scheduler once, and return what to speak to it with.
+
+    Parameters
+    ----------
+    address, tls, timeout, hooks
+        As for `look_at_cluster`.
+
+    Raises
+    ------
+    ClusterError
+        The scheduler was not reached.
+    """
+    import asyncio
+
+    hooks.step(address, f"connecting, for up to {timeout:g} s")
+    from distributed.security import Security
+
+    given = {
+        "tls_ca_file": tls.get("tls_ca_file"),
+        "tls_client_cert": tls.get("tls_cert"),
+        "tls_client_key": tls.get("tls_key"),
+    }
+    security = Security(**{key: value for key, value in given.items() if value is not None})
+    arguments = security.get_connection_args("client")
+    if urlsplit(address).scheme in ("tls", "wss") and not arguments.get("ssl_context"):
+        raise ClusterError(
+            "it speaks TLS, and there are no certificates to speak to it with",
+            where=address,
+            hint="Give --tls-ca-file, --tls-cert and --tls-key, or set Dask's distributed.comm.tls.",
+        )
+    try:
+        asyncio.run(_reach(address, timeout, arguments))
+    except (OSError, TypeError, ValueError) as error:  # also schemes and certificates that do not fit
+        raise ClusterError(
+            f"the scheduler was not reached: {_why(error, timeout)}",
+            where=address,
+            hint="See that it runs, that this is its address, and that no firewall is between; if it speaks "
+            "TLS, write tls:// and name the certificates by the --tls options.",
+        ) from error
+    return security
 
 
 async def _reach(address: str, timeout: float, arguments: dict[str, Any]) -> None:

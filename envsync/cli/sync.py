@@ -1,0 +1,129 @@
+"""``envsync sync``: a running cluster gets this environment, and every save of a source file if so wished."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from envsync.cli.arguments import scheduler
+from envsync.cli.check import describe, reach, timeout_option, tls_options
+from envsync.cli.output import command as make_command
+from envsync.cli.output import result, watch
+from envsync.errors import ClusterError, EnvsyncError, MismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from distributed import Client
+
+    from envsync.hooks import Hooks
+    from envsync.runner.existing import SyncEnvironment
+
+__all__ = ["command"]
+
+
+@make_command("sync", short_help="Make a running cluster's environment this one.")
+@click.argument("address", metavar="tcp://SCHEDULER:PORT", callback=scheduler)
+@click.option("--watch", "stay", is_flag=True, help="Stay, and ship every save of a source file at once.")
+@click.option(
+    "--restart",
+    type=click.Choice(["auto", "never", "always"]),
+    default="auto",
+    show_default=True,
+    help="Which workers nannies restart: those that have imported what differs, none, or all that change.",
+)
+@click.option(
+    "--on-mismatch",
+    type=click.Choice(["raise", "warn"]),
+    default="raise",
+    show_default=True,
+    help="Change nothing if a process cannot be made equal, and refuse later ones; or go on without it.",
+)
+@click.option("--take-over", is_flag=True, help="Take the place of somebody else's environment.")
+@click.option("--undo", is_flag=True, help="Give the cluster its own environment back, and end.")
+@timeout_option
+@tls_options
+def command(
+    address: str,
+    stay: bool,
+    restart: str,
+    on_mismatch: str,
+    take_over: bool,
+    undo: bool,
+    timeout: float,
+    **tls: str | None,
+) -> None:
+    """Make a running cluster's environment this one: packages and local code, on every process.
+
+    Nothing is installed there: what differs is laid over the workers' own environment, and stays, also for
+    workers that come later, until --undo. Code is that of the current folder and of what is on the path.
+    The exit code is 1 if a process could not be made equal.
+    """
+    with watch() as hooks:
+        security = reach(address, tls, timeout=timeout, hooks=hooks)
+        from distributed import Client
+
+        from envsync.runner.existing import SyncEnvironment, release
+
+        with Client(address, security=security, timeout=timeout, set_as_default=False) as client:
+            if undo:
+                released = client.sync(release, client, take_over=take_over)
+                result({"scheduler": address, "released": released}, lambda: _undone(released))
+                return
+            plugin = SyncEnvironment(
+                on_mismatch=on_mismatch,
+                restart=restart,
+                take_over=take_over,
+                cwd=str(Path.cwd()),
+                hooks=hooks,
+            )
+            try:
+                found = client.register_plugin(plugin)
+            except MismatchError as error:
+                if not error.differences:
+                    raise
+                click.echo(f"envsync: {error}", err=True)
+                sys.exit(1)
+            result(
+                {"scheduler": address, **found.to_dict()},
+                lambda: describe(found, "this environment", address),
+            )
+            if stay:
+                _stay(client, plugin, hooks)
+    sys.exit(0 if found.ok else 1)
+
+
+def _undone(released: bool) -> str:
+    return "the cluster has its own environment again" if released else "there was nothing to undo"
+
+
+def _stay(client: Client, plugin: SyncEnvironment, hooks: Hooks) -> None:
+    """Ship every save until the user has enough, or the cluster ends."""
+    for paths in _saves(plugin):
+        if client.status != "running":
+            raise ClusterError("the cluster went away", hint="See whether its scheduler still runs.")
+        began = time.monotonic()
+        names = ", ".join(sorted({Path(path).name for path in paths})[:3])
+        try:
+            plugin.sync()
+        except EnvsyncError as error:  # the next save may mend it
+            hooks.warning("here", f"{names}: {error.message}")
+        else:
+            hooks.done("here", f"{names} is on every process", time.monotonic() - began)
+
+
+def _saves(plugin: SyncEnvironment) -> Iterator[set[str]]:
+    from watchfiles import PythonFilter, watch
+
+    roots: list[Any] = [root for root in plugin.roots() if Path(root).is_dir()]
+    if not roots:
+        raise ClusterError(
+            "there is no local code to watch",
+            hint="Run it in the folder of your modules, or install your project as editable.",
+        )
+    for changes in watch(*roots, watch_filter=PythonFilter(ignore_paths=()), debounce=100, step=20):
+        yield {path for _, path in changes}
