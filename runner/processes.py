@@ -114,6 +114,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
             A port that it needs is taken.
         """
         began = time.monotonic()
+        _expect_failure(asyncio.current_task())
         self.launch.hooks.step(self.place.name, f"starting {self.label}")
         try:
             hello = await self._spawn()
@@ -286,3 +287,9 @@ class WorkerProcess(DaskProcess):
 
 
 _NOT_UP = "Allow it more with start_timeout=, or look at its log, which ends with:"
+
+
+def _expect_failure(task: asyncio.Task[Any] | None) -> None:
+    """Keep asyncio from complaining of a start whose cluster was given up: nobody asks how it ended."""
+    if task is not None:
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())

@@ -239,7 +239,7 @@ def test_kill_9_leaves_nothing_for_longer_than_until_the_next_run(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["starting scheduler"])
+@pytest.mark.parametrize("moment", ["starting scheduler", "starting worker 0"])
 def test_sigterm_while_it_starts_is_one_line(moment: str, tmp_path: Path) -> None:
     with subprocess.Popen(
         [BIN / "envsync", "run", "-n", "2", "--threads-per-worker", "1", "--", "true"],
