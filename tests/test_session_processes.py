@@ -310,7 +310,9 @@ async def test_a_session_is_closed_while_its_host_is(tmp_path: Path) -> None:
     """The host ends the agent, which takes as long as its stubborn process; the session need not wait."""
     host = Local()
     session = await Session.open(host, cache=str(tmp_path), supply=supply(tmp_path), grace=0.6)
-    remote = await session.spawn("w", ["sh", "-c", "trap '' TERM; sleep 1.5"], cluster="c")
+    script = "trap '' TERM; echo '@envsync {\"up\": true}'; sleep 2"
+    remote = await session.spawn("w", ["sh", "-c", script], cluster="c")
+    await remote.said(20)
     closing = asyncio.ensure_future(host.close())
     await asyncio.sleep(0.1)
     began = time.monotonic()
