@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -256,9 +257,9 @@ class Overlays:
     def _overlay(self, packages: Mapping[str, Mapping[str, Any]]) -> str:
         def fill(part: str) -> Iterator[str]:
             made = {}
-            for name in sorted(packages):
-                one = packages[name]
-                wheel = self._wheel(name, one)
+            with ThreadPoolExecutor(max_workers=4) as pool:  # unpacking lets other threads run
+                wheels = list(pool.map(self._wheel, packages, packages.values()))
+            for (name, one), wheel in sorted(zip(packages.items(), wheels), key=lambda pair: pair[0][0]):
                 with open(f"{wheel}/wheel.json", encoding="utf-8") as file:
                     info = json.load(file)["info"]
                 laid = lay(wheel, part, info)
@@ -309,13 +310,12 @@ class Overlays:
                     os.makedirs(parent, 0o700, exist_ok=True)
                     made.add(parent)
                 try:
-                    clone(self._blob(_checked(sha256)), target)
+                    clone(self._blob(_checked(sha256)), target, 0o700 if mode & 0o100 else 0o600)
                 except FileNotFoundError as error:
                     text = (
                         f"{path} of source tree {tree['name']} is not on this host: it has to be sent first"
                     )
                     raise FileNotFoundError(text) from error
-                os.chmod(target, 0o700 if mode & 0o100 else 0o600)
                 blobs.append(sha256)
                 yield f"code/{path}"
             with open(f"{part}/tree.json", "x", encoding="utf-8") as file:

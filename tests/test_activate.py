@@ -299,6 +299,59 @@ say(inside.x, during[0], before[0], before == state(), sys.path[0], len(during[2
     assert answer == {"forgotten": ["finder", "inside"], "restart": []}
 
 
+def test_finders_of_pth_files_come_once_and_are_those_of_their_version(
+    overlays: Overlays, tmp_path: Path
+) -> None:
+    def built(version: int, tree: int) -> Any:
+        files = {
+            "finder.py": f"import sys\nclass Finder:\n    version = {version}\n    @staticmethod\n"
+            "    def find_spec(*_): return None\nsys.meta_path.append(Finder)\n",
+            "a.pth": "import finder\n",
+        }
+        wheel = make_wheel(tmp_path / str(version), "one", str(version), files)
+        other = make_wheel(tmp_path / str(tree), "other", "1", {"other.py": f"x = {tree}\n"})
+        return overlays.build(
+            put(overlays, wheel, other), [put_tree(overlays, "code", {"mine.py": f"x = {tree}\n"})]
+        )
+
+    first = built(1, 1)
+    tree = overlays.build(first.packages, [put_tree(overlays, "code", {"mine.py": "x = 'tree'\n"})])
+    code = """
+before = state()
+seen = []
+for number in range(4):
+    put(number)
+    seen.append([one.version for one in sys.meta_path if one.__module__ == "finder"])
+deactivate()
+say(seen, before == state())
+"""
+    # the first; another tree; the same wheel in another overlay; another wheel
+    assert child(code, first, tree, built(1, 2), built(2, 2)) == [[[1], [1], [1], [2]], True]
+
+
+def test_what_a_package_put_into_the_import_system_goes_with_it(
+    overlays: Overlays, real_wheels: Path
+) -> None:
+    """As six does, by which `six.moves` of the former version would be imported again."""
+    builts = [
+        overlays.build(put(overlays, real(real_wheels, "six", version)), [])
+        for version in ("1.16.0", "1.17.0")
+    ]
+    code = """
+before = state()
+put(0)
+import six, six.moves.urllib.parse
+old = six.moves
+put(1)
+import six, six.moves.urllib.parse
+finders = [sys.modules["six"]._importer is one for one in sys.meta_path if type(one).__module__ == "six"]
+said = [six.__version__, six.moves is old, six.moves.urllib.parse.quote("a b"), finders]
+deactivate()
+say(said, before == state(), [name for name in sys.modules if name.startswith("six")])
+"""
+    assert child(code, *builts) == [["1.17.0", False, "a%20b", [True]], True, []]
+
+
 def test_a_real_pth(overlays: Overlays, real_wheels: Path, tmp_path: Path) -> None:
     """That of setuptools, which gives distutils back to Python 3.12 and newer."""
     built = overlays.build(put(overlays, real(real_wheels, "setuptools", "75.8.0")), [])
