@@ -48,18 +48,23 @@ class Restarts:
         """
         state = self.scheduler.workers
         free = [address for address in addresses if address in state and not state[address].has_what]
-        answers = dict(zip(free, await asyncio.gather(*(self._one(address) for address in free))))
+        told = await asyncio.gather(*(self._one(address, data=False) for address in free))
+        answers = {address: answer for address, answer in zip(free, told) if answer is not None}
         for address in addresses:
             if address not in answers:
-                answers[address] = await self._one(address)
+                answers[address] = await self._one(address, data=True) or ("", "")
         return answers
 
-    async def _one(self, address: str) -> tuple[str, str]:
+    async def _one(self, address: str, *, data: bool) -> tuple[str, str] | None:
+        """Restart a worker; None if it holds data and is not to be restarted then."""
         known = self.scheduler.workers.get(address)
         if known is None:
             return "", "it has left"
         if not await self._emptied(address):
             return address, f"its tasks still ran after {self.patience:g} s: sync again when they have ended"
+        if known.has_what and not data:
+            self._open(address)  # others that restart now could not take it
+            return None
         trouble = await self._data_moved(address)
         if trouble:
             self._open(address)

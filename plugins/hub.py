@@ -190,12 +190,15 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             if lacking:
                 return {"lacking": lacking}
             same = bool(old) and _content(old) == _content(state)
-            if same and other:
-                state = old
-            pickled = await self._aside(lambda: (by_value(Mend(state)), guarded(MendNanny(state))))
-            self.wanted = state
-            self._announce(*pickled)
-            await asyncio.gather(self._mend_self(), self._mend_nannies())
+            if same:
+                state = old  # what has it already is left in peace
+            else:
+                pickled = await self._aside(lambda: (by_value(Mend(state)), guarded(MendNanny(state))))
+                self.wanted = state
+                self._announce(*pickled)
+            if not same or self.own["state"] != "equal":
+                await self._mend_self()
+            await self._mend_nannies()
             done = {name for name, entry in self.gate.workers.items() if same and entry["state"] == "equal"}
             await self._mend_workers(sorted(set(self.scheduler.workers) - done), restart, patience)
             if not same:

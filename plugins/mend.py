@@ -88,7 +88,8 @@ class Mend(WorkerPlugin):  # type: ignore[misc]
                 old = old or ["local code"]
             if old and not await loop.run_in_executor(None, self._hopeless):
                 return None
-            return cast(List[str], await _between_tasks(worker, patience, lambda: put_in(who, built)))
+            done = await _between_tasks(worker, patience, lambda: put_in(who, built, python_path=True))
+            return cast(List[str], done)
 
         return await self._fit(worker, put)
 
@@ -209,7 +210,7 @@ class _Guarded:
 
 
 async def _at_once(who: str, built: Mapping[str, Any]) -> list[str] | None:
-    return put_in(who, built)
+    return put_in(who, built, python_path=True)
 
 
 async def _between_tasks(worker: Any, patience: float, action: Callable[[], Any]) -> Any:
