@@ -64,7 +64,8 @@ def _forget(uv_cache: bool) -> None:
     shutil.rmtree(_place() / "cache" / "envs", ignore_errors=True)
     shutil.rmtree(_place() / "bare", ignore_errors=True)
     if uv_cache:
-        shutil.rmtree(_place() / "uv", ignore_errors=True)
+        for path in (_place() / "uv", _place() / "cache" / "uv"):  # bare uv's, and envsync's own
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _session(act: Callable[[Any, Any], Coroutine[Any, Any, float]]) -> float:

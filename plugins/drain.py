@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Restarts"]
 
+SETTLED = 10.0  # seconds
 ADMITTED = ("equal", "different", "restart-needed")
 
 
@@ -109,6 +110,11 @@ class Restarts:
             return ""
         if known.actors:
             return "it holds actors, which cannot be moved"
+        end = time.monotonic() + SETTLED
+        while not self.scheduler.running - {known} and time.monotonic() < end:
+            if len(self.scheduler.workers) < 2:
+                break
+            await asyncio.sleep(0.02)  # one that was just let go on has not yet said so
         done = await self.scheduler.retire_workers(
             workers=[address],
             close_workers=False,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from distributed.protocol import pickle
 
 from envsync.errors import ClusterError
+from envsync.plugins.activate import swap
 from envsync.plugins.gate import Carried
-from envsync.plugins.swap import swap
 from envsync.runner.places import wanted_of
 from envsync.runner.telling import tell_left_out
 

@@ -118,16 +118,14 @@ class Verification:
             Colours severities; see `envsync.runner.table.Paint`.
         """
         lines = [
-            f"{paint(ERROR, ERROR)}: {one.process}: {one.trouble}"
-            for one in self.processes
-            if one.trouble
+            f"{paint(ERROR, ERROR)}: {one.process}: {one.trouble}" for one in self.processes if one.trouble
         ]
         if self.differences:
             names = [one.process for one in self.processes]
             lines += [
                 table(
                     self.differences,
-                    wanted or self.wanted or "what is wanted",
+                    wanted or self.wanted or "the wanted environment",
                     there,
                     processes=names,
                     paint=paint,

@@ -19,7 +19,7 @@ import envsync.plugins
 from envsync.agent.archive import build
 
 FOLDERS = [Path(next(iter(module.__path__))) for module in (envsync.agent, envsync.plugins)]
-NEED_DISTRIBUTED = {"gate.py", "process.py"}
+NEED_DISTRIBUTED = {"calls.py", "disk.py", "drain.py", "gate.py", "hub.py", "mend.py", "process.py"}
 
 
 def test_the_same_sources_give_the_same_bytes() -> None:
@@ -35,6 +35,19 @@ def test_it_holds_agent_and_plugins_and_not_itself_as_a_builder() -> None:
     assert "envsync_agent/agent/serve.py" in names
     assert "envsync_agent/plugins/scan.py" in names
     assert not [name for name in names if name.endswith("archive.py")]
+
+
+def test_what_its_modules_import_of_each_other_is_in_it() -> None:
+    archive = zipfile.ZipFile(BytesIO(build()[0]))
+    names = set(archive.namelist())
+    for name in names:
+        if not name.endswith(".py") or name.count("/") != 2:
+            continue
+        package = name.rpartition("/")[0].split("/")
+        for node in ast.walk(ast.parse(archive.read(name))):
+            if isinstance(node, ast.ImportFrom) and node.level and node.module:
+                base = package[: len(package) - node.level + 1]
+                assert "/".join([*base, *node.module.split(".")]) + ".py" in names, (name, node.module)
 
 
 def test_agent_imports_nothing_but_the_standard_library() -> None:

@@ -138,7 +138,7 @@ async def test_what_differs_is_warned_about_if_so_wished(
     keywords: dict[str, Any], cache: Path, other_toolz: None
 ) -> None:
     cluster = SyncedCluster(**keywords, asynchronous=True, on_mismatch="warn")
-    with pytest.warns(UserWarning, match=r"error +scheduler on local, worker 0 on +toolz +\S+ +0\.0\.1"):
+    with pytest.warns(UserWarning, match=r"error +toolz +\S+ +0\.0\.1\s+in all 2 processes"):
         await cluster
     async with cluster, Client(cluster, asynchronous=True) as client:
         assert await client.submit(sum, [1, 2]) == 3

@@ -12,6 +12,9 @@ __all__ = ["build"]
 
 _PACKAGE = "envsync_agent"
 _LEFT_OUT = frozenset({"archive.py"})
+_PLUGINS = ("__init__.py", "compare.py", "gate.py", "process.py", "scan.py", "sources.py")
+"""What the agent and the processes that it starts use. The others travel by value, to clusters of others."""
+
 _MAIN = """\
 import os
 import sys
@@ -42,7 +45,8 @@ def build() -> tuple[bytes, str]:
     sources = {f"{_PACKAGE}/__init__.py": b""}
     for folder in ("agent", "plugins"):
         for path in resources.files(f"envsync.{folder}").iterdir():
-            if path.name.endswith(".py") and path.name not in _LEFT_OUT:
+            used = path.name not in _LEFT_OUT if folder == "agent" else path.name in _PLUGINS
+            if path.name.endswith(".py") and used:
                 sources[f"{_PACKAGE}/{folder}/{path.name}"] = path.read_bytes()
     sources["__main__.py"] = _MAIN.format(files=sorted(sources), package=_PACKAGE).encode()
     out = io.BytesIO()
