@@ -21,8 +21,8 @@ from .blobs import Blobs
 from .calls import Calls
 from .drain import Restarts
 from .fit import fetch_and_build, look_again, put_in, take_out
-from .gate import Gate, by_value, refuses
-from .mend import NAME, PATIENCE, Mend, MendNanny, exchange, guarded, leave
+from .gate import Gate, refuses
+from .mend import NAME, PATIENCE, Orders, exchange, leave
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -87,6 +87,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="envsync")
         self._calls = Calls(scheduler, self._threads)
         self._equipped: dict[str, str] = {}
+        self._orders: Any = None
         self._tasks: set[Any] = set()
         self.blobs = Blobs(os.path.join(scheduler.local_directory, "envsync-blobs"))
         self._before = {name: scheduler.handlers.get(name) for name in _HANDLERS}
@@ -182,10 +183,9 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             began, now = time.monotonic(), time.time()
             old = self.wanted
             other = bool(old) and old["owner"]["id"] != state["owner"]["id"]
-            if other and old["digest"] != state["digest"] and not take_over:
+            if other and old["digest"] != state["digest"] and not (take_over or self._left(old, state)):
                 return {"refused": {"owner": old["owner"]}}
-            if not other:
-                state = _with_what_is_laid_over(state, old)
+            state = _with_what_is_laid_over(state, old)
             lacking = await self.lacking(_blobs_of(state))
             if lacking:
                 return {"lacking": lacking}
@@ -193,20 +193,23 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             if same:
                 state = old  # what has it already is left in peace
             else:
-                pickled = await self._aside(lambda: (by_value(Mend(state)), guarded(MendNanny(state))))
-                self.wanted = state
-                self._announce(*pickled)
-            if not same or self.own["state"] != "equal":
-                await self._mend_self()
-            await self._mend_nannies()
+                await self._announce(state)
             done = {name for name, entry in self.gate.workers.items() if same and entry["state"] == "equal"}
-            await self._mend_workers(sorted(set(self.scheduler.workers) - done), restart, patience)
+            await asyncio.gather(
+                self._mend_self() if not same or self.own["state"] != "equal" else asyncio.sleep(0),
+                self._mend_all(sorted(set(self.scheduler.workers) - done), restart, patience),
+            )
             if not same:
                 await self._aside(lambda: self.blobs.keep(_blobs_of(state)))
             gone = [one for one in self.gate.refused if one["time"] >= now]
             workers = {one["address"]: _entry(one) for one in gone}
             workers.update({address: _entry(entry) for address, entry in self.gate.workers.items()})
             return {"scheduler": self.own, "workers": workers, "seconds": time.monotonic() - began}
+
+    def _left(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Tell whether a state is of the same person's, by a client that has gone."""
+        mine, theirs = ((one["owner"].get("user"), one["owner"].get("host")) for one in (new, old))
+        return mine == theirs and old["owner"].get("client") not in self.scheduler.clients
 
     async def release(self, owner: str, patience: float = PATIENCE) -> dict[str, Any]:
         """Give the cluster back as it was, if it is that owner's."""
@@ -266,15 +269,22 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
 
     # How it is made true
 
-    def _announce(self, plugin: bytes, nanny_plugin: bytes) -> None:
+    async def _announce(self, state: dict[str, Any]) -> None:
         """Have all that join from now on get the state."""
+        if self._orders is None:
+            self._orders = await self._aside(Orders)
+        orders = self._orders
+        plugin, nanny_plugin = await self._aside(
+            lambda: (orders.pickled(state), orders.pickled(state, nanny=True))
+        )
+        self.wanted = state
         if self.gate is None:
-            self.gate = Gate(self.wanted["wanted"], report_timeout=REPORT_TIMEOUT, door=("python",))
+            self.gate = Gate(state["wanted"], report_timeout=REPORT_TIMEOUT, door=("python",))
             self.gate.install(self.scheduler, (NAME, plugin))
             for name in ("envsync_report", "envsync_state"):  # the gate's, and more
                 self.scheduler.handlers[name] = getattr(self, _HANDLERS[name])
-        self.gate.wanted = self.wanted["wanted"]
-        self.gate.on_mismatch = self.wanted["on_mismatch"]
+        self.gate.wanted = state["wanted"]
+        self.gate.on_mismatch = state["on_mismatch"]
         self.scheduler.worker_plugins[NAME] = plugin
         self.scheduler.nanny_plugins[NAME] = nanny_plugin
 
@@ -306,7 +316,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         asked = nannies or [known.nanny for known in self.scheduler.workers.values()]
         lacking = {one for one in asked if one and self._equipped.get(one) != state["digest"]}
         self._equipped.update(dict.fromkeys(lacking, state["digest"]))
-        answers = await self._calls.run(lacking, exchange, MendNanny(state), lambda _: {})
+        answers = await self._calls.run(lacking, exchange, self._orders.of(state, nanny=True), lambda _: {})
         for nanny, answer in answers.items():
             if answer["trouble"]:
                 logger.warning(
@@ -314,23 +324,26 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 )
                 self._equipped.pop(nanny, None)
 
-    async def _mend_workers(self, addresses: Collection[str], restart: str, patience: float) -> None:
-        def options(address: str) -> dict[str, Any]:
-            return {
-                "restart": restart if self._nanny(address) in self._equipped else "never",
-                "patience": patience,
-            }
+    async def _mend_all(self, addresses: Collection[str], restart: str, patience: float) -> None:
+        """Mend workers that are here, and their nannies; then restart those that need it and may."""
+        never = {"restart": "never", "patience": patience}
 
-        plugin = Mend(self.wanted)
+        def options(address: str) -> dict[str, Any]:
+            return {**never, "restart": restart if self._nanny(address) else "never"}
+
+        order = self._orders.of(self.wanted)
         present = [one for one in addresses if self.gate.workers.get(one, {}).get("state") != "waiting"]
-        answers = await self._calls.run(present, exchange, plugin, options)
+        _, answers = await asyncio.gather(
+            self._mend_nannies(), self._calls.run(present, exchange, order, options)
+        )
         again = [address for address, answer in answers.items() if answer["untouched"]]
-        restarts = Restarts(self.scheduler, self.gate, patience=patience)
-        told = await restarts.restart(again) if again else {}
+        ready = [address for address in again if self._nanny(address) in self._equipped]
+        told = dict.fromkeys(again, ("", "its nanny could not be given the environment"))
+        if ready:
+            told.update(await Restarts(self.scheduler, self.gate, patience=patience).restart(ready))
         # what could not be restarted goes on as it was, but for what can come without
         as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble}
-        never = {"restart": "never", "patience": patience}
-        more = await self._calls.run(as_it_is, exchange, plugin, lambda _: never)
+        more = await self._calls.run(as_it_is, exchange, order, lambda _: never)
         for address, trouble in as_it_is.items():
             more[address]["trouble"] = more[address]["trouble"] or trouble
         for address, answer in {**answers, **more}.items():
@@ -339,7 +352,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
 
     async def _mend_late(self, address: str) -> None:
         never = {"restart": "never"}
-        answers = await self._calls.run([address], exchange, Mend(self.wanted), lambda _: never)
+        answers = await self._calls.run([address], exchange, self._orders.of(self.wanted), lambda _: never)
         await self._judge(address, answers[address])
 
     async def _judge(self, address: str, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def extra():
         return "no"
 
 def path():
-    return tuple(sys.path)
+    # but for the folder of a worker's own, which has another name after a restart
+    return tuple(one for one in sys.path if "dask-scratch-space" not in one)
 """
 
 REPAIRED = (
