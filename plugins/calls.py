@@ -50,7 +50,7 @@ class Calls:
         function : coroutine function
             Returns a dict with ``trouble`` and others.
         argument : object
-            Of a class of ours, for instance.
+            Of plain types.
         options : callable
             Other arguments, by address.
 
@@ -62,9 +62,7 @@ class Calls:
         if not addresses:
             return {}
         loop = asyncio.get_running_loop()
-        carried = await loop.run_in_executor(
-            self._threads, lambda: (by_value(function), by_value((argument,)))
-        )
+        carried = await loop.run_in_executor(self._threads, lambda: (by_value(function), dumps((argument,))))
         room = asyncio.Semaphore(AT_ONCE)
 
         async def one(address: str) -> dict[str, Any]:

@@ -84,8 +84,7 @@ def fetch_and_build(state: Mapping[str, Any], get: Get) -> dict[str, Any]:
     with overlays.lock():  # one process of a host fetches: the others find it there
         lacking = overlays.lacking(packages, trees)
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            for done in [threads.submit(_fetch, overlays, sha256, get) for sha256 in lacking]:
-                done.result()
+            list(threads.map(lambda sha256: _fetch(overlays, sha256, get), lacking))
         built = overlays.build(packages, trees)
         overlays.hold(built)
         if lacking:
@@ -99,14 +98,7 @@ def stale(built: Mapping[str, Any]) -> list[str]:
     Only a restart brings all of that. Other modules may hold on to those of a package that are forgotten, so
     the ones of an overlay that is replaced count too, where they differ.
     """
-    before = (sys.__dict__.get(_KEPT) or {}).get("built") or {}
-    after = built.get("packages") or {}
-    changed = [
-        name
-        for name in laid_over()
-        if before["packages"][name]["sha256"] != (after.get(name) or {}).get("sha256")
-    ]
-    return sorted({*changed, *(elsewhere(built) if built else ())})
+    return sorted({*_replaced(built), *(elsewhere(built) if built else ())})
 
 
 def laid_over() -> list[str]:
@@ -123,7 +115,7 @@ def put_in(who: str, built: Mapping[str, Any], *, python_path: bool = False) -> 
     """Activate an overlay for a user of this process; the distributions that a restart alone would bring."""
     kept = sys.__dict__.setdefault(_KEPT, {"users": {}})
     kept["users"][who] = python_path
-    restart = stale(built)
+    restart = _replaced(built)
     if built:
         kept["built"] = dict(built)
         restart += activate(built, python_path=any(kept["users"].values()))["restart"]
@@ -167,6 +159,16 @@ def look_again(state: Mapping[str, Any], *, process: str = "") -> list[dict[str,
     code = compare(left, right, where=where, process=process)
     rest = [{**one, "process": process} for one in kept["rest"]]
     return [*(one.to_dict() for one in code), *rest]
+
+
+def _replaced(built: Mapping[str, Any]) -> list[str]:
+    before = (sys.__dict__.get(_KEPT) or {}).get("built") or {}
+    after = built.get("packages") or {}
+    return [
+        name
+        for name in laid_over()
+        if before["packages"][name]["sha256"] != (after.get(name) or {}).get("sha256")
+    ]
 
 
 def _fetch(overlays: Overlays, sha256: str, get: Get) -> None:

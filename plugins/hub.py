@@ -181,6 +181,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
         async with self._turn:
             began, now = time.monotonic(), time.time()
+            await self._settled()
             old = self.wanted
             other = bool(old) and old["owner"]["id"] != state["owner"]["id"]
             if other and old["digest"] != state["digest"] and not (take_over or self._left(old, state)):
@@ -217,6 +218,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             if self.wanted and self.wanted["owner"]["id"] != owner:
                 return {"refused": {"owner": self.wanted["owner"]}}
             began = time.monotonic()
+            await self._settled()
             self.scheduler.worker_plugins.pop(NAME, None)
             self.scheduler.nanny_plugins.pop(NAME, None)
             self._drop_gate()
@@ -310,11 +312,10 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         self.own = _judged("scheduler", differences, trouble, restart)
         self.gate.own = differences
 
-    async def _mend_nannies(self, nannies: Collection[Any] = ()) -> None:
-        """Give the state to some nannies, or to all; those that have it are left in peace."""
+    async def _mend_nannies(self, nannies: Collection[Any]) -> None:
+        """Give the state to nannies; those that have it are left in peace."""
         state = self.wanted
-        asked = nannies or [known.nanny for known in self.scheduler.workers.values()]
-        lacking = {one for one in asked if one and self._equipped.get(one) != state["digest"]}
+        lacking = {one for one in nannies if one and self._equipped.get(one) != state["digest"]}
         self._equipped.update(dict.fromkeys(lacking, state["digest"]))
         answers = await self._calls.run(lacking, exchange, self._orders.of(state, nanny=True), lambda _: {})
         for nanny, answer in answers.items():
@@ -333,10 +334,11 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
 
         order = self._orders.of(self.wanted)
         present = [one for one in addresses if self.gate.workers.get(one, {}).get("state") != "waiting"]
-        _, answers = await asyncio.gather(
-            self._mend_nannies(), self._calls.run(present, exchange, order, options)
-        )
+        answers = await self._calls.run(present, exchange, order, options)
         again = [address for address, answer in answers.items() if answer["untouched"]]
+        # Whatever else a nanny starts meanwhile is mended as a late joiner: that need not be waited for.
+        await self._mend_nannies({self._nanny(address) for address in again})
+        self._later(self._mend_nannies({known.nanny for known in self.scheduler.workers.values()}))
         ready = [address for address in again if self._nanny(address) in self._equipped]
         told = dict.fromkeys(again, ("", "its nanny could not be given the environment"))
         if ready:
@@ -374,6 +376,11 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
 
     async def _aside(self, action: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, action)
+
+    async def _settled(self) -> None:
+        """Wait for what still goes on of an earlier state: it must not come after a later one."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _later(self, action: Any) -> None:
         task = asyncio.ensure_future(action)

@@ -8,13 +8,16 @@ mended between them: no new one begins until those that run have ended and the n
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import pickle
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, Mapping, cast
 
 from distributed.core import Status
 from distributed.diagnostics.plugin import NannyPlugin, WorkerPlugin
+from distributed.protocol.pickle import loads
 from distributed.worker_state_machine import PauseEvent, UnpauseEvent
 
 from .activate import active
@@ -25,7 +28,7 @@ from .survey import repairable
 if TYPE_CHECKING:
     from distributed import Nanny, Worker
 
-__all__ = ["NAME", "Mend", "MendNanny", "exchange", "guarded", "leave"]
+__all__ = ["NAME", "Mend", "MendNanny", "Orders", "exchange", "leave"]
 
 logger = logging.getLogger("distributed.envsync")
 
@@ -42,12 +45,15 @@ class Mend(WorkerPlugin):  # type: ignore[misc]
     ----------
     state : State
         What the client wants of the cluster.
+    code : str
+        Digest of the code that this class came with.
     """
 
     name = NAME
 
-    def __init__(self, state: Mapping[str, Any]) -> None:
+    def __init__(self, state: Mapping[str, Any], code: str = "") -> None:
         self.state = state
+        self.code = code
 
     async def setup(self, worker: Worker) -> None:
         """Mend a worker that has just registered, and tell the gate, which lets it in or not."""
@@ -133,13 +139,16 @@ class MendNanny(NannyPlugin):  # type: ignore[misc]
     ----------
     state : State
         What the client wants of the cluster.
+    code : str
+        Digest of the code that this class came with.
     """
 
     name = NAME
     restart = False
 
-    def __init__(self, state: Mapping[str, Any]) -> None:
+    def __init__(self, state: Mapping[str, Any], code: str = "") -> None:
         self.state = state
+        self.code = code
 
     async def setup(self, nanny: Nanny) -> None:
         """Build, and put it in this process's path and environment, which its worker will inherit."""
@@ -162,9 +171,21 @@ class MendNanny(NannyPlugin):  # type: ignore[misc]
         take_out(_user("nanny", nanny))
 
 
-async def exchange(plugin: Any, dask_worker: Any, **options: Any) -> dict[str, Any]:
-    """Put a plugin in the place of the one of its name, which is not taken down first."""
-    dask_worker.plugins[plugin.name] = plugin
+async def exchange(order: Mapping[str, Any], dask_worker: Any, **options: Any) -> dict[str, Any]:
+    """Put a plugin in the place of the one of its name, which is not taken down first.
+
+    Parameters
+    ----------
+    order : mapping
+        `Orders.of`: the code is unpickled only where it is another one than is here already.
+    """
+    old = dask_worker.plugins.get(order["name"])
+    if old is not None and getattr(old, "code", None) == order["code"]:
+        kind = type(old)
+    else:
+        kind = loads(order["classes"])[order["kind"]]
+    plugin = kind(order["state"], order["code"])
+    dask_worker.plugins[order["name"]] = plugin
     return cast(Dict[str, Any], await plugin.renew(dask_worker, **options))
 
 
@@ -187,26 +208,46 @@ async def leave(patience: float, dask_worker: Any) -> dict[str, Any]:
     return _said(trouble=trouble, restart=used)
 
 
-def guarded(plugin: MendNanny) -> bytes:
-    """Pickle a nanny plugin so that another Python minor version makes one of it that does nothing.
+class Orders:
+    """The plugins' code, pickled once, and what is sent with it for each state."""
 
-    Nannies are given their plugins before the gate sees anything of them, and code that travels by value is
-    of no use, or worse, to another interpreter. Its worker is then refused with the reason.
-    """
-    return by_value(_Guarded(by_value(plugin)))
+    def __init__(self) -> None:
+        self.classes = by_value((Mend, MendNanny))
+        self.code = hashlib.sha256(self.classes).hexdigest()
+
+    def of(self, state: Mapping[str, Any], *, nanny: bool = False) -> dict[str, Any]:
+        """Return what `exchange` takes."""
+        return {
+            "name": NAME,
+            "classes": self.classes,
+            "kind": int(nanny),
+            "code": self.code,
+            "state": state,
+        }
+
+    def pickled(self, state: Mapping[str, Any], *, nanny: bool = False) -> bytes:
+        """Return a plugin as the scheduler keeps it for those that join.
+
+        Where another Python minor version unpickles it, it is a plugin that does nothing. Nannies are given
+        their plugins before the gate sees anything of them, and code that travels by value is of no use, or
+        worse, to another interpreter. Its worker is then refused with the reason.
+        """
+        return pickle.dumps(_Order(self.of(state, nanny=nanny)), protocol=4)
 
 
-class _Guarded:
-    def __init__(self, pickled: bytes) -> None:
-        self.pickled = pickled
+class _Order:
+    def __init__(self, order: Mapping[str, Any]) -> None:
+        self.order = dict(order)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        kind = "NannyPlugin" if self.order["kind"] else "WorkerPlugin"
         text = (
-            "__import__('distributed.protocol.pickle', fromlist=['loads']).loads(pickled)"
+            "__import__('distributed.protocol.pickle', fromlist=['loads'])"
+            ".loads(order['classes'])[order['kind']](order['state'], order['code'])"
             " if __import__('sys').version_info[:2] == minor else"
-            " __import__('distributed.diagnostics.plugin', fromlist=['NannyPlugin']).NannyPlugin()"
+            f" __import__('distributed.diagnostics.plugin', fromlist=['{kind}']).{kind}()"
         )
-        return (eval, (text, {"pickled": self.pickled, "minor": sys.version_info[:2]}))
+        return (eval, (text, {"order": self.order, "minor": sys.version_info[:2]}))
 
 
 async def _at_once(who: str, built: Mapping[str, Any]) -> list[str] | None:
