@@ -20,6 +20,8 @@ from distributed.comm import connect
 
 from envsync.plugins.gate import look
 
+pytestmark = pytest.mark.slow
+
 PROCESS = "import sys; from envsync.plugins.process import main; sys.exit(main(sys.argv[1:]))"
 
 

@@ -18,6 +18,8 @@ from distributed import Client
 from tests.index_server import write_wheel
 from tests.running import Elsewhere, Wish, digest_of, put, states
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _carried() -> Iterator[None]:

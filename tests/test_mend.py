@@ -19,6 +19,8 @@ from distributed import Client, LocalCluster
 from tests.index_server import write_wheel
 from tests.running import Elsewhere, Wish, states, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _carried() -> Iterator[None]:
