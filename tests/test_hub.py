@@ -164,12 +164,14 @@ async def test_what_is_given_back_is_as_it_was(elsewhere: Elsewhere, others: Pat
         workers = _by_name(await client.run(_process))
         nannies = list((await client.run(_process, nanny=True)).values())
         assert set(states(await wish.apply(client)).values()) == {"equal"}
-        assert await _both(client, workers="w") == ("2.0", 1)
+        for name in ("n", "w"):
+            assert await _both(client, workers=name) == ("2.0", 1)
         changed = _by_name(await client.run(_process))
         assert all(changed[name] != workers[name] for name in workers)
         refused = await client.scheduler.envsync_release(owner="somebody")
         assert refused["refused"]["owner"]["id"] == "ada"
-        await client.scheduler.envsync_release(owner="ada")
+        answer = await client.scheduler.envsync_release(owner="ada")
+        assert not [one for one in answer["workers"].values() if one["trouble"]]
         assert await client.run_on_scheduler(_seen) == scheduler
         assert _by_name(await client.run(_process)) == workers
         assert list((await client.run(_process, nanny=True)).values()) == nannies
