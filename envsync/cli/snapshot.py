@@ -193,11 +193,8 @@ def make_lock(
 
     Return the lock and what goes with it file by file.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     from envsync.indexes import read_settings
     from envsync.runner.locking import lock_anew
-    from envsync.runner.telling import tell_edited
     from envsync.store import default_store
 
     store = default_store()
@@ -210,18 +207,15 @@ def make_lock(
         from envsync.trees import pack
 
         manifests += [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
-    with ThreadPoolExecutor(1) as aside:  # while uv resolves
-        looking = aside.submit(tell_edited, snapshot, hooks)
-        lock = lock_anew(
-            snapshot,
-            chosen,
-            store=store,
-            settings=settings,
-            manifests=manifests,
-            allow_substitutes=allow_substitutes,
-            hooks=hooks,
-        )
-        looking.result()
+    lock = lock_anew(
+        snapshot,
+        chosen,
+        store=store,
+        settings=settings,
+        manifests=manifests,
+        allow_substitutes=allow_substitutes,
+        hooks=hooks,
+    )
     lock.write(file, store)
     return lock, manifests
 
