@@ -25,6 +25,7 @@ _NAMED = 5
 _TOOLS = ("dask-envsync", "pip", "uv", "wheel")
 """What makes environments, and no task imports."""
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interpreter:
     """A Python interpreter.

@@ -165,9 +165,7 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             if wanted.get("editable") and "trees" not in right:
                 local = wanted["version"] + " (local code)"
                 yield (WARNING, "missing", name, local, "", "ship its source tree")
-            elif wanted.get("editable"):
-                continue
-            elif name in tools:
+            elif wanted.get("editable") or name in tools:
                 continue
             elif foreign and not core:
                 advice = "install it there, if there is one for that machine and code uses it"
@@ -180,7 +178,9 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             yield (NOTE, "extra", name, "", there["version"], "")
         elif wanted is not None and there is not None:
             if not _same_version(wanted["version"], there["version"]):
-                severity = FATAL if core else ERROR
+                # Of local code the files are compared, wherever an import finds them: `_trees`.
+                local = wanted.get("editable") and "trees" in right
+                severity = FATAL if core else NOTE if local else ERROR
                 yield (severity, "version", name, wanted["version"], there["version"], _RESYNC)
             elif _other_content(wanted, there) and not foreign:
                 said = ["{} ({})".format(one["version"], one["record"][:8]) for one in (wanted, there)]

@@ -235,6 +235,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
             self.workers[address] = {
                 "name": known.name,
                 "state": "unchecked",
+                "door": [],
                 "differences": [],
                 "trouble": "",
             }
@@ -298,6 +299,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         self.workers[address] = {
             "name": label,
             "state": "waiting",
+            "door": found,  # what it registered with, which no later report mends
             "differences": found,
             "trouble": "",
         }
@@ -319,7 +321,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         known = {(one["kind"], one["subject"]) for one in differences}
         differences = [
             *differences,  # a tuple: comms know no lists
-            *(one for one in entry["differences"] if (one["kind"], one["subject"]) not in known),
+            *(one for one in entry["door"] if (one["kind"], one["subject"]) not in known),
         ]
         entry.update(differences=differences, trouble=trouble)
         late = entry["state"] == "waiting"

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from distributed.client import Client
@@ -19,6 +20,7 @@ from envsync.plugins.survey import survey
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.shipment import (
     blobs_of,
+    hidden_trees,
     lacking_packages,
     make_state,
     owner,
@@ -30,7 +32,7 @@ from envsync.runner.verification import Checked, Verification
 from envsync.runner.verifying import ask_all, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.verifying import Asked
@@ -99,6 +101,7 @@ class SyncEnvironment:
         self._snapshot = ""
         self._told: list[Manifest] = []
         self._roots: tuple[str, ...] = ()
+        self._front: set[str] = set()
 
     def sync(self) -> Any:
         """Bring the cluster up to this environment as it is now: an edited module, a package just installed.
@@ -172,14 +175,15 @@ class SyncEnvironment:
             settings = await asyncio.to_thread(read_settings, prefix=snapshot.interpreter.prefix)
             packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
             await asyncio.to_thread(tell_edited, snapshot, self.hooks)
-        state = make_state(
-            wanted,
-            packages,
-            manifests,
-            on_mismatch=self.on_mismatch,
-            owner=owner(self._id, client.id),
-        )
-        result = await self._apply(client, state, store)
+        mine = owner(self._id, client.id)
+        while True:
+            ahead, wanted = _forward(manifests, wanted, self._front)
+            state = make_state(wanted, packages, ahead, on_mismatch=self.on_mismatch, owner=mine)
+            result = await self._apply(client, state, store)
+            hidden = hidden_trees(result) - self._front
+            if not hidden:
+                break
+            self._front |= hidden
         verification = _verification(result)
         workers_ok = Verification(
             processes=tuple(one for one in verification.processes if one.kind == "worker")
@@ -223,7 +227,7 @@ class SyncEnvironment:
         """Look at this environment, and put its local code into the store."""
         from envsync.snapshot import capture
         from envsync.store import default_store
-        from envsync.trees import code_of, pack
+        from envsync.trees import pack
 
         snapshot, store = capture(cwd=self.cwd), default_store()
         report = snapshot.report(tools=True)
@@ -232,9 +236,7 @@ class SyncEnvironment:
             for tree in snapshot.source_trees
             if tree.distribution not in report["tools"]
         ]
-        code = code_of(manifests)
-        digests = {name: one["digest"] for name, one in code.items()}
-        return snapshot, manifests, {**report, "trees": digests, "code": code}
+        return snapshot, manifests, _with_code(report, manifests)
 
     def _demand(self, asked: Sequence[Asked], beyond: Sequence[tuple[Asked, Difference]]) -> None:
         """Raise before anything is sent if a process is beyond repair."""
@@ -283,6 +285,21 @@ class SyncEnvironment:
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
+
+
+def _with_code(wanted: dict[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
+    from envsync.trees import code_of
+
+    code = code_of(manifests)
+    return {**wanted, "trees": {name: one["digest"] for name, one in code.items()}, "code": code}
+
+
+def _forward(
+    manifests: Sequence[Manifest], wanted: dict[str, Any], names: Collection[str]
+) -> tuple[list[Manifest], dict[str, Any]]:
+    """Put trees before the packages of the workers, which hold another copy of the same code."""
+    chosen = [replace(one, position="front") if one.name in names else one for one in manifests]
+    return chosen, _with_code(wanted, chosen) if names else wanted
 
 
 async def release(client: Client, *, take_over: bool = False) -> bool:

@@ -6,12 +6,15 @@ import asyncio
 import getpass
 import hashlib
 import json
+import os
+import secrets
 import socket
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import ClusterError
+from envsync.plugins.blobs import CHUNK
 from envsync.plugins.survey import repairable
 from envsync.target import Target
 
@@ -26,9 +29,16 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.trees import Manifest
 
-__all__ = ["blobs_of", "lacking_packages", "make_state", "owner", "packages_for", "upload"]
+__all__ = [
+    "blobs_of",
+    "hidden_trees",
+    "lacking_packages",
+    "make_state",
+    "owner",
+    "packages_for",
+    "upload",
+]
 
-_CHUNK = 4 * 1024 * 1024
 _AT_ONCE = 4  # blobs on their way to the scheduler
 
 Packages = dict[str, dict[str, dict[str, Any]]]
@@ -42,6 +52,7 @@ def owner(identity: str, client: str) -> dict[str, Any]:
         "client": client,
         "user": getpass.getuser(),
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "since": time.time(),
     }
 
@@ -67,6 +78,22 @@ def lacking_packages(asked: Iterable[Asked]) -> tuple[dict[str, set[str]], list[
                 names.setdefault(one.answer["target"], set()).update(found)
             beyond += [(one, Difference.from_dict(difference)) for difference in rest]
     return names, beyond
+
+
+def hidden_trees(result: Mapping[str, Any]) -> set[str]:
+    """Return the source trees that are there and are not what workers import: an installed copy hides them.
+
+    Parameters
+    ----------
+    result : mapping
+        What the scheduler answered.
+    """
+    return {
+        difference["subject"]
+        for entry in result["workers"].values()
+        for difference in entry["differences"]
+        if difference["kind"] == "source" and not entry["trouble"]
+    }
 
 
 async def packages_for(
@@ -100,7 +127,7 @@ async def packages_for(
     for text, wanted in sorted(names.items()):
         part = replace(
             snapshot,
-            distributions=tuple(one for one in snapshot.winners if one.name in wanted),
+            distributions=tuple(one for one in snapshot.winners if one.name in wanted and not one.editable),
             source_trees=(),
         )
         lock = await asyncio.to_thread(
@@ -195,6 +222,7 @@ async def upload(scheduler: Any, digests: Sequence[str], store: Store, hooks: Ho
     what = f"{len(digests)} file{'s' * (len(digests) > 1)}"
     hooks.step("cluster", f"sending {what}")
     slots = asyncio.Semaphore(_AT_ONCE)
+    token = secrets.token_hex(8)  # somebody else may send the same at the same time
 
     async def one(digest: str) -> None:
         nonlocal sent
@@ -202,11 +230,13 @@ async def upload(scheduler: Any, digests: Sequence[str], store: Store, hooks: Ho
             with await asyncio.to_thread(store.open, digest) as stream:
                 offset, last = 0, False
                 while not last:
-                    data = await asyncio.to_thread(stream.read, _CHUNK)
-                    last = len(data) < _CHUNK
-                    answer = await scheduler.envsync_put(sha256=digest, offset=offset, data=data, last=last)
-                    if isinstance(answer, dict) and answer.get("error"):
-                        raise ClusterError(f"the scheduler did not take a file: {answer['error']}")
+                    data = await asyncio.to_thread(stream.read, CHUNK)
+                    last = len(data) < CHUNK
+                    answer = await scheduler.envsync_put(
+                        sha256=digest, offset=offset, data=data, last=last, upload=token
+                    )
+                    if answer.get("refused"):
+                        raise ClusterError(f"the scheduler did not take a file: {answer['refused']}")
                     offset += len(data)
                     sent += len(data)
                     hooks.progress("cluster", sent, total, "B")

@@ -43,8 +43,16 @@ class Place:
         wheels = self.folder / "dist"
         self._uv("build", "-q", "--wheel", "--out-dir", wheels, source)
         (wheel,) = wheels.glob("*.whl")
-        self._install(self.ours, wheel, "vary==2.0", "extra==1.0", "same==1.0")
-        self._install(self.other, "vary==1.0", "same==1.0")
+        project = self.folder / "project"
+        (project / "src").mkdir(parents=True)
+        (project / "src" / "proj.py").write_text("VALUE = 'mine, edited'\n")
+        (project / "pyproject.toml").write_text(
+            '[build-system]\nrequires = ["setuptools>=64"]\nbuild-backend = "setuptools.build_meta"\n'
+            '[project]\nname = "proj"\nversion = "2"\n'
+            '[tool.setuptools]\npackage-dir = {"" = "src"}\npy-modules = ["proj"]\n'
+        )
+        self._install(self.ours, wheel, "vary==2.0", "extra==1.0", "same==1.0", "-e", project)
+        self._install(self.other, "vary==1.0", "same==1.0", "proj==1.0")
 
     def _install(self, prefix: Path, *requirements: str | Path) -> None:
         pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
@@ -134,6 +142,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         write_wheel(folder / "wheels", "vary", number)
     write_wheel(folder / "wheels", "extra", "1.0", body="import vary\nVALUE = 'extra'\n")
     write_wheel(folder / "wheels", "same", "1.0")
+    write_wheel(folder / "wheels", "proj", "1.0", body="VALUE = 'released'\n")
     with IndexServer(folder / "wheels") as index:
         made = Place(folder, index)
         made.make()
@@ -176,6 +185,8 @@ with Client(scheduler_file=sys.argv[1]) as client:
     assert everywhere(client, vary) == {"2.0"}, everywhere(client, vary)
     assert everywhere(client, extra) == {"extra"}
     assert {client.submit(vary, pure=False).result() for _ in range(6)} == {"2.0"}
+    # a project that is editable here, and installed there as it was released
+    assert everywhere(client, lambda: __import__("proj").VALUE) == {"mine, edited"}
     assert verify(client, on_mismatch="ignore").ok, verify(client, on_mismatch="ignore")
     again = plugin.sync()
     assert again.ok
@@ -185,6 +196,7 @@ with Client(scheduler_file=sys.argv[1]) as client:
     assert sorted(map(str, after[0].values())) == sorted(map(str, before[0].values()))
     assert after[1] == before[1]
     assert everywhere(client, extra) == {"no"}
+    assert everywhere(client, lambda: __import__("proj").VALUE) == {"released"}
     assert not verify(client, on_mismatch="ignore").ok
     print("repaired")
 """
