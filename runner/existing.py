@@ -148,14 +148,16 @@ class SyncEnvironment:
                 "the plugin is registered with another client",
                 hint="Make one for each: SyncEnvironment()",
             )
+        again = self.client is client
         verification = await self._mend(client)
-        self.client = client
-        client.sync_environment = self.sync
-        client.subscribe_topic(TOPIC, self._heard)
+        if not again:
+            self.client = client
+            client.sync_environment = self.sync
+            client.subscribe_topic(TOPIC, self._heard)
         return verification
 
     async def _mend(self, client: Client | None = None) -> Verification:
-        first = client is not None
+        first = self.client is None
         client = client if client is not None else self._registered()
         began = time.monotonic()
         from envsync.indexes import read_settings

@@ -188,8 +188,8 @@ with Client(scheduler_file=sys.argv[1]) as client:
     # a project that is editable here, and installed there as it was released
     assert everywhere(client, lambda: __import__("proj").VALUE) == {"mine, edited"}
     assert verify(client, on_mismatch="ignore").ok, verify(client, on_mismatch="ignore")
-    again = plugin.sync()
-    assert again.ok
+    assert plugin.sync().ok
+    assert client.register_plugin(plugin).ok  # twice is once
     # and given back
     plugin.unregister()
     after = client.run(path), client.run_on_scheduler(path)
