@@ -24,6 +24,15 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(15)
+
+
 class Place:
     """Two environments, an index that both were made from, and clusters in the other one."""
 
@@ -129,10 +138,8 @@ class Place:
                 )
             yield str(scheduler_file)
         finally:
-            for process in reversed(running):
-                process.terminate()
-            for process in running:
-                process.wait(30)
+            for process in reversed(running):  # one by one: a worker that closes with its scheduler may hang
+                end(process)
 
 
 @pytest.fixture(scope="module")
@@ -388,8 +395,7 @@ def test_from_the_shell_and_at_every_save(place: Place, tmp_path: Path) -> None:
                     time.sleep(0.1)
                 assert place.run(elsewhere, VALUE, address) == "[22]\n"
             finally:
-                watching.terminate()
-                watching.wait(30)
+                end(watching)
         undone = place.envsync(work, "sync", address, "--undo")
         assert "its own environment again" in undone.stdout, undone.stdout + undone.stderr
         assert "nothing to undo" in place.envsync(work, "sync", address, "--undo").stdout
