@@ -19,9 +19,9 @@ _RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 # Two processes with different versions of these may not even understand each other.
 CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
 
-_RESYNC = "make the two equal, or start a cluster from here"
+_RESYNC = "make the two equal (envsync sync), or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
-_UNSHIPPED = "the code is not there: cluster.sync(), or start anew"
+_UNSHIPPED = "the code is not there: cluster.sync(), or envsync sync"
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _trees(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
         if wanted == there:
             continue
         if wanted and there:
-            advice = "the code there is stale: cluster.sync(), or start anew"
+            advice = "the code there is stale: cluster.sync(), or envsync sync"
             yield (ERROR, "source", name, _short(wanted), _short(there), advice)
         elif wanted:
             yield (ERROR, "source", name, _short(wanted), "", _UNSHIPPED)

@@ -202,7 +202,9 @@ class SyncEnvironment:
         self.state, self._snapshot = state, snapshot.digest
         if not verification.ok:
             warnings.warn(str(verification), stacklevel=2)
-        self.hooks.done("cluster", f"{len(result['workers'])} workers are equal", time.monotonic() - began)
+        equal = sum(entry["state"] == "equal" for entry in result["workers"].values())
+        said = f"{equal} of {len(result['workers'])} workers have this environment"
+        self.hooks.done("cluster", said, time.monotonic() - began)
         return verification
 
     async def _apply(self, client: Client, state: dict[str, Any], store: Store) -> dict[str, Any]:

@@ -351,6 +351,7 @@ def test_a_platform_only_package(locker: User, tmp_path: Path) -> None:
     locker.left_nothing()
 
 
+@pytest.mark.slow
 def test_a_local_project_that_does_not_build(user: User, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

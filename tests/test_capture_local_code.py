@@ -16,6 +16,8 @@ from envsync.store import FolderStore
 from envsync.trees import pack
 from envsync.uv import find_uv
 
+pytestmark = pytest.mark.slow
+
 SETUPTOOLS = '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
 META = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
 

@@ -26,6 +26,8 @@ from envsync.target import Target
 from envsync.uv import find_uv
 from tests.index_server import IndexServer, write_wheel
 
+pytestmark = pytest.mark.slow
+
 MAC = Target(python="3.11.7", system="darwin", machine="arm64")
 
 

@@ -27,6 +27,8 @@ from envsync.supply import Supply
 from envsync.target import Target
 from tests.elsewhere import Elsewhere, tools
 
+pytestmark = pytest.mark.slow
+
 SHELLS = [
     shell
     for shell, found in (("dash", "dash"), ("bash --posix", "bash"), ("busybox sh", "busybox"))

@@ -27,6 +27,8 @@ from tests.index_server import IndexServer, write_wheel
 from tests.makes import Makes, litter, says
 from tests.nvml import driver_library
 
+pytestmark = pytest.mark.slow
+
 
 async def test_made_once_then_found_and_checked(makes: Makes) -> None:
     lock = makes.lock(makes.artifact("alpha"), makes.artifact("beta"))

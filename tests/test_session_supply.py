@@ -14,6 +14,8 @@ from envsync.runner.hosts.local import Local
 from tests.index_server import IndexServer, write_wheel
 from tests.makes import Makes, litter, says
 
+pytestmark = pytest.mark.slow
+
 
 async def test_wheels_come_from_the_index_where_the_host_reaches_it(makes: Makes) -> None:
     with IndexServer(makes.wheels) as index:

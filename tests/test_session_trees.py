@@ -21,6 +21,8 @@ from envsync.supply import Supply
 from envsync.trees import Manifest
 from tests.elsewhere import Elsewhere
 
+pytestmark = pytest.mark.slow
+
 
 class Told(Hooks):
     """Keeps the notes."""

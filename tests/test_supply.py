@@ -30,7 +30,10 @@ from envsync.uv import find_uv
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="hosts are Linux machines"),
+]
 
 NOWHERE = IndexSettings(no_index=True)
 HERE = Target.current()

@@ -155,6 +155,7 @@ rich_pkg = ["*.txt", "tool"]
         yield environment(folder / "env", *wheels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rich-project", "space-one", "bare"])
 def test_a_repacked_wheel_installs_as_what_it_was(
     sample: Path, store: FolderStore, tmp_path: Path, name: str
@@ -521,6 +522,7 @@ def test_submodules_are_source_and_a_checkout_that_ignores_it_all_is_none(
     assert look(folder).files == ("part/part.py", "pyproject.toml")
 
 
+@pytest.mark.slow
 def test_pip_itself_packs_without_the_scripts_that_installers_add(store: FolderStore, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "env"], check=True)
     snapshot, pip = installed(tmp_path / "env" / "bin" / "python", "pip")
