@@ -31,6 +31,7 @@ __all__ = [
     "digest_of",
     "recall",
     "remember",
+    "size_of",
 ]
 
 CHUNK = 1 << 20
@@ -301,6 +302,15 @@ def cache_root() -> Path:
 def default_store() -> FolderStore:
     """Return the store in the cache folder."""
     return FolderStore(cache_root())
+
+
+def size_of(store: Store, digest: str) -> int:
+    """Return how many bytes a blob of a store has."""
+    path = store.path(digest)
+    if path is not None:
+        return path.stat().st_size
+    with store.open(digest) as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def remember(kind: str, key: str, value: Any) -> None:

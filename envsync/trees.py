@@ -17,13 +17,13 @@ from envsync.selection import Found, Limits, Selection
 from envsync.store import digest_of, recall, remember
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from envsync.artifacts import TreeRef
-    from envsync.snapshot import SourceTree
+    from envsync.snapshot import Snapshot, SourceTree
     from envsync.store import Store
 
-__all__ = ["Limits", "Manifest", "code_of", "pack"]
+__all__ = ["Limits", "Manifest", "code_of", "pack", "pack_all"]
 
 RACY = 2.0  # seconds: a file as young as this may change again without its times telling
 
@@ -176,6 +176,14 @@ def pack(
         files=tuple(files),
         left_out=tuple(sorted(left_out.items())),
     )
+
+
+def pack_all(
+    snapshot: Snapshot, store: Store, chosen: Callable[[SourceTree], bool] = lambda _: True
+) -> list[Manifest]:
+    """Put the source trees of a snapshot into a store, those that are chosen."""
+    soabi = snapshot.interpreter.soabi
+    return [pack(tree, store, soabi=soabi) for tree in snapshot.source_trees if chosen(tree)]
 
 
 def code_of(manifests: Iterable[Manifest]) -> dict[str, dict[str, Any]]:

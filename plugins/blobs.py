@@ -12,15 +12,22 @@ import re
 import shutil
 import threading
 import time
-from typing import Any, Iterable
+from typing import Any, Iterable, Mapping
 
-__all__ = ["CHUNK", "Blobs"]
+__all__ = ["CHUNK", "Blobs", "blobs_of"]
 
 CHUNK = 2 * 2**20  # bytes
 ABANDONED = 3600.0  # seconds without a chunk, after which an upload is given up
 
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _UPLOAD = re.compile(r"[0-9A-Za-z_-]{0,64}\Z")
+
+
+def blobs_of(state: Mapping[str, Any]) -> list[str]:
+    """Return the digests of all that a state names, each once."""
+    wheels = [one["sha256"] for packages in state["packages"].values() for one in packages.values()]
+    files = [sha256 for tree in state["trees"] for _, sha256, _ in tree["files"]]
+    return list(dict.fromkeys([*wheels, *files]))
 
 
 class Blobs:

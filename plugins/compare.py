@@ -11,10 +11,10 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Iterable, Iterator, Mapping, Tuple
 
-__all__ = ["CORE", "ERROR", "FATAL", "NOTE", "WARNING", "Difference", "compare", "worst"]
+__all__ = ["CORE", "ERROR", "FATAL", "NOTE", "RANK", "WARNING", "Difference", "compare", "worst"]
 
 FATAL, ERROR, WARNING, NOTE = "fatal", "error", "warning", "note"
-_RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
+RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 
 # Two processes with different versions of these may not even understand each other.
 CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
@@ -67,7 +67,7 @@ class Difference:
 
 def worst(differences: Iterable[Difference]) -> str:
     """Return the worst severity among differences, "" if there are none."""
-    return min((one.severity for one in differences), key=lambda severity: _RANK[severity], default="")
+    return min((one.severity for one in differences), key=lambda severity: RANK[severity], default="")
 
 
 def compare(
@@ -95,7 +95,7 @@ def compare(
         Difference(severity, kind, subject, old, new, where, process, advice)
         for severity, kind, subject, old, new, advice in rows
     ]
-    return sorted(made, key=lambda one: (_RANK[one.severity], one.subject, one.kind))
+    return sorted(made, key=lambda one: (RANK[one.severity], one.subject, one.kind))
 
 
 _Row = Tuple[str, str, str, str, str, str]

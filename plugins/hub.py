@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, List, Mapping, cast
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
-from .blobs import Blobs
+from .blobs import Blobs, blobs_of
 from .calls import Calls
 from .drain import Restarts
 from .fit import fetch_and_build, look_again, put_in, take_out
@@ -187,7 +187,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             if other and old["digest"] != state["digest"] and not (take_over or self._left(old, state)):
                 return {"refused": {"owner": old["owner"]}}
             state = _with_what_is_laid_over(state, old)
-            lacking = await self.lacking(_blobs_of(state))
+            lacking = await self.lacking(blobs_of(state))
             if lacking:
                 return {"lacking": lacking}
             same = bool(old) and _content(old) == _content(state)
@@ -201,7 +201,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 self._mend_all(sorted(set(self.scheduler.workers) - done), restart, patience),
             )
             if not same:
-                await self._aside(lambda: self.blobs.keep(_blobs_of(state)))
+                await self._aside(lambda: self.blobs.keep(blobs_of(state)))
             gone = [one for one in self.gate.refused if one["time"] >= now]
             workers = {one["address"]: _entry(one) for one in gone}
             workers.update({address: _entry(entry) for address, entry in self.gate.workers.items()})
@@ -403,11 +403,6 @@ class _NoGate:
 
 def _whole(scheduler: Any) -> str:
     return f"scheduler {scheduler.id}"
-
-
-def _blobs_of(state: Mapping[str, Any]) -> list[str]:
-    wheels = [one["sha256"] for packages in state["packages"].values() for one in packages.values()]
-    return [*wheels, *(sha256 for tree in state["trees"] for _, sha256, _ in tree["files"])]
 
 
 def _content(state: Mapping[str, Any]) -> list[Any]:

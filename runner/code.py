@@ -16,10 +16,13 @@ from envsync.runner.places import wanted_of
 from envsync.runner.telling import tell_left_out
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from envsync.runner.cluster import SyncedCluster
+    from envsync.snapshot import Snapshot
     from envsync.trees import Manifest
 
-__all__ = ["ship"]
+__all__ = ["code_now", "look_here", "ship", "with_code"]
 
 
 async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
@@ -71,14 +74,40 @@ def pack_code(cwd: str | None, wanted: set[str] | None = None) -> list[Manifest]
     """Pack the source trees of this process; of `wanted` names only, if they are given."""
     from envsync.snapshot import capture
     from envsync.store import default_store
-    from envsync.trees import pack
+    from envsync.trees import pack_all
 
-    snapshot, store = capture(cwd=cwd), default_store()
-    return [
-        pack(tree, store, soabi=snapshot.interpreter.soabi)
-        for tree in snapshot.source_trees
-        if wanted is None or tree.name in wanted
-    ]
+    return pack_all(capture(cwd=cwd), default_store(), lambda tree: wanted is None or tree.name in wanted)
+
+
+def look_here(cwd: str | None) -> tuple[Snapshot, list[Manifest], dict[str, Any]]:
+    """Return what a cluster needs that nobody shipped anything to: packages, and the local code in files.
+
+    Parameters
+    ----------
+    cwd : str or None
+        A working directory whose code tasks may import; code on ``sys.path`` counts anyhow.
+
+    Returns
+    -------
+    Snapshot, list of Manifest, Report
+        This environment; its local code, put into the store; both as what is wanted.
+    """
+    from envsync.snapshot import capture
+    from envsync.store import default_store
+    from envsync.trees import pack_all
+
+    snapshot = capture(cwd=cwd)
+    report = snapshot.report(tools=True)
+    manifests = pack_all(snapshot, default_store(), lambda tree: tree.distribution not in report["tools"])
+    return snapshot, manifests, with_code(report, manifests)
+
+
+def with_code(report: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
+    """Add local code to a Report, file by file, for processes that nobody shipped it to."""
+    from envsync.trees import code_of
+
+    code = code_of(manifests)
+    return {**report, "trees": {name: one["digest"] for name, one in code.items()}, "code": code}
 
 
 async def _turn(cluster: SyncedCluster, timeout: float) -> None:

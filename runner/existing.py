@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from distributed.client import Client
 
 from envsync.errors import ClusterError, MismatchError
+from envsync.plugins.blobs import blobs_of
 from envsync.plugins.compare import ERROR, FATAL, Difference
 from envsync.plugins.gate import TOPIC, by_value
 from envsync.plugins.hub import Hub
 from envsync.plugins.survey import survey
+from envsync.runner.code import look_here, with_code
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.shipment import (
-    blobs_of,
     hidden_trees,
     lacking_packages,
     make_state,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from envsync.hooks import Hooks
     from envsync.runner.verifying import Asked
-    from envsync.snapshot import Snapshot
     from envsync.store import Store
     from envsync.trees import Manifest
 
@@ -119,7 +119,7 @@ class SyncEnvironment:
             The plugin is not registered, or another client's environment is in place.
         """
         client = self._registered()
-        return client.sync(self._mend)
+        return client.sync(self._mend, client)
 
     def verify(self, **options: Any) -> Any:
         """Compare every process of the cluster with this environment; see `envsync.verify`."""
@@ -148,23 +148,21 @@ class SyncEnvironment:
                 "the plugin is registered with another client",
                 hint="Make one for each: SyncEnvironment()",
             )
-        again = self.client is client
         verification = await self._mend(client)
-        if not again:
+        if self.client is None:
             self.client = client
             client.sync_environment = self.sync
             client.subscribe_topic(TOPIC, self._heard)
         return verification
 
-    async def _mend(self, client: Client | None = None) -> Verification:
+    async def _mend(self, client: Client) -> Verification:
         first = self.client is None
-        client = client if client is not None else self._registered()
         began = time.monotonic()
         from envsync.indexes import read_settings
         from envsync.store import default_store
 
         store = default_store()
-        snapshot, manifests, wanted = await asyncio.to_thread(self._look)
+        snapshot, manifests, wanted = await asyncio.to_thread(look_here, self.cwd)
         tell_left_out(manifests, self.hooks, before=self._told)
         self._told = manifests
         self._roots = tuple(tree.root for tree in snapshot.source_trees)
@@ -227,21 +225,6 @@ class SyncEnvironment:
             hint="Something removes files from its folder for temporary files.",
         )
 
-    def _look(self) -> tuple[Snapshot, list[Manifest], dict[str, Any]]:
-        """Look at this environment, and put its local code into the store."""
-        from envsync.snapshot import capture
-        from envsync.store import default_store
-        from envsync.trees import pack
-
-        snapshot, store = capture(cwd=self.cwd), default_store()
-        report = snapshot.report(tools=True)
-        manifests = [
-            pack(tree, store, soabi=snapshot.interpreter.soabi)
-            for tree in snapshot.source_trees
-            if tree.distribution not in report["tools"]
-        ]
-        return snapshot, manifests, _with_code(report, manifests)
-
     def _demand(self, asked: Sequence[Asked], beyond: Sequence[tuple[Asked, Difference]]) -> None:
         """Raise before anything is sent if a process is beyond repair."""
         grave = [(one, each) for one, each in beyond if each.severity in (FATAL, ERROR)]
@@ -291,19 +274,12 @@ class SyncEnvironment:
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
 
 
-def _with_code(wanted: dict[str, Any], manifests: Sequence[Manifest]) -> dict[str, Any]:
-    from envsync.trees import code_of
-
-    code = code_of(manifests)
-    return {**wanted, "trees": {name: one["digest"] for name, one in code.items()}, "code": code}
-
-
 def _forward(
     manifests: Sequence[Manifest], wanted: dict[str, Any], names: Collection[str]
 ) -> tuple[list[Manifest], dict[str, Any]]:
     """Put trees before the packages of the workers, which hold another copy of the same code."""
     chosen = [replace(one, position="front") if one.name in names else one for one in manifests]
-    return chosen, _with_code(wanted, chosen) if names else wanted
+    return chosen, with_code(wanted, chosen) if names else wanted
 
 
 async def release(client: Client, *, take_over: bool = False) -> bool:

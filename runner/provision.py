@@ -244,16 +244,11 @@ class _Work:
         return manifests
 
     def _pack_trees(self) -> list[Manifest]:
-        from envsync.trees import pack
+        from envsync.trees import pack_all
 
         assert self.snapshot is not None
         wanted = None if self.lock is None else {tree.name: tree for tree in self.lock.trees}
-        soabi = self.snapshot.interpreter.soabi
-        packed = [
-            pack(tree, self.store, soabi=soabi)
-            for tree in self.snapshot.source_trees
-            if wanted is None or tree.name in wanted
-        ]
+        packed = pack_all(self.snapshot, self.store, lambda tree: wanted is None or tree.name in wanted)
         lacking = set(wanted or ()) - {manifest.name for manifest in packed}
         if lacking:
             raise StoreError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import ClusterError
 from envsync.plugins.blobs import CHUNK
 from envsync.plugins.survey import repairable
+from envsync.store import size_of
 from envsync.target import Target
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from envsync.trees import Manifest
 
 __all__ = [
-    "blobs_of",
     "hidden_trees",
     "lacking_packages",
     "make_state",
@@ -140,7 +140,7 @@ async def packages_for(
                 "version": one.version,
                 "sha256": one.sha256,
                 "filename": one.filename,
-                "size": _size(store, one.sha256),
+                "size": size_of(store, one.sha256),
             }
             for one in artifacts
         }
@@ -189,13 +189,6 @@ def make_state(
     return {**state, "digest": hashlib.sha256(text.encode()).hexdigest(), "owner": dict(owner)}
 
 
-def blobs_of(state: Mapping[str, Any]) -> list[str]:
-    """Return the digests of all that a state names."""
-    wheels = (wheel["sha256"] for chosen in state["packages"].values() for wheel in chosen.values())
-    files = (sha256 for tree in state["trees"] for _, sha256, _ in tree["files"])
-    return list(dict.fromkeys([*wheels, *files]))
-
-
 async def upload(scheduler: Any, digests: Sequence[str], store: Store, hooks: Hooks) -> int:
     """Send blobs to the scheduler, in chunks.
 
@@ -217,7 +210,7 @@ async def upload(scheduler: Any, digests: Sequence[str], store: Store, hooks: Ho
     """
     if not digests:
         return 0
-    total = sum(_size(store, digest) for digest in digests)
+    total = sum(size_of(store, digest) for digest in digests)
     began, sent = time.monotonic(), 0
     what = f"{len(digests)} file{'s' * (len(digests) > 1)}"
     hooks.step("cluster", f"sending {what}")
@@ -249,11 +242,3 @@ async def upload(scheduler: Any, digests: Sequence[str], store: Store, hooks: Ho
             task.cancel()
     hooks.done("cluster", f"sent {what}, {sent / 1e6:.1f} MB", time.monotonic() - began)
     return sent
-
-
-def _size(store: Store, digest: str) -> int:
-    path = store.path(digest)
-    if path is not None:
-        return path.stat().st_size
-    with store.open(digest) as stream:
-        return stream.seek(0, 2)

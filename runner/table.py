@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from envsync.plugins.compare import RANK
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -19,8 +21,7 @@ __all__ = ["Paint", "Row", "count", "rows", "table"]
 Paint = Callable[[str, str], str]
 """Gives a text the colour of a severity, or of ``"head"``."""
 
-_ORDER = ("fatal", "error", "warning", "note")
-_SEVERITY = max(map(len, _ORDER))
+_SEVERITY = max(map(len, RANK))
 _SUBJECT = 30  # characters of a package's name, before its line has a column of its own
 _PIPED = (100, 24)
 _PLAIN = ("version", "python", "missing", "extra")  # what the two columns show by themselves
@@ -115,7 +116,7 @@ def table(
 def count(severities: Iterable[str]) -> str:
     """Return ``"3 differences: 1 error, 2 notes"``."""
     found = list(severities)
-    parts = [_plural(found.count(one), one, "" if one == "fatal" else "s") for one in _ORDER if one in found]
+    parts = [_plural(found.count(one), one, "" if one == "fatal" else "s") for one in RANK if one in found]
     return f"{_plural(len(found), 'difference')}: {', '.join(parts)}"
 
 
@@ -124,7 +125,7 @@ def _plural(number: int, noun: str, ending: str = "s") -> str:
 
 
 def _rank(severity: str) -> int:
-    return _ORDER.index(severity) if severity in _ORDER else 0
+    return RANK.get(severity, 0)
 
 
 def _lines(row: Row, subject: int, first: int, width: int, paint: Paint) -> list[str]:

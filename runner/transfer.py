@@ -14,6 +14,7 @@ from envsync.errors import AgentError, EnvsyncError, HostError, UnfitHostError
 from envsync.runner.hosts.local import Local
 from envsync.runner.packing import packed
 from envsync.runner.wire import error_of
+from envsync.store import size_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -56,7 +57,7 @@ async def send(session: Session, digests: Sequence[str], *, what: str = "") -> N
     """
     store, hooks, where = session.supply.store, session.hooks, session.host.name
     began = time.monotonic()
-    sizes = await asyncio.to_thread(lambda: {digest: _size(store, digest) for digest in digests})
+    sizes = await asyncio.to_thread(lambda: {digest: size_of(store, digest) for digest in digests})
     hooks.step(where, f"sending {what or 'files'}")
     channel = await session.host.start(agent_command(session.python, session.agent, "receive", session.cache))
     async with channel:
@@ -144,11 +145,3 @@ async def _answers(channel: Channel, expected: set[str], where: str) -> EnvsyncE
         else:
             expected.discard(answer["stored"])
     return problem
-
-
-def _size(store: Store, digest: str) -> int:
-    path = store.path(digest)
-    if path is not None:
-        return path.stat().st_size
-    with store.open(digest) as file:
-        return file.seek(0, io.SEEK_END)

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from envsync.plugins.compare import ERROR, FATAL, NOTE, WARNING, Difference
+from envsync.plugins.compare import ERROR, FATAL, RANK, Difference
 from envsync.runner.table import Row, rows, table
 
 if TYPE_CHECKING:
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Verification"]
 
-_ORDER = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 _HEAD = ("severity", "where", "subject", "wanted", "there", "next step")
 
 
@@ -69,7 +68,7 @@ class Verification:
     def differences(self) -> tuple[Difference, ...]:
         """All differences of all processes, the worst first."""
         found = [difference for one in self.processes for difference in one.differences]
-        return tuple(sorted(found, key=lambda one: (_ORDER.get(one.severity, 9), one.subject, one.process)))
+        return tuple(sorted(found, key=lambda one: (RANK.get(one.severity, 9), one.subject, one.process)))
 
     @property
     def ok(self) -> bool:

@@ -165,15 +165,9 @@ def _own_report() -> dict[str, Any]:
 
 
 def _own_wanted(cwd: str | None) -> dict[str, Any]:
-    """Return what a cluster needs that nobody shipped anything to: packages, and the local code in files."""
-    from envsync.runner.code import pack_code
-    from envsync.snapshot import capture
-    from envsync.trees import code_of
+    from envsync.runner.code import look_here
 
-    report = capture(cwd=cwd).report(tools=True)
-    code = code_of(one for one in pack_code(cwd) if one.distribution not in report["tools"])
-    digests = {name: one["digest"] for name, one in code.items()}
-    return {**report, "trees": digests, "code": code}
+    return look_here(cwd)[2]
 
 
 async def _own_trees(cluster: Any) -> dict[str, str]:

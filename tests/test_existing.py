@@ -79,9 +79,9 @@ class Place:
             "ENVSYNC_CACHE": str(self.folder / "cache"),
         }
 
-    def envsync(self, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def _call(self, work: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [self.ours / "bin" / "envsync", *arguments],
+            [self.ours / "bin" / program, *arguments],
             cwd=work,
             env=self.environment,
             capture_output=True,
@@ -90,19 +90,14 @@ class Place:
             timeout=200,
         )
 
+    def envsync(self, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self._call(work, "envsync", *arguments)
+
     def run(self, work: Path, script: str, *arguments: str) -> str:
         """Run a script as a user would, in our environment; return what it printed."""
         work.mkdir(exist_ok=True)
         (work / "script.py").write_text(script)
-        done = subprocess.run(
-            [self.ours / "bin" / "python", "script.py", *arguments],
-            cwd=work,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
+        done = self._call(work, "python", "script.py", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -204,9 +204,9 @@ def make_lock(
         chosen = find_target(target, snapshot, store, settings, hooks, cache=cache)
     manifests: list[Manifest] = []
     if snapshot.source_trees:
-        from envsync.trees import pack
+        from envsync.trees import pack_all
 
-        manifests += [pack(tree, store, soabi=snapshot.interpreter.soabi) for tree in snapshot.source_trees]
+        manifests += pack_all(snapshot, store)
     lock = lock_anew(
         snapshot,
         chosen,
