@@ -2,177 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from envsync.plugins.compare import CORE
-from envsync.uv import find_uv
-from tests.index_server import IndexServer, write_wheel
+from tests.places import BEGIN, Place, end, make_place
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(15)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(15)
-
-
-class Place:
-    """Two environments, an index that both were made from, and clusters in the other one."""
-
-    def __init__(self, folder: Path, index: IndexServer) -> None:
-        self.folder = folder
-        self.index = index
-        self.ours = folder / "ours"
-        self.other = folder / "other"
-
-    def make(self) -> None:
-        source = self.folder / "source"
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("envsync", "runner", "plugins"):
-            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, source)
-        wheels = self.folder / "dist"
-        self._uv("build", "-q", "--wheel", "--out-dir", wheels, source)
-        (wheel,) = wheels.glob("*.whl")
-        project = self.folder / "project"
-        (project / "src").mkdir(parents=True)
-        (project / "src" / "proj.py").write_text("VALUE = 'mine, edited'\n")
-        (project / "pyproject.toml").write_text(
-            '[build-system]\nrequires = ["setuptools>=64"]\nbuild-backend = "setuptools.build_meta"\n'
-            '[project]\nname = "proj"\nversion = "2"\n'
-            '[tool.setuptools]\npackage-dir = {"" = "src"}\npy-modules = ["proj"]\n'
-        )
-        self._install(self.ours, wheel, "vary==2.0", "extra==1.0", "same==1.0", "-e", project)
-        self._install(self.other, "vary==1.0", "same==1.0", "proj==1.0")
-
-    def _install(self, prefix: Path, *requirements: str | Path) -> None:
-        pins = [f"{name}=={version(name)}" for name in sorted(CORE)]
-        self._uv("venv", "-q", "-p", sys.executable, prefix)
-        self._uv("pip", "install", "-q", "-p", prefix, "--index", self.index.url, *pins, *requirements)
-
-    def _uv(self, *arguments: str | Path) -> None:
-        subprocess.run([find_uv(), *map(str, arguments)], check=True)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        return {
-            **os.environ,
-            "UV_INDEX": f"{os.environ.get('UV_INDEX', '')} {self.index.url}".strip(),
-            "ENVSYNC_CACHE": str(self.folder / "cache"),
-        }
-
-    def _call(self, work: Path, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [self.ours / "bin" / program, *arguments],
-            cwd=work,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=200,
-        )
-
-    def envsync(self, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self._call(work, "envsync", *arguments)
-
-    def run(self, work: Path, script: str, *arguments: str) -> str:
-        """Run a script as a user would, in our environment; return what it printed."""
-        work.mkdir(exist_ok=True)
-        (work / "script.py").write_text(script)
-        done = self._call(work, "python", "script.py", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    @contextlib.contextmanager
-    def cluster(self, work: Path, *workers: list[str]) -> Iterator[str]:
-        """Start a scheduler and workers of the other environment, with these options each."""
-        running = []
-        work.mkdir()
-        environment = {**os.environ, "ENVSYNC_OVERLAYS": str(work / "overlays")}
-        scheduler_file = work / "scheduler.json"
-
-        def start(name: str, *options: str) -> None:
-            with (work / f"{name}.log").open("wb") as log:
-                running.append(
-                    subprocess.Popen(
-                        [self.other / "bin" / "dask", name.split("-")[0], *options],
-                        cwd=work,
-                        env=environment,
-                        stdout=log,
-                        stderr=log,
-                    )
-                )
-
-        try:
-            start(
-                *("scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"),
-                *("--scheduler-file", str(scheduler_file)),
-            )
-            for number, options in enumerate(workers):
-                start(
-                    *(f"worker-{number}", "--scheduler-file", str(scheduler_file), "--nthreads", "1"),
-                    *("--host", "127.0.0.1", "--no-dashboard", "--name", f"w{number}", *options),
-                )
-            yield str(scheduler_file)
-        finally:
-            for process in reversed(running):  # one by one: a worker that closes with its scheduler may hang
-                end(process)
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("existing")
-    for number in ("1.0", "2.0"):
-        write_wheel(folder / "wheels", "vary", number)
-    write_wheel(folder / "wheels", "extra", "1.0", body="import vary\nVALUE = 'extra'\n")
-    write_wheel(folder / "wheels", "same", "1.0")
-    write_wheel(folder / "wheels", "proj", "1.0", body="VALUE = 'released'\n")
-    with IndexServer(folder / "wheels") as index:
-        made = Place(folder, index)
-        made.make()
+    with make_place(tmp_path_factory.mktemp("existing")) as made:
         yield made
 
-
-BEGIN = """
-import pathlib, sys, warnings
-from distributed import Client
-from envsync import EnvsyncError, SyncEnvironment, verify
-from envsync.errors import ClusterError, MismatchError
-
-def everywhere(client, function):
-    return {*client.run(function).values(), client.run_on_scheduler(function)}
-
-def vary():
-    return __import__("vary").__version__
-
-def extra():
-    try:
-        return __import__("extra").VALUE
-    except ImportError as error:
-        return "no"
-
-def path():
-    # but for the folder of a worker's own, which has another name after a restart
-    return tuple(one for one in sys.path if "dask-scratch-space" not in one)
-"""
 
 REPAIRED = (
     BEGIN
