@@ -33,6 +33,19 @@ def end(process: subprocess.Popen[bytes]) -> None:
         process.wait(15)
 
 
+def wheel_of_envsync(folder: Path) -> Path:
+    """Build a wheel of these sources, below a folder."""
+    source, wheels = folder / "source", folder / "dist"
+    for name in ("envsync", "runner", "plugins"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    subprocess.run([find_uv(), "build", "-q", "--wheel", "--out-dir", wheels, source], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    return wheel
+
+
 class Place:
     """Two environments, an index that both were made from, and clusters in the other one.
 
@@ -55,15 +68,7 @@ class Place:
         other: Sequence[str] = (),
     ) -> None:
         """Make both environments, with an interpreter, versions of Dask's core and more requirements."""
-        source = self.folder / "source"
-        ignored = shutil.ignore_patterns("__pycache__")
-        for name in ("envsync", "runner", "plugins"):
-            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, source)
-        wheels = self.folder / "dist"
-        self._uv("build", "-q", "--wheel", "--out-dir", wheels, source)
-        (wheel,) = wheels.glob("*.whl")
+        wheel = wheel_of_envsync(self.folder)
         project = self.folder / "project"
         (project / "src").mkdir(parents=True)
         (project / "src" / "proj.py").write_text("VALUE = 'mine, edited'\n")
