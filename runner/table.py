@@ -40,6 +40,11 @@ class Row:
     advice: str
     kind: str = ""
 
+    @property
+    def note(self) -> str:
+        """What the two sides do not show by themselves, in brackets."""
+        return "" if self.kind in _PLAIN else f"({_KINDS.get(self.kind, self.kind)})"
+
 
 def rows(differences: Iterable[Difference], processes: Sequence[str] = ()) -> list[Row]:
     """Put what is the same for several processes together, the worst first, and the same advice together.
@@ -130,7 +135,7 @@ def _rank(severity: str) -> int:
 
 def _lines(row: Row, subject: int, first: int, width: int, paint: Paint) -> list[str]:
     """Return a difference in one line, or in more where that would be too long."""
-    note = "" if row.kind in _PLAIN else f"  ({_KINDS.get(row.kind, row.kind)})"
+    note = f"  {row.note}" if row.note else ""
     begin = f"{row.severity:{_SEVERITY}}  {row.subject:{subject}}"
     line = f"{begin}  {row.left:{first}}  {row.right}{note}"
     short = len(row.subject) <= subject and len(row.left) <= first and len(line) <= width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from envsync.plugins.compare import ERROR, FATAL, RANK, Difference
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Checked", "Verification"]
 
-_HEAD = ("severity", "where", "subject", "wanted", "there", "next step")
+_HEAD = ("", "", "wanted", "there", "where", "next step")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,16 +139,21 @@ class Verification:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align: left'>{html.escape(cell)}</td>" for cell in _cells(row))
-            + "</tr>"
-            for row in self.rows()
-        )
-        head = "".join(f"<th style='text-align: left'>{name}</th>" for name in _HEAD)
-        body = f"<table><thead><tr>{head}</tr></thead><tbody>{cells}</tbody></table>" if cells else ""
-        return f"{body}<p>{html.escape(self.summary())}</p>"
+        lines = []
+        for _, group in groupby(self.rows(), key=lambda row: (row.place, row.advice)):
+            those = list(group)
+            for number, row in enumerate(those):
+                cells = [
+                    _cell(text) for text in (row.severity, f"{row.subject} {row.note}", row.left, row.right)
+                ]
+                if number == 0:
+                    cells += [_cell(text, rows=len(those)) for text in (row.place, row.advice)]
+                lines.append(f"<tr>{''.join(cells)}</tr>")
+        head = "".join(_cell(name, kind="th") for name in _HEAD)
+        body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        return f"{body if lines else ''}<p>{html.escape(self.summary())}</p>"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    return row.severity, row.place, row.subject, row.left, row.right, row.advice
+def _cell(text: str, *, kind: str = "td", rows: int = 1) -> str:
+    span = f" rowspan='{rows}'" if rows > 1 else ""
+    return f"<{kind}{span} style='text-align: left; vertical-align: top'>{html.escape(text)}</{kind}>"

@@ -92,6 +92,14 @@ def test_forms() -> None:
     verification = Verification(processes=(SCHEDULER, *workers(1, "<b>")), wanted="lock")
     assert "&lt;b&gt;" in verification._repr_html_()
     assert "<b>" not in verification._repr_html_()
+    two = Checked(
+        kind="worker",
+        process="worker 0",
+        differences=(difference("worker 0", "numpy", "error"), difference("worker 0", "pandas", "error")),
+    )
+    shown = Verification(processes=(two,))._repr_html_()
+    assert shown.count("rowspan='2'") == 2  # where, and what to do about both, stands there once
+    assert "pandas" in shown
     data = verification.to_dict()
     assert data["ok"] is False
     assert data["processes"][1]["differences"][0]["subject"] == "<b>"
