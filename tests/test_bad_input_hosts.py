@@ -16,6 +16,7 @@ import pytest
 
 from envsync.lock import Lock
 from tests.lab.machines import Lab, Machine
+from tests.pythons import interpreter
 from tests.test_bad_input import User, contents, write_lock
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -131,13 +132,13 @@ def test_no_python_and_none_can_be_sent(
 
 def give_python_3_7(machine: Machine) -> str:
     """Make a real Python 3.7 the only one of a host; return its version."""
-    found = sorted(Path("~/.pyenv/versions").expanduser().glob("3.7.*/bin/python3.7"))
-    if not found:
-        pytest.skip("no Python 3.7 on this machine (looked in ~/.pyenv/versions)")
-    prefix = found[0].parent.parent
+    found = interpreter("3.7")
+    if found is None:
+        pytest.skip("no Python 3.7 on this machine")
+    prefix = found.parent.parent
     local = machine.root / "usr/local"
     (local / "bin").mkdir(parents=True, exist_ok=True)
-    shutil.copy(found[0], local / "bin/python3.7")
+    shutil.copy(found, local / "bin/python3.7")
     (local / "bin/python3").symlink_to("python3.7")
     left = shutil.ignore_patterns("test", "tests", "__pycache__", "site-packages", "config-3.7*", "idlelib")
     shutil.copytree(prefix / "lib/python3.7", local / "lib/python3.7", ignore=left)
