@@ -13,7 +13,7 @@ from typing import Any, Iterable, List, Mapping, Sequence, cast
 
 from .forget import Plan, below, forget, imported, lingering, move, plan_for
 
-__all__ = ["activate", "active", "deactivate", "elsewhere", "swap"]
+__all__ = ["activate", "active", "active_folders", "deactivate", "elsewhere", "swap"]
 
 _STATE = "_envsync_overlay"
 _PATHS = ("PATH", "PYTHONPATH", "ENVSYNC_TREES")
@@ -26,6 +26,11 @@ _NOT_FOR_TASKS = frozenset(
 def active() -> str:
     """Return the digest of the overlay that is active in this process, "" if none is."""
     return str((_state().get("active") or {}).get("digest", ""))
+
+
+def active_folders() -> list[str]:
+    """Return what is on the path for the overlay that is active in this process."""
+    return list((_state().get("active") or {}).get("folders", ()))
 
 
 def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[str]]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from typing import Any, Mapping, Sequence
+import sys
+from importlib.machinery import PathFinder
+from typing import Any, Collection, Mapping, Sequence
 
-__all__ = ["code_here"]
+__all__ = ["code_here", "covered_here"]
 
 
 def code_here(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -33,6 +35,32 @@ def code_here(wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         if said is not None:
             found[name] = said or str(tree["digest"])
     return found
+
+
+def covered_here(wanted: Mapping[str, Mapping[str, Any]], besides: Collection[str]) -> list[str]:
+    """Return the source trees that something else here comes before, if they are last on the path.
+
+    Parameters
+    ----------
+    wanted : mapping
+        As for `code_here`.
+    besides : collection of str
+        Folders of the path that do not count.
+    """
+    path = [folder for folder in sys.path if folder not in besides]
+    return [
+        name
+        for name, tree in wanted.items()
+        if any(_is_elsewhere(top, path) for top in {file.partition("/")[0] for file in tree["files"]})
+    ]
+
+
+def _is_elsewhere(top: str, path: Sequence[str]) -> bool:
+    module = _module_of(top)
+    if not module.isidentifier():
+        return False
+    spec = PathFinder.find_spec(module, path)
+    return module in sys.builtin_module_names or (spec is not None and spec.origin is not None)
 
 
 # Of a project's folder, what is importable and that no task imports.
@@ -81,9 +109,13 @@ def _digest(paths: Sequence[str]) -> str | None:
         return None
 
 
+def _module_of(top: str) -> str:
+    return top[:-3] if top.endswith(".py") else top.split(".", 1)[0] if ".so" in top else top
+
+
 def _places_of(top: str) -> list[str]:
     """Return the files or folders that an import takes for a name at the top of a tree."""
-    module = top[:-3] if top.endswith(".py") else top.split(".", 1)[0] if ".so" in top else top
+    module = _module_of(top)
     if not module.isidentifier():
         return []
     try:

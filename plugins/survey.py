@@ -8,9 +8,11 @@ import sys
 import sysconfig
 from typing import Any, Iterable, Mapping, cast
 
+from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
 from .gate import look
 from .scan import libc
+from .sources import covered_here
 
 __all__ = ["repairable", "survey", "target_of_process"]
 
@@ -28,12 +30,15 @@ def survey(wanted: Mapping[str, Any], who: str = "") -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON types: ``target``, ``prefix``, ``host``, ``pid``, ``differences`` and ``imported``, the versions
-        that modules of distributions say of themselves ("" where they say none).
+        JSON types: ``target``, ``prefix``, ``host``, ``pid``, ``differences``, ``imported``, the versions
+        that modules of distributions say of themselves ("" where they say none), and ``covered``, the source
+        trees that differ and that something here would be imported instead of.
     """
     report = look(who, wanted)
     where = os.environ.get("ENVSYNC_HOST", "") or report["host"]
     found = compare(cast(Any, wanted), cast(Any, report), where=where, process=who)
+    differing = {one.subject for one in found if one.kind == "source"}
+    code = {name: tree for name, tree in (wanted.get("code") or {}).items() if name in differing}
     return {
         "target": target_of_process(),
         "prefix": sys.prefix,
@@ -41,6 +46,7 @@ def survey(wanted: Mapping[str, Any], who: str = "") -> dict[str, Any]:
         "pid": os.getpid(),
         "differences": [difference.to_dict() for difference in found],
         "imported": {name: held.get("version", "") for name, held in report["imported"].items()},
+        "covered": covered_here(code, active_folders()),
     }
 
 

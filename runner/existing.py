@@ -172,6 +172,8 @@ class SyncEnvironment:
             asked = await ask_all(client.scheduler, survey, wanted, "who")
             names, beyond = lacking_packages(asked)
             self._demand(asked, beyond)
+            # what restarts or joins before it is as wanted would be refused: better now than a round later
+            self._front |= {name for one in asked for name in (one.answer or {}).get("covered", ())}
             settings = await asyncio.to_thread(read_settings, prefix=snapshot.interpreter.prefix)
             packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
             await asyncio.to_thread(tell_edited, snapshot, self.hooks)

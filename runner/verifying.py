@@ -10,8 +10,8 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from distributed.client import Client
 from distributed.core import rpc
-from distributed.deploy.cluster import Cluster
 from distributed.protocol import pickle
 
 from envsync.errors import MismatchError
@@ -22,7 +22,7 @@ from envsync.runner.verification import Checked, Verification
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from distributed.client import Client
+    from distributed.deploy.cluster import Cluster
     from distributed.security import Security
 
     from envsync.hooks import Hooks
@@ -68,7 +68,8 @@ def verify(
         return asyncio.run(
             verify_async(target, on_mismatch=on_mismatch, wanted=wanted, security=security, cwd=cwd)
         )
-    result: Verification = target.sync(verify_async, target, on_mismatch=on_mismatch, wanted=wanted, cwd=cwd)
+    runs = target if hasattr(target, "sync") else target.gateway  # a GatewayCluster leaves it to that
+    result: Verification = runs.sync(verify_async, target, on_mismatch=on_mismatch, wanted=wanted, cwd=cwd)
     return result
 
 
@@ -103,7 +104,7 @@ async def verify_async(
         finally:
             await connection.close_rpc()
     else:
-        connection = target.scheduler_comm if isinstance(target, Cluster) else target.scheduler
+        connection = target.scheduler if isinstance(target, Client) else target.scheduler_comm
         processes = await _look_at_all(connection, wanted)
     verification = Verification(
         processes=(*processes, *([client] if client is not None else [])),

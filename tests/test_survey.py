@@ -15,6 +15,7 @@ import pytest
 from envsync import plugins
 from envsync.plugins.compare import CORE, compare
 from envsync.plugins.gate import look
+from envsync.plugins.sources import covered_here
 from envsync.plugins.survey import repairable, survey, target_of_process
 from envsync.target import Target
 from tests.overlays import run_python
@@ -128,3 +129,20 @@ print(json.dumps([found["target"], found["pid"], len(found["differences"])]))
     target, pid, _ = run_python(code, carried, wanted, cwd="/")
     assert target == target_of_process()
     assert pid != os.getpid()
+
+
+def test_local_code_that_something_installed_would_hide_is_told(report: dict[str, Any]) -> None:
+    """Whatever kind of file that is, and unless it is the same code."""
+
+    def code(*files: str) -> dict[str, Any]:
+        return {"digest": "d" * 64, "files": dict.fromkeys(files, "0" * 64)}
+
+    trees = {
+        "project": code("click/__init__.py", "click.egg-info/PKG-INFO"),
+        "module": code("pytest.py"),
+        "mine": code("of_nobody.py", "data/table.csv"),
+    }
+    wanted = {**report, "trees": {name: tree["digest"] for name, tree in trees.items()}, "code": trees}
+    assert sorted(survey(wanted)["covered"]) == ["module", "project"]
+    assert covered_here(trees, [path for path in sys.path if "site-packages" in path]) == []
+    assert survey(report)["covered"] == []
