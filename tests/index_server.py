@@ -25,11 +25,12 @@ def write_wheel(
     tag: str = "py3-none-any",
     requires: Sequence[str] = (),
     body: str = "",
+    payload: bytes = b"",
 ) -> Path:
-    """Write a small wheel that any installer takes."""
+    """Write a small wheel that any installer takes, `payload` as a file of its package."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
-    files = {
+    texts = {
         f"{module}/__init__.py": body or f"__version__ = {version!r}\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         + "".join(f"Requires-Dist: {line}\n" for line in requires),
@@ -38,16 +39,19 @@ def write_wheel(
             f"Tag: {'-'.join([*tag.split('-')[:2], platform])}\n" for platform in tag.split("-")[2].split(".")
         ),
     }
+    files = {path: text.encode() for path, text in texts.items()}
+    if payload:
+        files[f"{module}/payload.bin"] = payload
     record = ""
-    for path, text in files.items():
-        digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).decode().rstrip("=")
-        record += f"{path},sha256={digest},{len(text.encode())}\n"
-    files[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
+    for path, data in files.items():
+        digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
+        record += f"{path},sha256={digest},{len(data)}\n"
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     wheel = folder / f"{module}-{version}-{tag}.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        for path, text in files.items():
-            archive.writestr(zipfile.ZipInfo(path), text)
+        for path, data in files.items():
+            archive.writestr(zipfile.ZipInfo(path), data)
     return wheel
 
 
