@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.lab.install import missing, obstacle
+from tests.lab.install import PROGRAMS, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
+from tests.lab.slurm import Slurm
+
+
+def _demand(programs: Mapping[str, str] = PROGRAMS) -> None:
+    """Skip where no lab can stand; in CI that is a failure."""
+    why = obstacle()
+    if not why and missing(programs):
+        why = f"the lab lacks {' '.join(missing(programs))}: run `python -m tests.lab.install`"
+    if why:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            pytest.fail(f"in CI the lab must stand, but {why}", pytrace=False)
+        pytest.skip(why)
 
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab's network, for the whole session; machines started on it by hand run until the end."""
-    why = obstacle()
-    if not why and missing():
-        why = f"the lab lacks {' '.join(missing())}: run `python -m tests.lab.install`"
-    if why:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(f"in CI the lab must stand, but {why}", pytrace=False)
-        pytest.skip(why)
+    _demand()
     network = Lab()
     try:
         yield network
@@ -41,3 +47,15 @@ def machine(lab: Lab) -> Iterator[Callable[..., Machine]]:
     yield start
     for each in reversed(started):
         each.kill()
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm of two nodes, for the whole session; they see the tests' folders."""
+    _demand({**PROGRAMS, **SLURM})
+    cluster = Slurm(2, shared=[tmp_path_factory.getbasetemp()])
+    try:
+        yield cluster
+    finally:
+        survivors = cluster.close()
+    assert not survivors, f"Slurm is gone, but these go on: {survivors}"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 PROGRAMS = {
@@ -20,6 +21,9 @@ PROGRAMS = {
     "setpriv": "util-linux",
 }
 """Program to Debian package."""
+
+SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
+"""What only a Slurm of the lab's needs."""
 
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
@@ -47,9 +51,9 @@ def obstacle() -> str:
     return ""
 
 
-def missing() -> list[str]:
+def missing(programs: Mapping[str, str] = PROGRAMS) -> list[str]:
     """Return the Debian packages that are not here."""
-    return sorted({package for program, package in PROGRAMS.items() if not find(program)})
+    return sorted({package for program, package in programs.items() if not find(program)})
 
 
 def install(packages: list[str]) -> bool:
@@ -77,7 +81,7 @@ def install(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
-    why, packages = obstacle(), missing()
+    why, packages = obstacle(), missing({**PROGRAMS, **SLURM})
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
         if packages:

@@ -1,0 +1,186 @@
+"""A real Slurm: a controller and nodes on a network of their own, which sees this machine's files.
+
+As in a computing centre: homes are shared by all nodes and whoever submits, ``/tmp`` is each node's own. Each
+has its own network, process, mount and host name namespaces, and all of it dies with the test process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.lab.install import find
+from tests.lab.machines import _UNSHARE, Lab, LabError, Machine, _first_child
+from tests.lab.network import SYSTEM
+from tests.lab.processes import Process
+
+CORES, MEMORY = 4, 4000
+"""What a node says it has, whatever it has: cores, and megabytes."""
+
+_TMP = Path("/tmp")
+_INIT = """set -eu
+mount --make-rprivate /
+mount -t tmpfs -o mode=1777 tmp {folder}/tmp
+{shared}
+mount --move {folder}/tmp /tmp
+mount -t tmpfs -o mode=1777 shm /dev/shm; mount -t proc proc /proc
+mount --bind {hosts} /etc/hosts
+hostname {name}
+read -r go
+exec < /dev/null
+{daemons}
+wait
+"""
+
+_CONF = """ClusterName=lab
+SlurmctldHost=head({head})
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.sock
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmdSpoolDir={folder}/spool-%n
+StateSaveLocation={folder}/state
+SlurmdParameters=config_overrides
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory,CR_LLN
+SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
+ReturnToService=2
+KillWait=5
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class Slurm(Lab):
+    """A Slurm with one partition; `close` ends it.
+
+    Parameters
+    ----------
+    nodes : int
+        How many there are, ``node1`` and so on.
+    shared : sequence of Path
+        Folders below ``/tmp`` that the nodes see too. What is elsewhere they see anyhow.
+
+    Attributes
+    ----------
+    nodes : list of Machine
+        Where jobs run. None of them has an sshd.
+    head : Machine
+        Where the controller runs.
+    environment : dict
+        What ``sbatch`` and its like need in their environment.
+    """
+
+    def __init__(self, nodes: int = 2, *, shared: Sequence[Path] = ()) -> None:
+        super().__init__()
+        self._shared = [self.folder, *shared]
+        self._hosts, conf = self.folder / "hosts", self.folder / "slurm.conf"
+        self.environment = {"SLURM_CONF": str(conf)}
+        names = ["head", *(f"node{number}" for number in range(1, nodes + 1))]
+        addresses = [f"{self._net}.{10 + number}" for number in range(1, nodes + 2)]
+        both = list(zip(names, addresses, strict=True))
+        self._hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, at in both))
+        size = f"CPUs={CORES} SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory={MEMORY}"
+        lines = [f"NodeName={name} NodeAddr={address} {size}\n" for name, address in both[1:]]
+        conf.write_text(_CONF.format(folder=self.folder, head=addresses[0]) + "".join(lines))
+        (self.folder / "state").mkdir()
+        key, munge = self.folder / "munge.key", shlex.quote(str(self.folder / "munge"))
+        key.write_bytes(os.urandom(128))
+        key.chmod(0o400)
+        munged = (
+            f"{find('munged')} --foreground --force --socket={munge}.sock --key-file={munge}.key "
+            f"--pid-file={munge}.pid --log-file={munge}.log --seed-file={munge}.seed &"
+        )
+        self.folder.chmod(0o755)  # munged refuses a folder that is closed to those whom it serves
+        try:
+            awaited = f"while [ ! -S {munge}.sock ]; do sleep 0.05; done"
+            self.head = self._start("head", addresses[0], munged, awaited, f"{find('slurmctld')} -D &")
+            self.nodes = [self._start(*one, f"{find('slurmd')} -D &") for one in both[1:]]
+            self._await_nodes()
+        except BaseException:
+            self.close()
+            raise
+
+    def call(self, *command: str) -> str:
+        """Run one of Slurm's programs, as a user does, and return what it printed."""
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**SYSTEM, **self.environment}
+        )
+        if done.returncode != 0:
+            raise LabError(f"{' '.join(command)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def jobs(self) -> list[str]:
+        """Return the jobs that wait, run or end, a line each: number, state, nodes."""
+        return self.call("squeue", "--noheader", "--format=%i %T %N").splitlines()
+
+    def processes(self) -> list[Process]:
+        """Return what runs on the nodes, but for Slurm itself."""
+        return [
+            process
+            for node in self.nodes
+            for process in node.processes()
+            if process.pid != node.pid and Path(process.arguments[0]).name != "slurmd"
+        ]
+
+    def log(self) -> str:
+        """Return what controller and nodes wrote."""
+        return "".join(path.read_text() for path in sorted(self.folder.glob("*/log")))
+
+    def _start(self, name: str, address: str, *daemons: str) -> Machine:
+        self._started += 1
+        folder = self.folder / name
+        (folder / "tmp").mkdir(parents=True)
+        shared = [path for path in self._shared if path.is_relative_to(_TMP)]
+        inner = [(shlex.quote(str(path)), shlex.quote(str(path.relative_to(_TMP)))) for path in shared]
+        script = _INIT.format(
+            folder=shlex.quote(str(folder)),
+            hosts=shlex.quote(str(self._hosts)),
+            name=name,
+            daemons="\n".join(daemons),
+            shared="\n".join(
+                f"mkdir -p {folder}/tmp/{at}; mount --bind {path} {folder}/tmp/{at}" for path, at in inner
+            ),
+        )
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*_UNSHARE, "sh", "-c", script],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**SYSTEM, **self.environment},
+            )
+        try:
+            machine = Machine(self, name, address, process, _first_child(process))
+            self._connect(machine)
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.close()
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if isinstance(error, LabError):
+                raise LabError(f"{error}\n{(folder / 'log').read_text()}") from error
+            raise
+        self.machines.append(machine)
+        return machine
+
+    def _await_nodes(self) -> None:
+        deadline = time.monotonic() + 30
+        states = ""
+        while time.monotonic() < deadline:
+            with contextlib.suppress(LabError):
+                states = self.call("sinfo", "--noheader", "--Node", "--format=%T")
+                if states.split() == ["idle"] * len(self.nodes):
+                    return
+            time.sleep(0.05)
+        raise LabError(f"Slurm did not come up: {states}\n{self.log()}")
