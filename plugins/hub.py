@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Callable, Collection, List, Mapping, cast
+from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Mapping, cast
 
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
@@ -175,7 +175,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         -------
         dict
             ``scheduler``, an entry; ``workers``, entries by address; ``seconds``. Or ``refused``, with the
-            ``owner`` who is there; or ``lacking``, the blobs that have to be sent first.
+            ``owner`` who is there, and the ``process`` if it is another cluster in it that has that owner's;
+            or ``lacking``, the blobs that have to be sent first.
         """
         if restart not in ("auto", "never", "always"):
             raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
@@ -186,6 +187,9 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             other = bool(old) and old["owner"]["id"] != state["owner"]["id"]
             if other and old["digest"] != state["digest"] and not (take_over or self._left(old, state)):
                 return {"refused": {"owner": old["owner"]}}
+            beside = self._beside()
+            if beside:
+                return {"refused": {"owner": beside["owner"], "process": os.getpid()}}
             state = _with_what_is_laid_over(state, old)
             lacking = await self.lacking(blobs_of(state))
             if lacking:
@@ -206,6 +210,14 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             workers = {one["address"]: _entry(one) for one in gone}
             workers.update({address: _entry(entry) for address, entry in self.gate.workers.items()})
             return {"scheduler": self.own, "workers": workers, "seconds": time.monotonic() - began}
+
+    def _beside(self) -> dict[str, Any]:
+        """Return what is wanted of another cluster whose scheduler is in this process, which has one path."""
+        for one in list(type(self.scheduler)._instances):
+            hub = one.plugins.get(NAME) if one.status == Status.running else None
+            if hub is not None and hub is not self and hub.wanted:
+                return cast(Dict[str, Any], hub.wanted)
+        return {}
 
     def _left(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
         """Tell whether a state is of the same person's, by a client that has gone."""

@@ -218,7 +218,7 @@ class SyncEnvironment:
                 state=state, restart=self.restart, take_over=self.take_over
             )
             if result.get("refused"):
-                raise _owned(result["refused"]["owner"])
+                raise _owned(**result["refused"])
             lacking = result.get("lacking")
             if not lacking:
                 return result
@@ -332,10 +332,16 @@ async def _install_hub(client: Client) -> None:
         raise ClusterError(str(error)) from None
 
 
-def _owned(by: Mapping[str, Any]) -> ClusterError:
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(by.get("since", 0)))
+def _owned(owner: Mapping[str, Any], process: int = 0) -> ClusterError:
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner.get("since", 0)))
+    whose = f"the environment of {owner.get('user')} on {owner.get('host')} is in place"
+    if process:
+        return ClusterError(
+            f"{whose} in another cluster of the same process (pid {process}), since {since}",
+            hint="A process has one environment: have that one given back, or clusters started in their own.",
+        )
     return ClusterError(
-        f"the environment of {by.get('user')} on {by.get('host')} is in place in this cluster, since {since}",
+        f"{whose} in this cluster, since {since}",
         hint="Agree with them; SyncEnvironment(take_over=True) takes its place, for their tasks too.",
     )
 
