@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Callable, Collection, Mapping
 from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 
-from .gate import by_value
+from .gate import by_value, other_python
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -43,6 +43,8 @@ class Calls:
     ) -> dict[str, dict[str, Any]]:
         """Run ``function(argument, dask_worker=..., **options(address))`` in some processes at once.
 
+        Those of another Python are passed over: what travels by value would end them. The gate knows them.
+
         Parameters
         ----------
         addresses : collection of str
@@ -59,8 +61,12 @@ class Calls:
         dict
             What it returned, by address. Where it could not be run, ``trouble`` says why.
         """
+        foreign = self._foreign()
+        addresses = list(addresses)
+        passed = {address: _nothing() for address in addresses if address in foreign}
+        addresses = [address for address in addresses if address not in foreign]
         if not addresses:
-            return {}
+            return passed
         loop = asyncio.get_running_loop()
         carried = await loop.run_in_executor(self._threads, lambda: (by_value(function), dumps((argument,))))
         room = asyncio.Semaphore(AT_ONCE)
@@ -69,7 +75,17 @@ class Calls:
             async with room:
                 return await self._one(address, carried, dumps(dict(options(address))))
 
-        return dict(zip(addresses, await asyncio.gather(*(one(address) for address in addresses))))
+        answers = await asyncio.gather(*(one(address) for address in addresses))
+        return {**passed, **dict(zip(addresses, answers))}
+
+    def _foreign(self) -> set[Any]:
+        """Return the workers, and their nannies, that run another Python minor version than the scheduler."""
+        return {
+            address
+            for known in self.scheduler.workers.values()
+            if other_python(known.versions)
+            for address in (known.address, known.nanny)
+        }
 
     async def _one(self, address: str, carried: tuple[bytes, bytes], kwargs: bytes) -> dict[str, Any]:
         trouble = ""
@@ -81,4 +97,8 @@ class Calls:
             trouble = str(answer.get("exception_text") or answer)
         except Exception as error:  # noqa: BLE001 - one process must not keep the others from being asked
             trouble = f"{type(error).__name__}: {error}"
-        return {"differences": [], "trouble": trouble, "restart": [], "untouched": False}
+        return _nothing(trouble)
+
+
+def _nothing(trouble: str = "") -> dict[str, Any]:
+    return {"differences": [], "trouble": trouble, "restart": [], "untouched": False}

@@ -33,7 +33,17 @@ from .sources import code_here
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
 
-__all__ = ["Carried", "Gate", "Verify", "by_value", "check", "check_aside", "look", "refuses"]
+__all__ = [
+    "Carried",
+    "Gate",
+    "Verify",
+    "by_value",
+    "check",
+    "check_aside",
+    "look",
+    "other_python",
+    "refuses",
+]
 
 logger = logging.getLogger("distributed.envsync")
 
@@ -105,6 +115,18 @@ async def check_aside(wanted: Mapping[str, Any], where: str = "", process: str =
 def refuses(differences: list[dict[str, Any]]) -> bool:
     """Tell whether a process with these differences must not run tasks."""
     return any(difference["severity"] in (FATAL, ERROR) for difference in differences)
+
+
+def other_python(versions: Mapping[str, Any]) -> bool:
+    """Tell from what a process registered with whether code that travels by value is of no use there.
+
+    Parameters
+    ----------
+    versions : mapping
+        What ``distributed.versions.get_versions`` says there; nothing is known if it is empty.
+    """
+    told = str(dict(versions.get("packages") or {}).get("python") or "")
+    return bool(told) and told.split(".")[:2] != [str(number) for number in sys.version_info[:2]]
 
 
 def by_value(thing: Any) -> bytes:
@@ -183,11 +205,14 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         What each process of the cluster should have.
     on_mismatch : {"raise", "warn"}
         Whether a worker with fatal or error differences is removed, or only remembered. A worker with another
-        Python minor version is refused either way: it cannot load what is sent to it.
+        Python minor version is refused either way, as it cannot load `Verify`, unless `foreign`.
     report_timeout : float
         Seconds that a worker has for its report, from its registration.
     door : collection of str
         What a worker must have like the scheduler to be let in at all, and asked for its report.
+    foreign : bool
+        Whether ``"warn"`` lets in workers of another Python minor version, unasked: the plugin that is given
+        to `install` does nothing there.
     """
 
     name = "envsync-gate"
@@ -199,8 +224,10 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         on_mismatch: str = "raise",
         report_timeout: float = 60.0,
         door: Collection[str] = ("python", *CORE),
+        foreign: bool = False,
     ) -> None:
         self.wanted = wanted
+        self.foreign = foreign
         self.door = frozenset(door)
         self.on_mismatch = on_mismatch
         self.report_timeout = report_timeout
@@ -235,7 +262,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
             self.workers[address] = {
                 "name": known.name,
                 "state": "unchecked",
-                "door": [],
+                "door": self._versions(known.versions, known.name),
                 "differences": [],
                 "trouble": "",
             }
@@ -279,7 +306,7 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
         label = message.get("name", address)
         found = self._versions(message.get("versions") or {}, label)
         python = any(difference["kind"] == "python" for difference in found)
-        if found and (python or self.on_mismatch == "raise"):
+        if found and (self.on_mismatch == "raise" or (python and not self.foreign)):
             text = self._remember_refused(address, label, found, "")
             await comm.write({"status": "error", "message": text, "time": time.time()})
             return None
@@ -303,6 +330,9 @@ class Gate(SchedulerPlugin):  # type: ignore[misc]
             "differences": found,
             "trouble": "",
         }
+        if python:  # it will not report
+            self._admit(address)
+            return await self._register(comm, **message)
         if message.get("status") == "running":
             message["status"] = "init"
             self._held[address] = message.get("stimulus_id", "")

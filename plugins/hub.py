@@ -293,7 +293,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         )
         self.wanted = state
         if self.gate is None:
-            self.gate = Gate(state["wanted"], report_timeout=REPORT_TIMEOUT, door=("python",))
+            self.gate = Gate(state["wanted"], report_timeout=REPORT_TIMEOUT, door=("python",), foreign=True)
             self.gate.install(self.scheduler, (NAME, plugin))
             for name in ("envsync_report", "envsync_state"):  # the gate's, and more
                 self.scheduler.handlers[name] = getattr(self, _HANDLERS[name])
@@ -378,7 +378,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             address, differences=answer["differences"], trouble=found["trouble"]
         )
         entry = self.gate.workers.get(address)
-        if entry is not None and entry["state"] != "refused":
+        if entry is not None and entry["state"] != "refused" and answer["restart"]:
             entry["state"] = found["state"]
         return said
 

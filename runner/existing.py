@@ -15,7 +15,7 @@ from distributed.client import Client
 from envsync.errors import ClusterError, MismatchError
 from envsync.plugins.blobs import blobs_of
 from envsync.plugins.compare import ERROR, FATAL, Difference
-from envsync.plugins.gate import TOPIC, by_value
+from envsync.plugins.gate import TOPIC, by_value, other_python
 from envsync.plugins.hub import Hub
 from envsync.plugins.survey import survey
 from envsync.runner.code import look_here, with_code
@@ -231,7 +231,8 @@ class SyncEnvironment:
         """Raise before anything is sent if a process is beyond repair."""
         grave = [(one, each) for one, each in beyond if each.severity in (FATAL, ERROR)]
         troubled = [one for one in asked if one.trouble]
-        if self.on_mismatch != "raise" or not (grave or troubled):
+        foreign = any(one.foreign for one in asked if one.kind == "scheduler")  # what we send would end it
+        if not foreign and (self.on_mismatch != "raise" or not (grave or troubled)):
             return
         by_process: dict[str, list[Difference]] = {}
         for one, each in grave:
@@ -249,7 +250,9 @@ class SyncEnvironment:
         )
         raise MismatchError(
             "what differs cannot be laid over a running process, and nothing was changed\n" + str(table),
-            hint="Start those with the wanted Python and Dask; on_mismatch='warn' takes them as they are.",
+            hint="Work from the scheduler's Python, or have the cluster started with this one."
+            if foreign
+            else "Start those with the wanted Python and Dask; on_mismatch='warn' takes them as they are.",
             differences=table.differences,
         )
 
@@ -302,8 +305,14 @@ async def release(client: Client, *, take_over: bool = False) -> bool:
     Raises
     ------
     ClusterError
-        It is somebody else's.
+        It is somebody else's, or the scheduler runs another Python.
     """
+    versions = await client.scheduler.versions(packages=[])
+    if other_python(versions):
+        raise ClusterError(
+            "the scheduler runs another Python than this one, which code sent from here would end",
+            hint="Give it back from where it was changed, or from the scheduler's Python.",
+        )
     # a lambda goes by value: the scheduler has nothing of ours to import
     if not await client.run_on_scheduler(lambda dask_scheduler: _NAME in dask_scheduler.plugins):
         return False

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from envsync.uv import find_uv
 
-_ASK = "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2], sys.base_prefix, sep='\\n')"
+_ASK = (
+    "import sys; print(sys.implementation.name, '%d.%d' % sys.version_info[:2], sys.base_prefix, sep='\\n')"
+)
 
 
 @cache

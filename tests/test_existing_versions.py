@@ -159,7 +159,7 @@ with Client(scheduler_file=scheduler) as client:
         assert level == "WARNING"
         assert all(word in text for word in words), text
         events = client.run_on_scheduler(lambda dask_scheduler: [
-            (stamp, said) for topic in ("envsync", "all") for stamp, said in dask_scheduler.get_events(topic)])
+            *dask_scheduler.get_events("envsync"), *dask_scheduler.get_events("all")])
         since = min(stamp for stamp, said in events if said["action"] in ("refused", "add-worker"))
         assert told - since < 5, (told - since, events)
         if ran == "none":
@@ -192,22 +192,97 @@ def test_a_late_worker_with_another_dask(
         subprocess.run([find_uv(), "pip", "install", "-q", "-p", third, *older], check=True)
     arguments = (str(third / "bin/dask"), on_mismatch, ran, what, f"not {version('dask')}", "dask")
     with place.cluster(tmp_path / "cluster") as scheduler:
-        print(place.run(tmp_path / "work", LATE, scheduler, *arguments))
+        assert "told" in place.run(tmp_path / "work", LATE, scheduler, *arguments)
 
 
-@pytest.mark.parametrize(("on_mismatch", "ran"), [("raise", "none"), ("warn", "none")])
+@pytest.mark.parametrize(
+    ("on_mismatch", "ran", "what"),
+    [("raise", "none", "was refused"), ("warn", "all", "was let in although it differs")],
+)
 def test_a_late_worker_of_another_python(
-    place: Place, made: Made, tmp_path: Path, on_mismatch: str, ran: str
+    place: Place, made: Made, tmp_path: Path, on_mismatch: str, ran: str, what: str
 ) -> None:
     minor = next(one for one in ("3.12", "3.11", "3.13") if one != RUNNING)
-    third = made(minor, NEWEST).other
-    arguments = (
-        str(third / "bin/dask"),
-        on_mismatch,
-        ran,
-        "was refused",
-        f"python {minor}",
-        f"not {RUNNING}",
-    )
+    dask = str(made(minor, NEWEST).other / "bin/dask")
     with place.cluster(tmp_path / "cluster") as scheduler:
-        print(place.run(tmp_path / "work", LATE, scheduler, *arguments))
+        arguments = (dask, on_mismatch, ran, what, f"python {minor}", f"not {RUNNING}")
+        assert "told" in place.run(tmp_path / "work", LATE, scheduler, *arguments)
+
+
+FOREIGN = (
+    BEGIN
+    + """
+import os, subprocess
+
+with Client(scheduler_file=sys.argv[1]) as client:
+    other = subprocess.Popen([sys.argv[2], "worker", "--scheduler-file", sys.argv[1], "--name", "other",
+                              "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard"])
+    try:
+        client.wait_for_workers(2, timeout=60)
+        kept = client.submit(os.getpid, workers=["other"], pure=False)
+        pid = kept.result()
+        try:
+            client.register_plugin(SyncEnvironment())
+        except MismatchError as error:
+            assert "nothing was changed" in str(error) and "worker other" in str(error), error
+        else:
+            raise AssertionError("another Python is no mismatch")
+        plugin = SyncEnvironment(on_mismatch="warn")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = client.register_plugin(plugin)
+        assert not found.ok
+        assert any("worker other" in str(one.message) and sys.argv[3] in str(one.message) for one in told)
+        assert client.submit(vary, workers=["w0"], pure=False).result() == "2.0"
+        state = client.sync(client.scheduler.envsync_state)["workers"]
+        assert {one["name"]: one["state"] for one in state.values()} == {"w0": "equal", "other": "different"}
+        pathlib.Path("mine.py").write_text("VALUE = 1\\n")
+        assert not client.sync_environment().ok
+        plugin.unregister()
+        # no process was ended
+        assert kept.result() == pid == client.submit(os.getpid, workers=["other"], pure=False).result()
+    finally:
+        other.terminate()
+        other.wait(30)
+    print("let be")
+"""
+)
+
+
+def test_a_worker_of_another_python_is_let_be(place: Place, made: Made, tmp_path: Path) -> None:
+    """Code that travels by value would end it."""
+    minor = next(one for one in ("3.12", "3.11", "3.13") if one != RUNNING)
+    dask = str(made(minor, NEWEST).other / "bin/dask")
+    with place.cluster(tmp_path / "cluster", []) as scheduler:
+        assert "let be" in place.run(tmp_path / "work", FOREIGN, scheduler, dask, minor)
+
+
+SCHEDULER = (
+    BEGIN
+    + """
+from envsync.runner.existing import release
+with Client(scheduler_file=sys.argv[1]) as client:
+    begun = client.scheduler_info()["id"]
+    try:
+        client.register_plugin(SyncEnvironment(on_mismatch="warn"))
+    except MismatchError as error:
+        assert "nothing was changed" in str(error) and "in scheduler" in str(error), error
+    else:
+        raise AssertionError("another Python is no mismatch")
+    try:
+        client.sync(release, client)
+    except ClusterError as error:
+        assert "another Python" in str(error)
+    else:
+        raise AssertionError("another Python is none")
+    assert not verify(client, on_mismatch="ignore").ok
+    assert client.sync(client.scheduler.identity)["id"] == begun
+    print("let be")
+"""
+)
+
+
+def test_a_scheduler_of_another_python_is_let_be(place: Place, made: Made, tmp_path: Path) -> None:
+    minor = next(one for one in ("3.12", "3.11", "3.13") if one != RUNNING)
+    with made(minor, NEWEST).cluster(tmp_path / "cluster") as scheduler:
+        assert "let be" in place.run(tmp_path / "work", SCHEDULER, scheduler)
