@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.clusters import start
+from benchmarks.existing import existing
 from benchmarks.looking import lock, look
 from benchmarks.realising import realise
 from benchmarks.timing import ROUNDS, Table
@@ -21,6 +22,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "lock": lambda: [lock()],
     "realise": realise,
     "start": lambda: [start()],
+    "existing": existing,
 }
 
 

@@ -53,12 +53,15 @@ class Table:
     rows : list of Row
         envsync's first.
     notes : list of str
+    unit : str
+        Of what was measured.
     """
 
     title: str
     target: str
     rows: list[Row]
     notes: list[str] = field(default_factory=list)
+    unit: str = "s"
 
     def markdown(self) -> str:
         ours = self.rows[0].median
@@ -68,8 +71,8 @@ class Table:
                 lines.append(f"| {row.name} | - | - | {row.trouble} |")
                 continue
             ratio = f"{ours / row.median:.2f}x" if index and ours == ours else ""
-            span = f"{min(row.times):.3f} - {max(row.times):.3f}"
-            lines.append(f"| {row.name} | {row.median:.3f} s | {span} | {ratio} |")
+            span = f"{min(row.times):.3f} - {max(row.times):.3f}" if len(row.times) > 1 else "once"
+            lines.append(f"| {row.name} | {row.median:.3f} {self.unit} | {span} | {ratio} |")
         lines += ["", f"To reach: {self.target}."]
         return "\n".join([*lines, *(f"{note}" for note in self.notes)])
 

@@ -114,9 +114,8 @@ class Machine:
 
     def shape(self, rate: str) -> None:
         """Limit the cable both ways, such as to ``"100mbit"``."""
-        limit = ("root", "tbf", "rate", rate, "burst", "256k", "latency", "50ms")
-        self._at_router("tc", "qdisc", "replace", "dev", self.link, *limit)
-        self.inside("tc", "qdisc", "replace", "dev", "eth0", *limit)
+        self._at_router("tc", "qdisc", "replace", "dev", self.link, *_limit(rate))
+        self.inside("tc", "qdisc", "replace", "dev", "eth0", *_limit(rate))
 
     def unshape(self) -> None:
         """Take the limit away."""
@@ -355,6 +354,14 @@ class Lab:
         self.machines.append(machine)
         return machine
 
+    def shape(self, rate: str) -> None:
+        """Limit what this machine sends into the lab, such as to ``"100mbit"``; machines talk as before."""
+        call("tc", "qdisc", "replace", "dev", self._bridge, *_limit(rate))
+
+    def unshape(self) -> None:
+        """Take the limit away."""
+        call("tc", "qdisc", "del", "dev", self._bridge, "root")
+
     def forget(self, machine: Machine) -> None:
         """Strike off a machine that ended, and delete its files."""
         if machine in self.machines:
@@ -414,6 +421,10 @@ class Lab:
         key = " ".join(machine.host_key.split()[:2])
         with self.known_hosts.open("a") as file:
             file.write(f"{machine.address} {key}\n")
+
+
+def _limit(rate: str) -> tuple[str, ...]:
+    return ("root", "tbf", "rate", rate, "burst", "256k", "latency", "50ms")
 
 
 def _first_child(process: subprocess.Popen[bytes]) -> int:
