@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from envsync.cli.arguments import lock_there, scheduler
+from envsync.cli.gateway import SCHEME, gateway_security
 from envsync.cli.output import command as make_command
 from envsync.cli.output import plural, result, watch
 from envsync.errors import ClusterError
@@ -182,7 +183,15 @@ def reach(address: str, tls: dict[str, Any], *, timeout: float, hooks: Hooks) ->
         "tls_client_cert": tls.get("tls_cert"),
         "tls_client_key": tls.get("tls_key"),
     }
-    security = Security(**{key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    if urlsplit(address).scheme == SCHEME:
+        if given:
+            raise ClusterError(
+                "a gateway gives the certificates itself", where=address, hint="Leave the --tls options out."
+            )
+        security = gateway_security(address, timeout)
+    else:
+        security = Security(**given)
     arguments = security.get_connection_args("client")
     if urlsplit(address).scheme in ("tls", "wss") and not arguments.get("ssl_context"):
         raise ClusterError(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["demand_side", "is_cluster", "look"]
 
-_CLUSTER_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "ucxx")
+_CLUSTER_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "gateway")
 _NO_PYTHON = 127
 
 
