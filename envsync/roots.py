@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -18,13 +19,15 @@ __all__ = ["active_requirements", "only_for", "parse_requirements", "roots"]
 
 def parse_requirements(lines: Iterable[str]) -> tuple[Requirement, ...]:
     """Parse Requires-Dist lines; those that no tool could obey are left out, as tools do."""
-    parsed = []
-    for line in lines:
-        try:
-            parsed.append(Requirement(line))
-        except InvalidRequirement:  # noqa: PERF203 - one by one
-            continue
-    return tuple(parsed)
+    return tuple(found for found in map(_parse, lines) if found is not None)
+
+
+@functools.lru_cache(maxsize=1 << 14)  # a session looks at the same environment again and again
+def _parse(line: str) -> Requirement | None:
+    try:
+        return Requirement(line)
+    except InvalidRequirement:
+        return None
 
 
 def active_requirements(
