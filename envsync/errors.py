@@ -12,6 +12,9 @@
     ├── BuildError              a local project did not build into a wheel
     ├── StoreError              a blob could not be read or written
     │   └── CorruptBlobError    bytes that do not have the digest they are named by
+    ├── ImageError              a container image cannot be made, or cannot be read
+    ├── RegistryError           a container registry cannot be used, or refused what was asked of it
+    │   └── RegistryLoginError  it does not let us in, or not do that
     ├── ToolError               uv (or another program we run) failed
     ├── HostError               a host cannot be used
     │   ├── ConnectError        not reached: no such host, refused, timed out
@@ -107,6 +110,18 @@ class StoreError(EnvsyncError):
 
 class CorruptBlobError(StoreError):
     """Bytes that do not have the digest they are named by."""
+
+
+class ImageError(EnvsyncError):
+    """A container image cannot be made, or cannot be read."""
+
+
+class RegistryError(EnvsyncError):
+    """A container registry cannot be used, or refused what was asked of it."""
+
+
+class RegistryLoginError(RegistryError):
+    """The registry does not let us in, or not do that."""
 
 
 class ToolError(EnvsyncError):

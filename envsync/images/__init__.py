@@ -1,0 +1,1 @@
+"""Container images of an environment, made without an engine."""
