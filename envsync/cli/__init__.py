@@ -79,7 +79,7 @@ def cli() -> None:
       1    they differ
       2    wrong usage, nothing was started; for diff and check also: could not look
       3    the environment cannot be captured, locked or built
-      4    a host cannot be used
+      4    a host or registry cannot be used
       5    a cluster cannot be started
       130  interrupted (143: by SIGTERM); what was started is ended
     `envsync run` ends with the exit code of its command.

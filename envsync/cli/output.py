@@ -40,6 +40,7 @@ _CODES: tuple[tuple[type[errors.EnvsyncError], int], ...] = (
     (errors.MismatchError, 1),
     (errors.HostError, 4),
     (errors.AgentError, 4),
+    (errors.RegistryError, 4),
     (errors.ClusterError, 5),
 )
 
