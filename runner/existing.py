@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -10,6 +11,8 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from dask import config
+from dask.utils import parse_timedelta
 from distributed.client import Client
 
 from envsync.errors import ClusterError, MismatchError
@@ -33,7 +36,7 @@ from envsync.runner.verification import Checked, Verification
 from envsync.runner.verifying import ask_all, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.verifying import Asked
@@ -46,6 +49,8 @@ logger = logging.getLogger("envsync")
 
 _NAME = "envsync"  # of the plugin, in whatever cluster
 _ROUNDS = 3
+_LOST = "distributed.deploy.lost-worker-timeout"
+_AWAY = 600.0  # seconds, that a worker may be away because of us
 
 
 class SyncEnvironment:
@@ -192,7 +197,8 @@ class SyncEnvironment:
         ).ok
         if not workers_ok and self.on_mismatch == "raise":
             if first:
-                await client.scheduler.envsync_release(owner=self._id)
+                with _not_lost():
+                    await client.scheduler.envsync_release(owner=self._id)
             raise MismatchError(
                 "not every process could be made equal"
                 + (", and nothing was changed" if first else "")
@@ -214,9 +220,10 @@ class SyncEnvironment:
         lacking = await scheduler.envsync_lacking(digests=blobs_of(state))
         for _ in range(_ROUNDS):
             await upload(scheduler, list(lacking), store, self.hooks)
-            result: dict[str, Any] = await scheduler.envsync_apply(
-                state=state, restart=self.restart, take_over=self.take_over
-            )
+            with _not_lost():
+                result: dict[str, Any] = await scheduler.envsync_apply(
+                    state=state, restart=self.restart, take_over=self.take_over
+                )
             if result.get("refused"):
                 raise _owned(**result["refused"])
             lacking = result.get("lacking")
@@ -258,7 +265,8 @@ class SyncEnvironment:
 
     async def _release(self) -> None:
         client = self._registered()
-        await client.scheduler.envsync_release(owner=self._id)
+        with _not_lost():
+            await client.scheduler.envsync_release(owner=self._id)
         client.unsubscribe_topic(TOPIC)
         del client.sync_environment
         self.client = self.state = None
@@ -277,6 +285,17 @@ class SyncEnvironment:
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
+
+
+@contextlib.contextmanager
+def _not_lost() -> Iterator[None]:
+    """Let workers restart: a cluster object in this process ends the job of one that it misses for a while.
+
+    Whether it is there it looks once, so many seconds after it left; by then it may restart again.
+    """
+    longer = parse_timedelta(config.get(_LOST)) < _AWAY
+    with config.set({_LOST: f"{_AWAY:g}s"}) if longer else contextlib.nullcontext():
+        yield
 
 
 def _forward(
@@ -322,7 +341,8 @@ async def release(client: Client, *, take_over: bool = False) -> bool:
     mine = owner("", client.id)
     if not take_over and (by.get("user"), by.get("host")) != (mine["user"], mine["host"]):
         raise _owned(by)
-    await client.scheduler.envsync_release(owner=by["id"])
+    with _not_lost():
+        await client.scheduler.envsync_release(owner=by["id"])
     return True
 
 
