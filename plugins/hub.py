@@ -184,19 +184,21 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             began, now = time.monotonic(), time.time()
             await self._settled()
             old = self.wanted
-            other = bool(old) and old["owner"]["id"] != state["owner"]["id"]
-            if other and old["digest"] != state["digest"] and not (take_over or self._left(old, state)):
-                return {"refused": {"owner": old["owner"]}}
+            state = _with_what_is_laid_over(state, old)
+            same = bool(old) and _content(old) == _content(state)
+            owned = not old or old["owner"]["id"] == state["owner"]["id"]
+            if not (owned or take_over or self._makes_way(old, state)):
+                if not same:
+                    return {"refused": {"owner": old["owner"]}}
+                state = old  # it stays theirs, to give back too
             beside = self._beside()
             if beside:
                 return {"refused": {"owner": beside["owner"], "process": os.getpid()}}
-            state = _with_what_is_laid_over(state, old)
             lacking = await self.lacking(blobs_of(state))
             if lacking:
                 return {"lacking": lacking}
-            same = bool(old) and _content(old) == _content(state)
-            if same:
-                state = old  # what has it already is left in peace
+            if same:  # what has it already is left in peace
+                self.wanted = {**old, "owner": state["owner"]}
             else:
                 await self._announce(state)
             done = {name for name, entry in self.gate.workers.items() if same and entry["state"] == "equal"}
@@ -219,10 +221,13 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 return cast(Dict[str, Any], hub.wanted)
         return {}
 
-    def _left(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-        """Tell whether a state is of the same person's, by a client that has gone."""
+    def _makes_way(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+        """Tell whether a state is of the same person's, by the same client or one that has gone."""
         mine, theirs = ((one["owner"].get("user"), one["owner"].get("host")) for one in (new, old))
-        return mine == theirs and old["owner"].get("client") not in self.scheduler.clients
+        client = old["owner"].get("client")
+        return mine == theirs and (
+            client == new["owner"].get("client") or client not in self.scheduler.clients
+        )
 
     async def release(self, owner: str, patience: float = PATIENCE) -> dict[str, Any]:
         """Give the cluster back as it was, if it is that owner's."""

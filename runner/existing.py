@@ -266,11 +266,14 @@ class SyncEnvironment:
     async def _release(self) -> None:
         client = self._registered()
         with _not_lost():
-            await client.scheduler.envsync_release(owner=self._id)
-        client.unsubscribe_topic(TOPIC)
-        del client.sync_environment
+            result = await client.scheduler.envsync_release(owner=self._id)
+        if getattr(getattr(client, "sync_environment", None), "__self__", None) is self:
+            client.unsubscribe_topic(TOPIC)
+            del client.sync_environment
         self.client = self.state = None
         self._snapshot, self._told = "", []
+        if result and result.get("refused"):  # somebody took it over; None: it is given back already
+            self.hooks.warning("cluster", f"nothing was given back: {_owned(**result['refused']).message}")
 
     def _heard(self, event: Any) -> None:
         """Tell of a worker that came later and was refused, or let in although it differs."""
