@@ -212,7 +212,7 @@ def another_dask(bench: Bench) -> None:
             told, text = bench.until(bench.heard.of_the_late_worker)
             assert f"not {version('dask')}" in text
             assert "was refused" in text
-            [(_, event)] = bench.client.get_events("envsync")
+            *_, (_, event) = bench.client.get_events("envsync")
             assert told - event["time"] < 5
             assert not any(one.done() for one in futures)
         with bench.worker("--no-nanny"):
