@@ -9,16 +9,12 @@ from typing import Any, Mapping
 from .blobs import link
 from .folderlock import FolderLock
 from .installing import explain, is_network, mismatched, not_given, pylock, reachable, uv_settings
-from .layout import Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
+from .layout import TREES_PTH, Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
 from .pythons import choose, find, supplement
 from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp, traces_of
 from .running import Runner
 
 __all__ = ["Build"]
-
-_PTH = (
-    "import os, sys; sys.path.extend(filter(None, os.environ.get('ENVSYNC_TREES', '').split(os.pathsep)))\n"
-)
 
 
 class Build:
@@ -80,7 +76,7 @@ class Build:
         if problem is not None:
             return problem
         (site,) = building.glob("lib/python*/site-packages")
-        (site / "envsync.pth").write_text(_PTH, encoding="ascii")
+        (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
         facts = look_at(building, self.prefix, self.python)
         state = {
             "schema": SCHEMA,

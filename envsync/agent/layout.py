@@ -10,9 +10,23 @@ import stat
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator
 
-__all__ = ["Cache", "Emit", "Problem", "checked_digest", "checked_name", "disk_problem", "exchange"]
+__all__ = [
+    "TREES_PTH",
+    "Cache",
+    "Emit",
+    "Problem",
+    "checked_digest",
+    "checked_name",
+    "disk_problem",
+    "exchange",
+]
 
 Emit = Callable[[Dict[str, Any]], None]
+
+TREES_PTH = (
+    "import os, sys; sys.path.extend(filter(None, os.environ.get('ENVSYNC_TREES', '').split(os.pathsep)))\n"
+)
+"""The environment's ``envsync.pth``: source trees after installed packages."""
 
 _EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # sha256 of nothing
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
