@@ -31,14 +31,17 @@ BEGIN_SLURM = (
 import dask, os, socket, subprocess, time
 from dask_jobqueue import SLURMCluster
 
+DISK = "/tmp/disk/envsync"
+
 def jobs():
     squeue = ["squeue", "--noheader", "--format=%i %T"]
-    return sorted(subprocess.run(squeue, capture_output=True, text=True, check=True).stdout.splitlines())
+    return set(subprocess.run(squeue, capture_output=True, text=True, check=True).stdout.splitlines())
 
 def start(address, python, nanny):
     # the scheduler is in this process
     return SLURMCluster(
         cores=1, processes=1, memory="600MB", n_workers=2, python=python, nanny=nanny,
+        job_script_prologue=[f"export ENVSYNC_OVERLAYS={DISK}"],
         scheduler_options={"host": address, "port": 0, "dashboard_address": "127.0.0.1:0"},
     )
 
@@ -74,6 +77,8 @@ with start(address, python, nanny) as cluster, Client(cluster) as client:
     plugin = SyncEnvironment()
     assert client.register_plugin(plugin).ok
     assert on_workers(client, extra) == {"extra"}
+    assert on_workers(client, lambda: __import__("extra").__file__.startswith(DISK)) == {True}
+    assert not os.path.exists(DISK)
     assert on_workers(client, lambda: __import__("proj").VALUE) == {"mine, edited"}
     assert {client.submit(vary, pure=False).result() for _ in range(6)} == {"2.0"}
     assert verify(client, on_mismatch="ignore").ok
@@ -82,6 +87,8 @@ with start(address, python, nanny) as cluster, Client(cluster) as client:
 
     # an edit is on all, and no job is lost for it
     assert on_workers(client, mine) == {1}
+    # jobs start in this folder, which they see: what was sent comes first
+    assert on_workers(client, lambda: __import__("mine").__file__.startswith(DISK)) == {True}
     kept = client.submit(lambda: "kept", key="kept")
     assert kept.result() == "kept"
     pathlib.Path("mine.py").write_text("VALUE = 22\\n")
@@ -105,7 +112,7 @@ with start(address, python, nanny) as cluster, Client(cluster) as client:
     assert on_workers(client, extra) == {"no"}
     assert on_workers(client, vary) == {"1.0"}
     assert on_workers(client, path) == before
-    assert jobs()[:2] == running and len(jobs()) == 3, jobs()
+    assert jobs() > running and len(jobs()) == 3, jobs()
     assert not verify(client, on_mismatch="ignore").ok
 print("repaired")
 """
