@@ -26,7 +26,9 @@ __all__ = [
     "FolderStore",
     "Store",
     "Verified",
+    "blob_name",
     "cache_root",
+    "check",
     "default_store",
     "digest_of",
     "recall",
@@ -56,7 +58,7 @@ class Store(Protocol):
     def put(self, data: bytes | Path, digest: str | None = None) -> str:
         """Keep bytes, or a file's contents, and return their digest.
 
-        Bytes that are held already are not written again.
+        Putting what is held already changes nothing.
 
         Parameters
         ----------
@@ -88,6 +90,14 @@ class Store(Protocol):
         """Return the file that holds a blob, to be read only, or None if no local file does."""
         ...
 
+    def url(self, digest: str, seconds: float = 3600.0) -> str | None:
+        """Return an address that gives a blob for some time to whoever has it, without a credential.
+
+        The blob need not be there. None if the store has no such addresses. They are secrets: whoever
+        reads one can read the blob.
+        """
+        ...
+
 
 class FolderStore:
     """Blobs as files: ``<root>/blobs/<first 2 hex>/<digest>``.
@@ -100,6 +110,9 @@ class FolderStore:
     root : str or Path
         Made on the first `put`.
     """
+
+    _called = "the cache folder"
+    _elsewhere = "set ENVSYNC_CACHE to a folder that you can write"
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
@@ -148,13 +161,13 @@ class FolderStore:
         """Return the file that holds a blob, or None if it is not held."""
         return self._where(digest) if self._size(digest) is not None else None
 
+    def url(self, digest: str, seconds: float = 3600.0) -> str | None:  # noqa: ARG002 - the seam's
+        """Return None: a folder has no addresses."""
+        self._where(digest)
+        return None
+
     def _where(self, digest: str) -> Path:
-        if not _DIGEST.fullmatch(digest):
-            raise StoreError(
-                f"{digest!r} is not a sha256 digest (64 lower-case hexadecimal digits)",
-                hint="Make the lock again with envsync snapshot if it was edited by hand.",
-            )
-        return self._blobs / digest[:2] / digest
+        return self.root / blob_name(digest)
 
     def _size(self, digest: str) -> int | None:
         path = self._where(digest)
@@ -165,17 +178,17 @@ class FolderStore:
         # A machine that lost power may have kept the name and lost the bytes.
         return size if size or digest == EMPTY else None
 
-    def _keep(self, chunks: Iterator[bytes], digest: str | None, source: str) -> str:
+    def _keep(self, chunks: Iterator[bytes | memoryview], digest: str | None, source: str) -> str:
         sha = hashlib.sha256()
         with self._writing():
             self._folder(self._unfinished)
             self._sweep()
-            handle, name = tempfile.mkstemp(dir=self._unfinished)
+            handle, name = self._part()
             try:
-                with os.fdopen(handle, "wb") as file:
+                with os.fdopen(handle, "wb", buffering=0) as file:
                     for chunk in chunks:
                         sha.update(chunk)
-                        file.write(chunk)
+                        _write(file, chunk)
                 found = sha.hexdigest()
                 _demand(found, digest, source or "the bytes")
                 target = self._where(found)
@@ -186,6 +199,10 @@ class FolderStore:
                     Path(name).unlink()
                 raise
         return found
+
+    def _part(self) -> tuple[int, str]:
+        """Open a new file for what is not whole yet."""
+        return tempfile.mkstemp(dir=self._unfinished)
 
     def _folder(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -209,12 +226,11 @@ class FolderStore:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             why = "the disk is full" if full else error.strerror or str(error)
+            hint = f"Make room there, or {self._elsewhere}." if full else f"{self._elsewhere}."
             raise StoreError(
-                f"the cache folder cannot be written: {why}",
+                f"{self._called} cannot be written: {why}",
                 where=str(self.root),
-                hint="Make room there, or set ENVSYNC_CACHE to a folder that you can write."
-                if full
-                else "Set ENVSYNC_CACHE to a folder that you can write.",
+                hint=hint[0].upper() + hint[1:],
             ) from error
 
 
@@ -250,17 +266,9 @@ class Verified:
         """
         file = self.store.open(digest)
         try:
-            sha = hashlib.sha256()
-            while chunk := file.read(CHUNK):
-                sha.update(chunk)
-            if sha.hexdigest() != digest:
-                path = self.store.path(digest)
-                raise CorruptBlobError(
-                    f"blob {digest} holds other bytes: their sha256 is {sha.hexdigest()}",
-                    where=str(path or ""),
-                    hint=f"Remove it ({path}) and try again." if path else "Remove it and try again.",
-                )
-            file.seek(0)
+            path = self.store.path(digest)
+            hint = f"Remove it ({path}) and try again." if path else "Remove it and try again."
+            check(file, digest, where=str(path or ""), hint=hint)
         except BaseException:
             file.close()
             raise
@@ -272,6 +280,44 @@ class Verified:
         if path is not None:
             self.open(digest).close()
         return path
+
+    def url(self, digest: str, seconds: float = 3600.0) -> str | None:
+        """Return an address for a blob, or None; whoever reads there has to check for himself."""
+        return self.store.url(digest, seconds)
+
+
+def blob_name(digest: str) -> str:
+    """Return where every store has a blob: ``blobs/<first 2 hex>/<digest>``.
+
+    Raises
+    ------
+    StoreError
+        It is not a sha256.
+    """
+    if not _DIGEST.fullmatch(digest):
+        raise StoreError(
+            f"{digest!r} is not a sha256 digest (64 lower-case hexadecimal digits)",
+            hint="Make the lock again with envsync snapshot if it was edited by hand.",
+        )
+    return f"blobs/{digest[:2]}/{digest}"
+
+
+def check(file: BinaryIO, digest: str, *, where: str, hint: str) -> None:
+    """Read a blob to its end, compare its sha256, and go back to its beginning.
+
+    Raises
+    ------
+    CorruptBlobError
+        It holds other bytes.
+    """
+    sha = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        sha.update(chunk)
+    if sha.hexdigest() != digest:
+        raise CorruptBlobError(
+            f"blob {digest} holds other bytes: their sha256 is {sha.hexdigest()}", where=where, hint=hint
+        )
+    file.seek(0)
 
 
 def digest_of(path: Path) -> str:
@@ -358,11 +404,20 @@ def _demand(found: str, wanted: str | None, what: str) -> None:
         )
 
 
-def _chunks(path: Path) -> Iterator[bytes]:
+def _write(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all of it to a file without a buffer: a disk that is nearly full takes a part and then none."""
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _chunks(path: Path) -> Iterator[memoryview]:
+    """Read a file into one buffer, again and again: each piece is for use before the next."""
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
+        with path.open("rb", buffering=0) as file:
+            buffer = memoryview(bytearray(CHUNK))
+            while size := file.readinto(buffer):
+                yield buffer[:size]
     except OSError as error:
         raise StoreError(
             f"it cannot be read: {error.strerror}", where=str(path), hint="Make it readable and try again."

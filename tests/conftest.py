@@ -5,6 +5,18 @@ from __future__ import annotations
 from tests.lab.fixtures import lab, machine, slurm
 from tests.makes import makes, uv_asked_for
 from tests.running import elsewhere, others
+from tests.s3 import s3, s3_server
 from tests.small import small_lock
 
-__all__ = ["elsewhere", "lab", "machine", "makes", "others", "slurm", "small_lock", "uv_asked_for"]
+__all__ = [
+    "elsewhere",
+    "lab",
+    "machine",
+    "makes",
+    "others",
+    "s3",
+    "s3_server",
+    "slurm",
+    "small_lock",
+    "uv_asked_for",
+]

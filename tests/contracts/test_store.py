@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import io
+import secrets
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
 from envsync.errors import CorruptBlobError, StoreError
+from envsync.runner.hosts import Host, SSHOptions, parse_host
+from envsync.runner.hoststore import HostStore
 from envsync.store import FolderStore, Store, Verified
+from envsync.stores import open_store
+from envsync.stores.remote import FsspecStore
+from tests.s3 import S3
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from tests.lab.machines import Lab, Machine
 
 
 class MemoryStore:
@@ -47,6 +56,10 @@ class MemoryStore:
         _checked(digest)
         return None
 
+    def url(self, digest: str, seconds: float = 3600.0) -> str | None:
+        _checked(digest)
+        return None
+
 
 def _checked(digest: str) -> str:
     if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
@@ -54,10 +67,45 @@ def _checked(digest: str) -> str:
     return digest
 
 
-@pytest.fixture(params=["folder", "memory", "verified folder", "verified memory"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    inner: Store = FolderStore(tmp_path / "store") if "folder" in request.param else MemoryStore()
-    return Verified(inner) if "verified" in request.param else inner
+@pytest.fixture(scope="module")
+def bare(lab: Lab) -> Iterator[Machine]:
+    with lab.host("bare") as machine:
+        yield machine
+
+
+KINDS = ["folder", "memory", "shared folder", "fsspec folder", "fsspec memory", "s3", "local host"]
+SSH = pytest.param("ssh host", marks=pytest.mark.lab)
+
+
+@pytest.fixture(params=[*KINDS, "verified folder", "verified memory", "verified s3", SSH])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    kind = request.param.removeprefix("verified ")
+    inner: Store
+    if kind.endswith("host"):
+        host: Host = parse_host("local")
+        cache = str(tmp_path / "a cache")
+        if kind == "ssh host":
+            machine: Machine = request.getfixturevalue("bare")
+            host = parse_host(machine.name, SSHOptions(config=(machine.lab.config,)))
+            cache = f"/root/a cache/{secrets.token_hex(4)}"
+        with HostStore(host, cache) as inner:
+            yield inner
+        return
+    if kind == "s3":
+        server: S3 = request.getfixturevalue("s3")
+        inner = open_store(f"{server.bucket('contract')}/{secrets.token_hex(4)}")
+    elif kind == "folder":
+        inner = FolderStore(tmp_path / "store")
+    elif kind == "memory":
+        inner = MemoryStore()
+    elif kind == "shared folder":
+        inner = open_store((tmp_path / "a store").as_uri())
+    elif kind == "fsspec folder":
+        inner = FsspecStore(f"file://{tmp_path}/store")
+    else:
+        inner = open_store(f"memory://{secrets.token_hex(4)}")
+    yield Verified(inner) if request.param.startswith("verified") else inner
 
 
 def sha(data: bytes) -> str:
@@ -117,7 +165,7 @@ def test_a_file_that_cannot_be_read_is_an_error(store: Store, tmp_path: Path) ->
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "f" * 63, "f" * 65, "f" * 64 + "\n"])
 def test_what_is_not_a_digest_is_an_error(store: Store, name: str) -> None:
-    for ask in (store.open, store.path, lambda digest: store.has([digest])):
+    for ask in (store.open, store.path, store.url, lambda digest: store.has([digest])):
         with pytest.raises(StoreError):
             ask(name)
 

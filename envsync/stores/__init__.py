@@ -1,0 +1,149 @@
+"""Stores that machines share: what one pushes, others start from.
+
+`open_store` makes one of a URL; `envsync.stores.pushing`, `pulling` and `keeping` work with any.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from envsync.errors import StoreError
+from envsync.indexes import without_credentials
+from envsync.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Entry", "SharedStore", "is_store", "open_store", "parse", "shown"]
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_NO_STORES = frozenset({"ssh", "local"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What a store holds under a name.
+
+    Attributes
+    ----------
+    name : str
+        With forward slashes, from the store's root.
+    size : int
+        Bytes.
+    modified : float or None
+        Seconds since 1970; None where the store does not say.
+    """
+
+    name: str
+    size: int
+    modified: float | None
+
+
+class SharedStore(Store, Protocol):
+    """A store with records beside its blobs.
+
+    Attributes
+    ----------
+    shown : str
+        Its URL, without credentials: for messages.
+    at_once : int
+        How many blobs are best moved at the same time.
+    """
+
+    shown: str
+    at_once: int
+
+    def fetch(self, digest: str, into: Store) -> int:
+        """Put a blob into another store, checked on its way; return its size.
+
+        Raises
+        ------
+        CorruptBlobError
+            It holds other bytes; its URL is named.
+        StoreError
+            It is not held, or cannot be read.
+        """
+        ...
+
+    def read(self, name: str) -> bytes:
+        """Return a record.
+
+        Raises
+        ------
+        StoreError
+            There is none of that name.
+        """
+        ...
+
+    def write(self, name: str, data: bytes) -> None:
+        """Keep a record: whole or not at all."""
+        ...
+
+    def entries(self, folder: str) -> list[Entry]:
+        """Return all that lies below a folder in any depth, by name; not what is unfinished."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove a record or a blob; silent if it is gone already."""
+        ...
+
+    def sweep(self, before: float) -> int:
+        """Remove unfinished writes that began before a time; return how many there were."""
+        ...
+
+
+def is_store(text: str) -> bool:
+    """Whether what a user wrote names a store: a URL whose scheme is not that of a host."""
+    match = _SCHEME.match(text)
+    return match is not None and match[1] not in _NO_STORES
+
+
+def parse(text: str) -> tuple[str, str]:
+    """Cut a store's URL from the name behind it: ``s3://bucket/team#analysis``."""
+    url, _, name = text.partition("#")
+    return url, unquote(name)
+
+
+def shown(url: str) -> str:
+    """Return a store's URL for messages and records: no user, password, query or name."""
+    return without_credentials(parse(url)[0], query=False).rstrip("/")
+
+
+def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStore:
+    """Return the store at a URL. Nothing is asked of it yet.
+
+    Parameters
+    ----------
+    url : str
+        ``file:///folder``, or any URL that fsspec knows, such as ``s3://bucket/folder``. Credentials come
+        from where fsspec and the vendor's library look for them.
+    options : mapping, optional
+        For fsspec's file system, before its configuration.
+
+    Raises
+    ------
+    StoreError
+        No store has that scheme, or its library is not installed.
+    """
+    url, _ = parse(url)
+    if not is_store(url):
+        raise StoreError(
+            f"{shown(url)!r} is not the URL of a store",
+            hint="Write file:///folder, s3://bucket/folder, or another URL that fsspec knows.",
+        )
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        from envsync.stores.folder import SharedFolder
+
+        if parts.netloc not in ("", "localhost") or len(parts.path) < 2:
+            raise StoreError(
+                f"{shown(url)!r} names no folder of this machine",
+                hint="Write file:///folder, with three slashes.",
+            )
+        return SharedFolder(unquote(parts.path))
+    from envsync.stores.remote import FsspecStore
+
+    return FsspecStore(url, options)
