@@ -7,6 +7,7 @@ import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
+from distributed.comm import connect
 from distributed.core import Status, rpc
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Restarts"]
 
 SETTLED = 10.0  # seconds
+SILENT = 10.0  # seconds for which a nanny that lives may be too busy to be spoken to
 ADMITTED = ("equal", "different", "restart-needed")
 
 
@@ -132,6 +134,23 @@ class Restarts:
 
     async def _back(self, nanny: str, name: Any, server: str, seen: int) -> tuple[str, str]:
         end = time.monotonic() + self.timeout
+        gone = asyncio.ensure_future(self._gone(nanny))
+        try:
+            return await self._awaited(nanny, name, server, seen, end, gone)
+        finally:
+            gone.cancel()
+
+    async def _gone(self, nanny: str) -> None:
+        """Wait until a nanny does not answer any more: its job was cancelled, or its machine went off."""
+        with contextlib.suppress(OSError):
+            while True:
+                comm = await connect(nanny, timeout=SILENT, **self.scheduler.connection_args)
+                await comm.close()
+                await asyncio.sleep(1)
+
+    async def _awaited(
+        self, nanny: str, name: Any, server: str, seen: int, end: float, gone: asyncio.Future[None]
+    ) -> tuple[str, str]:
         while time.monotonic() < end:
             for address, known in list(self.scheduler.workers.items()):
                 again = known.nanny == nanny and known.server_id != server
@@ -140,6 +159,8 @@ class Restarts:
             for past in self.gate.refused[seen:]:
                 if past["name"] == name:
                     return past["address"], ""
+            if gone.done():
+                return "", "its nanny has gone, and the worker with it"
             await asyncio.sleep(0.02)
         return "", f"it did not come back within {self.timeout:g} s"
 

@@ -361,7 +361,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         if ready:
             told.update(await Restarts(self.scheduler, self.gate, patience=patience).restart(ready))
         # what could not be restarted goes on as it was, but for what can come without
-        as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble}
+        here = self.scheduler.workers
+        as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble and address in here}
         more = await self._calls.run(as_it_is, exchange, order, lambda _: never)
         for address, trouble in as_it_is.items():
             more[address]["trouble"] = more[address]["trouble"] or trouble
