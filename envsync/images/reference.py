@@ -1,4 +1,4 @@
-"""Names of images: ``registry.example.org/team/analysis:tag@sha256:...``, by the grammar of the OCI registries."""
+"""Names of images, such as ``registry.example.org/team/analysis:tag@sha256:...``."""
 
 from __future__ import annotations
 
