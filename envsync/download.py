@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from envsync.indexes import IndexSettings
     from envsync.store import Store
 
-__all__ = ["Downloader"]
+__all__ = ["Downloader", "is_untrusted", "reason", "trusted"]
 
 AT_ONCE = 16
 ATTEMPTS = 6
@@ -39,6 +39,19 @@ TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
 # stamina reports every retry to its logger; without a handler, logging would print it.
 logging.getLogger("stamina").addHandler(logging.NullHandler())
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    """Keep from logs the queries of what httpx requests: a redirection's may be all that it takes."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            without_credentials(str(one), query=False) if isinstance(one, httpx.URL) else one
+            for one in record.args
+        )
+    return True
+
+
+logging.getLogger("httpx").addFilter(_without_query)
 
 
 class _Again(Exception):  # noqa: N818 - never leaves this module
@@ -97,7 +110,8 @@ class Downloader:
         self._total = 0
 
     async def __aenter__(self) -> Downloader:
-        context = await asyncio.to_thread(_trust, self.settings)
+        settings = self.settings
+        context = await asyncio.to_thread(trusted, settings.cert, client_cert=settings.client_cert)
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         proxy = self.settings.proxy
         trusting = {
@@ -208,7 +222,7 @@ class Downloader:
                     hint="Ask whoever runs the index, or use another one.",
                 ) from error
             except httpx.TransportError as error:
-                if _untrusted(error):
+                if is_untrusted(error):
                     raise StoreError(
                         f"{_called(artifact)} cannot be downloaded: {_host(artifact.url)} shows a certificate"
                         " that is not trusted here",
@@ -216,7 +230,7 @@ class Downloader:
                         hint="Name your company's certificates in SSL_CERT_FILE.",
                     ) from error
                 if part.size - before < PROGRESS:
-                    raise _Again(_reason(error)) from error
+                    raise _Again(reason(error)) from error
 
     async def _receive(self, artifact: Artifact, part: _Part) -> None:
         assert self._client is not None
@@ -263,16 +277,29 @@ class Downloader:
         self.hooks.progress("here", self._done, max(self._total, self._done), "B")
 
 
-def _trust(settings: IndexSettings) -> ssl.SSLContext:
-    """The system's certificates, certifi's, and those that the user names."""
+def trusted(*also: str | None, client_cert: str | None = None) -> ssl.SSLContext:
+    """Return what servers are checked by: the system's certificates, certifi's, and those that are named.
+
+    Parameters
+    ----------
+    *also : str or None
+        Files or folders of certificates that are trusted besides.
+    client_cert : str, optional
+        A certificate and its key, for servers that ask for one.
+
+    Raises
+    ------
+    StoreError
+        Certificates that are named cannot be read.
+    """
     context = httpx.create_ssl_context(trust_env=False)
     context.load_default_certs()
-    named = [settings.cert]
+    named = [*also]
     named += [os.environ.get(name) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT")]
     for path in dict.fromkeys(filter(None, named)):
         _trust_also(context, str(path))
-    if settings.client_cert:
-        context.load_cert_chain(settings.client_cert)
+    if client_cert:
+        context.load_cert_chain(client_cert)
     return context
 
 
@@ -290,7 +317,7 @@ def _trust_also(context: ssl.SSLContext, path: str) -> None:
         ) from error
 
 
-def _untrusted(error: BaseException) -> bool:
+def is_untrusted(error: BaseException) -> bool:
     """Whether a connection failed because the server's certificate is not trusted."""
     cause: BaseException | None = error
     while cause is not None:
@@ -339,7 +366,8 @@ def _status(response: httpx.Response) -> str:
     return f"{response.status_code} {response.reason_phrase}".strip()
 
 
-def _reason(error: httpx.TransportError) -> str:
+def reason(error: httpx.TransportError) -> str:
+    """Return in words why a server was not reached, or not to the end."""
     kind: dict[type[Any], str] = {
         httpx.ConnectTimeout: "it did not answer in time",
         httpx.ReadTimeout: "it stopped sending",

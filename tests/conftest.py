@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from tests.lab.fixtures import lab, machine, slurm
+from tests.lab.fixtures import authority, docker_registry, lab, machine, slurm
 from tests.makes import makes, uv_asked_for
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
 from tests.small import small_lock
 
 __all__ = [
+    "authority",
+    "docker_registry",
     "elsewhere",
     "lab",
     "machine",

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.lab.install import PROGRAMS, SLURM, missing, obstacle
+from tests.lab.install import PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
+from tests.lab.registry import Authority, DockerRegistry
 from tests.lab.slurm import Slurm
 
 
@@ -59,3 +60,17 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     finally:
         survivors = cluster.close()
     assert not survivors, f"Slurm is gone, but these go on: {survivors}"
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority that nobody knows, and a certificate of it for this machine."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    """A registry on loopback that anybody may push to; a module's tests share it."""
+    _demand(REGISTRY)
+    with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
+        yield registry

@@ -25,6 +25,9 @@ PROGRAMS = {
 SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 """What only a Slurm of the lab's needs."""
 
+REGISTRY = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
+"""What only registries of container images on loopback need."""
+
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -81,7 +84,7 @@ def install(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
-    why, packages = obstacle(), missing({**PROGRAMS, **SLURM})
+    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY})
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
         if packages:
