@@ -116,6 +116,7 @@ def put_in(who: str, built: Mapping[str, Any], *, python_path: bool = False) -> 
     kept = sys.__dict__.setdefault(_KEPT, {"users": {}})
     kept["users"][who] = python_path
     restart = _replaced(built)
+    kept["outlived"] = _imported_so_far()  # somebody may hold on to it, however often it is replaced
     if built:
         kept["built"] = dict(built)
         restart += activate(built, python_path=any(kept["users"].values()))["restart"]
@@ -162,13 +163,21 @@ def look_again(state: Mapping[str, Any], *, process: str = "") -> list[dict[str,
 
 
 def _replaced(built: Mapping[str, Any]) -> list[str]:
-    before = (sys.__dict__.get(_KEPT) or {}).get("built") or {}
     after = built.get("packages") or {}
     return [
         name
-        for name in laid_over()
-        if before["packages"][name]["sha256"] != (after.get(name) or {}).get("sha256")
+        for name, hashes in _imported_so_far().items()
+        if hashes - {(after.get(name) or {}).get("sha256")}
     ]
+
+
+def _imported_so_far() -> dict[str, set[str]]:
+    """Return which wheels, by distribution, this process has imported from the overlays that it was given."""
+    kept = sys.__dict__.get(_KEPT) or {}
+    found = {name: set(hashes) for name, hashes in kept.get("outlived", {}).items()}
+    for name in laid_over():
+        found.setdefault(name, set()).add(kept["built"]["packages"][name]["sha256"])
+    return found
 
 
 def _fetch(overlays: Overlays, sha256: str, get: Get) -> None:

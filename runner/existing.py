@@ -272,8 +272,13 @@ class SyncEnvironment:
             del client.sync_environment
         self.client = self.state = None
         self._snapshot, self._told = "", []
-        if result and result.get("refused"):  # somebody took it over; None: it is given back already
+        result = result or {}  # None: it was given back already
+        if result.get("refused"):
             self.hooks.warning("cluster", f"nothing was given back: {_owned(**result['refused']).message}")
+        for address, one in result.get("workers", {}).items():
+            if one["trouble"]:
+                text = f"worker {address} does not have its own environment again: {one['trouble']}"
+                self.hooks.warning("cluster", text)
 
     def _heard(self, event: Any) -> None:
         """Tell of a worker that came later and was refused, or let in although it differs."""
