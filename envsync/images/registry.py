@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 import threading
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ __all__ = ["Registry"]
 _ATTEMPTS = 3  # times that an upload is begun anew
 _CHUNK = 1 << 17
 _BROKEN = 5  # connections in a row that broke before they brought anything
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
@@ -294,6 +296,8 @@ class Registry:
         return f"repository:{self.repository}:{actions}"
 
     def _blob(self, digest: str) -> str:
+        if not _DIGEST.fullmatch(digest):
+            raise ImageError(f"{digest!r} is not a digest that can be asked for", where=self._name)
         return f"/v2/{self.repository}/blobs/{digest}"
 
     def _expect(self, size: int) -> None:
