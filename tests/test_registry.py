@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
+import json
 import os
+import subprocess
+import tarfile
 import threading
 import tracemalloc
 from collections.abc import Iterator
@@ -14,7 +19,17 @@ import stamina
 
 from envsync.errors import CorruptBlobError, EnvsyncError, ImageError, RegistryError
 from envsync.hooks import Hooks
-from envsync.images.oci import CONFIG, LAYER_GZIP, MANIFEST, Descriptor, Images, Manifest
+from envsync.images.oci import (
+    CONFIG,
+    DOCKER_MANIFEST,
+    LAYER_GZIP,
+    MANIFEST,
+    Config,
+    Descriptor,
+    Images,
+    Manifest,
+    Platform,
+)
 from envsync.images.reference import Reference
 from envsync.images.registry import Registry
 from envsync.images.uploading import PIECE
@@ -200,6 +215,56 @@ def test_what_is_raised_while_a_blob_is_made_is_raised(there: Registry, proxy: P
         there.put(made())
     assert proxy.asked("DELETE")
     assert there.sent == 0
+
+
+# others' tools
+
+
+def skopeo(*arguments: str) -> str:
+    command = ["skopeo", "--insecure-policy", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_skopeo_reads_what_we_push_and_we_what_it_pushes(
+    there: Registry, proxy: Proxy, tmp_path: Path
+) -> None:
+    layer = gzip.compress(_archive({"etc/greeting": b"hello"}), mtime=0)
+    config = Config(
+        platform=Platform(architecture="amd64"),
+        run={"Env": ["A=b"], "Labels": {"org.example.what": "a test"}},
+        diff_ids=(digest(gzip.decompress(layer)),),
+    ).to_bytes()
+    there.put([config])
+    there.put([layer])
+    manifest = Manifest(config=Descriptor.of(config, CONFIG), layers=(Descriptor.of(layer, LAYER_GZIP),))
+    name = there.put_manifest(manifest.to_bytes(), MANIFEST, "v1")
+
+    seen = json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{there.name}:v1"))
+    assert (seen["Digest"], seen["Labels"]) == (name, {"org.example.what": "a test"})
+    skopeo("copy", "--src-tls-verify=false", f"docker://{there.name}:v1", f"oci:{tmp_path / 'copy'}:v1")
+    with repository(proxy.host, "lab/docker") as docker:
+        skopeo(
+            *("copy", "--format", "v2s2", "--dest-tls-verify=false"),
+            *(f"oci:{tmp_path / 'copy'}:v1", f"docker://{docker.name}:v1"),
+        )
+        found = docker.manifest("v1")
+        assert found is not None
+        assert found[0] == DOCKER_MANIFEST
+        assert docker.manifest_digest("v1") == found[1]
+        (copied,) = Manifest.from_bytes(found[2]).layers
+        assert gzip.decompress(content(docker, copied.digest)) == gzip.decompress(layer)
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text))
+    return data.getvalue()
 
 
 # what breaks

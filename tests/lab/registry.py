@@ -452,7 +452,8 @@ class Proxy(Serving):
         """Ask the registry, and return its answer."""
         upstream = http.client.HTTPConnection(self.upstream.host, timeout=30)
         leave = ("transfer-encoding", "content-length", "connection")
-        headers = {name: value for name, value in handler.headers.items() if name.lower() not in leave}
+        names = {name.lower() for name in handler.headers} - {*leave}
+        headers = {name: ", ".join(handler.headers.get_all(name) or ()) for name in names}
         try:
             upstream.request(
                 handler.command, handler.path, body, {**headers, "Content-Length": str(len(body))}
