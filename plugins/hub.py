@@ -174,9 +174,9 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         Returns
         -------
         dict
-            ``scheduler``, an entry; ``workers``, entries by address; ``seconds``. Or ``refused``, with the
-            ``owner`` who is there, and the ``process`` if it is another cluster in it that has that owner's;
-            or ``lacking``, the blobs that have to be sent first.
+            ``scheduler``, an entry; ``workers``, entries by address; ``replaced``, whether there was a state
+            before; ``seconds``. Or ``refused``, with the ``owner`` who is there, and the ``process`` if it is
+            another cluster in it that has that owner's; or ``lacking``, the blobs that have to be sent first.
         """
         if restart not in ("auto", "never", "always"):
             raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
@@ -211,7 +211,12 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             gone = [one for one in self.gate.refused if one["time"] >= now]
             workers = {one["address"]: _entry(one) for one in gone}
             workers.update({address: _entry(entry) for address, entry in self.gate.workers.items()})
-            return {"scheduler": self.own, "workers": workers, "seconds": time.monotonic() - began}
+            return {
+                "scheduler": self.own,
+                "workers": workers,
+                "replaced": bool(old),
+                "seconds": time.monotonic() - began,
+            }
 
     def _beside(self) -> dict[str, Any]:
         """Return what is wanted of another cluster whose scheduler is in this process, which has one path."""

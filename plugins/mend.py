@@ -94,7 +94,10 @@ class Mend(WorkerPlugin):  # type: ignore[misc]
                 old = old or ["local code"]
             if old and not await loop.run_in_executor(None, self._hopeless):
                 return None
-            done = await _between_tasks(worker, patience, lambda: put_in(who, built, python_path=True))
+            advice = "sync again when they have ended"
+            done = await _between_tasks(
+                worker, patience, advice, lambda: put_in(who, built, python_path=True)
+            )
             return cast(List[str], done)
 
         return await self._fit(worker, put)
@@ -199,7 +202,8 @@ async def leave(patience: float, dask_worker: Any) -> dict[str, Any]:
     try:
         if isinstance(plugin, WorkerPlugin):
             who = _user("worker", dask_worker)
-            await _between_tasks(dask_worker, patience, lambda: take_out(who))
+            advice = "restart the worker when they have ended (client.restart_workers)"
+            await _between_tasks(dask_worker, patience, advice, lambda: take_out(who))
         else:
             take_out(_user("nanny", dask_worker))
     except Exception as error:  # noqa: BLE001 - whoever asked must hear of it
@@ -254,7 +258,7 @@ async def _at_once(who: str, built: Mapping[str, Any]) -> list[str] | None:
     return put_in(who, built, python_path=True)
 
 
-async def _between_tasks(worker: Any, patience: float, action: Callable[[], Any]) -> Any:
+async def _between_tasks(worker: Any, patience: float, advice: str, action: Callable[[], Any]) -> Any:
     """Let running tasks end while no other begins, then act, then go on.
 
     Tasks that have seceded are not waited for: they may wait for others that could not begin.
@@ -269,9 +273,7 @@ async def _between_tasks(worker: Any, patience: float, action: Callable[[], Any]
                 return action()
             if time.monotonic() > end:
                 names = ", ".join(sorted(str(task.key) for task in worker.state.executing)[:3])
-                raise TimeoutError(
-                    f"tasks still ran after {patience:g} s ({names}): sync again when they have ended"
-                )
+                raise TimeoutError(f"tasks still ran after {patience:g} s ({names}): {advice}")
             await asyncio.sleep(wait)
             wait = min(wait * 1.5, 0.05)
     finally:

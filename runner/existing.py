@@ -49,6 +49,8 @@ logger = logging.getLogger("envsync")
 
 _NAME = "envsync"  # of the plugin, in whatever cluster
 _ROUNDS = 3
+_UNCHANGED = ", and nothing was changed"
+_GIVEN_BACK = ", and the cluster has its own environment again, not the one that was laid over it before"
 _LOST = "distributed.deploy.lost-worker-timeout"
 _AWAY = 600.0  # seconds, that a worker may be away because of us
 
@@ -183,10 +185,12 @@ class SyncEnvironment:
             packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
             await asyncio.to_thread(tell_edited, snapshot, self.hooks)
         mine = owner(self._id, client.id)
+        replaced: bool | None = None  # as the first round found it: what the second replaces is our own
         while True:
             ahead, wanted = _forward(manifests, wanted, self._front)
             state = make_state(wanted, packages, ahead, on_mismatch=self.on_mismatch, owner=mine)
             result = await self._apply(client, state, store)
+            replaced = result["replaced"] if replaced is None else replaced
             hidden = hidden_trees(result) - self._front
             if not hidden:
                 break
@@ -201,7 +205,7 @@ class SyncEnvironment:
                     await client.scheduler.envsync_release(owner=self._id)
             raise MismatchError(
                 "not every process could be made equal"
-                + (", and nothing was changed" if first else "")
+                + (_GIVEN_BACK if first and replaced else _UNCHANGED if first else "")
                 + f"\n{verification}",
                 differences=verification.differences,
             )

@@ -143,6 +143,13 @@ with Client(scheduler_file=sys.argv[1]) as client:
     assert any("vary" in str(one.message) for one in told)
     assert client.run(vary).popitem()[1] == "1.0"
     assert client.run(extra).popitem()[1] == "extra"
+    try:
+        client.register_plugin(SyncEnvironment())
+    except MismatchError as error:
+        assert "its own environment again" in str(error), error
+    else:
+        raise AssertionError("what is imported was pretended to be exchanged")
+    assert client.run(extra).popitem()[1] == "no"
     print("said")
 """
 )
