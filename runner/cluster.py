@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import datetime
 import logging
-import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
+from envsync.runner.locking import read_lock
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
 from envsync.runner.places import Place, wanted_of
@@ -24,6 +24,7 @@ from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, Work
 from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
+from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -64,8 +65,9 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
     security : bool or Security, optional
         True: TLS with certificates of this cluster's own; the default wherever bytes leave this machine.
         False: plain TCP. A Security object: its certificates, which are sent to the hosts.
-    lock : Lock or path, optional
-        The lock to run in; this environment as it is now if not given.
+    lock : Lock, Pulled, path or URL, optional
+        The lock to run in; this environment as it is now if not given. What was pushed to a store
+        (``"s3://bucket/team#analysis"``) comes from there alone, local code as it was then too.
     cwd : path, optional
         A working directory whose code goes along; code on ``sys.path`` does anyhow.
     on_mismatch : {"raise", "warn", "ignore"}
@@ -118,7 +120,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         threads_per_worker: int | None = None,
         memory_limit: str | float | None = "auto",
         security: bool | Security | None = None,
-        lock: Lock | str | Path | None = None,
+        lock: Lock | Pulled | str | Path | None = None,
         env: Mapping[str, Any] | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
@@ -164,7 +166,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
-        self.wanted_lock = lock
+        self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
         self.hooks = hooks or LoggedHooks()
         self.wanted: dict[str, Any] | None = None
@@ -220,13 +222,14 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         from envsync.runner.provision import prepare
         from envsync.runner.verifying import demand_client
 
-        lock = await asyncio.to_thread(_lock, self.wanted_lock)
+        wanted = self.wanted_lock = await asyncio.to_thread(read_lock, self.wanted_lock)
+        lock = wanted.lock if isinstance(wanted, Pulled) else wanted
         if lock is not None and self.options.on_mismatch != "ignore":
             await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
         self._hosts = self.backend.hosts()
         self.prepared = await prepare(
             self._hosts,
-            lock=lock,
+            lock=wanted,
             cache=self.backend.cache,
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
@@ -450,11 +453,3 @@ def _unsaid(message: str) -> Iterator[None]:
         yield
     finally:
         log.removeFilter(other)
-
-
-def _lock(env: Lock | str | Path | None) -> Lock | None:
-    if env is None or not isinstance(env, (str, os.PathLike)):
-        return env
-    from envsync.lock import Lock
-
-    return Lock.read(env)

@@ -14,6 +14,7 @@ from envsync.plugins.activate import swap
 from envsync.plugins.gate import Carried
 from envsync.runner.places import wanted_of
 from envsync.runner.telling import tell_left_out
+from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,9 +66,17 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
 
 
 async def code_now(cluster: SyncedCluster) -> list[Manifest]:
-    """Pack the local code of a cluster's client as it is now; where a lock was given, what that names."""
-    names = {tree.name for tree, _ in cluster.prepared[0].trees}
-    return await asyncio.to_thread(pack_code, cluster.cwd, None if cluster.wanted_lock is None else names)
+    """Pack the local code of a cluster's client as it is now; where a lock was given, what that names.
+
+    What was pulled from a store need not be here, and then stays as it was pushed.
+    """
+    trees = [tree for tree, _ in cluster.prepared[0].trees]
+    names = None if cluster.wanted_lock is None else {tree.name for tree in trees}
+    packed = await asyncio.to_thread(pack_code, cluster.cwd, names)
+    if not isinstance(cluster.wanted_lock, Pulled):
+        return packed
+    here = {manifest.name: manifest for manifest in packed}
+    return [here.get(tree.name, tree) for tree in trees]
 
 
 def pack_code(cwd: str | None, wanted: set[str] | None = None) -> list[Manifest]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,28 @@ if TYPE_CHECKING:
     from envsync.runner.session import Session
     from envsync.snapshot import Snapshot
     from envsync.store import Store
+    from envsync.stores.pulling import Pulled
     from envsync.trees import Manifest
 
-__all__ = ["demand_fit", "lock_anew", "lock_for", "target_of"]
+__all__ = ["demand_fit", "lock_anew", "lock_for", "read_lock", "target_of"]
+
+
+def read_lock(wanted: Lock | Pulled | str | os.PathLike[str] | None) -> Lock | Pulled | None:
+    """Read what a user asks for: a lock's file, or an environment in a store (``s3://bucket/team#name``).
+
+    Raises
+    ------
+    LockError, StoreError
+        It cannot be read, or is not there.
+    """
+    if isinstance(wanted, str):
+        from envsync.stores import is_store
+
+        if is_store(wanted):
+            from envsync.stores.pulling import pull_from
+
+            return pull_from(wanted)
+    return Lock.read(wanted) if isinstance(wanted, (str, os.PathLike)) else wanted
 
 
 def target_of(session: Session, snapshot: Snapshot) -> Target:

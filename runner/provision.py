@@ -17,11 +17,13 @@ from envsync.hooks import Hooks
 from envsync.lock import Lock
 from envsync.plugins.compare import ERROR, FATAL, NOTE, compare
 from envsync.runner.hosts.local import Local
+from envsync.runner.local_code import look
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
 from envsync.runner.session import Environment, Session
-from envsync.runner.telling import tell_edited, tell_findings, tell_left_out
+from envsync.runner.telling import tell_findings
 from envsync.store import default_store
+from envsync.stores.pulling import Pulled, StoredSupply, fetch_async
 from envsync.supply import Supply
 from envsync.unobtainable import is_unobtainable
 
@@ -77,7 +79,7 @@ async def prepare(
     hosts: Sequence[Host],
     *,
     snapshot: Snapshot | None = None,
-    lock: Lock | None = None,
+    lock: Lock | Pulled | None = None,
     store: Store | None = None,
     settings: IndexSettings | None = None,
     cache: str | None = None,
@@ -96,8 +98,9 @@ async def prepare(
         They stay open, also when this fails.
     snapshot : Snapshot, optional
         What to reproduce; the running environment if not given.
-    lock : Lock, optional
-        What to realise; made from the snapshot, for each host's target, if not given.
+    lock : Lock or Pulled, optional
+        What to realise; made from the snapshot, for each host's target, if not given. What was pulled comes
+        from its store alone, its local code as well, and no index is asked.
     store : Store, optional
         Where blobs are; the cache if not given.
     settings : IndexSettings, optional
@@ -130,9 +133,11 @@ async def prepare(
     EnvsyncError
         The first failure of any host; those of others are its notes. All sessions are closed.
     """
+    pulled = lock if isinstance(lock, Pulled) else None
     work = _Work(
         snapshot=snapshot,
-        lock=lock,
+        lock=lock.lock if isinstance(lock, Pulled) else lock,
+        pulled=pulled,
         store=store or default_store(),
         settings=settings if settings is not None else await asyncio.to_thread(_read_settings),
         allow_substitutes=allow_substitutes,
@@ -143,7 +148,9 @@ async def prepare(
         work.snapshot = await asyncio.to_thread(_capture, cwd)
     tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
-    looking = asyncio.ensure_future(asyncio.to_thread(work.look))  # while the hosts are connected to
+    if pulled is not None:
+        work.supply = StoredSupply(pulled, work.supply)
+    looking = asyncio.ensure_future(work.look())  # while the hosts are connected to
     try:
         sessions = await work.open(hosts, cache=cache, grace=grace)
     except BaseException:
@@ -171,6 +178,7 @@ class _Work:
     allow_substitutes: bool
     hooks: Hooks
     limit: int
+    pulled: Pulled | None = None
     supply: Supply | None = None
     locks: Sequence[Lock] = ()
     again: bool = False
@@ -235,33 +243,14 @@ class _Work:
                 self.hooks.failed(host.name, error.message)
             raise
 
-    def look(self) -> list[Manifest]:
-        """Put the local code as it is now into the store, and tell what does not ship."""
+    async def look(self) -> list[Manifest]:
+        """Have the local code in the store: as it is now, or as it was pushed."""
         assert self.snapshot is not None
-        tell_edited(self.snapshot, self.hooks)
-        manifests = self._pack_trees()
-        tell_left_out(manifests, self.hooks)
-        return manifests
-
-    def _pack_trees(self) -> list[Manifest]:
-        from envsync.trees import pack_all
-
-        assert self.snapshot is not None
-        wanted = None if self.lock is None else {tree.name: tree for tree in self.lock.trees}
-        packed = pack_all(self.snapshot, self.store, lambda tree: wanted is None or tree.name in wanted)
-        lacking = set(wanted or ()) - {manifest.name for manifest in packed}
-        if lacking:
-            raise StoreError(
-                f"the lock's source trees are not here: {', '.join(sorted(lacking))}",
-                hint="Run envsync where they are importable, or lock again: envsync snapshot",
-            )
-        for manifest in packed:
-            if wanted is not None and wanted[manifest.name].digest != manifest.digest:
-                self.hooks.warning(
-                    "here",
-                    f"source tree {manifest.name} was edited since the lock was made; it goes as it is now",
-                )
-        return packed
+        if self.pulled is None:
+            return await asyncio.to_thread(look, self.snapshot, self.lock, self.store, self.hooks)
+        files = {sha256 for manifest in self.pulled.manifests for _, sha256, _ in manifest.files}
+        await fetch_async(self.pulled.store, files, self.store, hooks=self.hooks, what="source files")
+        return list(self.pulled.manifests)
 
     async def _locks(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Lock]:
         """Return each host's lock, one for each distinct target."""
@@ -300,6 +289,9 @@ class _Work:
             from envsync.collect import collect
 
             async with self.collecting:  # whoever comes second finds them in the store
+                if self.pulled is not None:
+                    await fetch_async(self.pulled.store, digests, self.store, hooks=self.hooks, what="wheels")
+                    return
                 await collect(lock, self.store, self.settings, only=digests, hooks=self.hooks)
 
         here = isinstance(session.host, Local)
@@ -308,6 +300,7 @@ class _Work:
                 lock,
                 hooks=meter,
                 fetch=fetch,
+                online=self.pulled is None,
                 environment=self.settings.uv_environment() if here else None,
             )
             folders = await session.place_trees(manifests)

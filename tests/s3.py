@@ -6,14 +6,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from typing_extensions import Self
 
 SECRET = "c4n4ry-of-the-s3-tests-0123456789abcdef"  # nowhere else: logs and records are searched for it
 VARIABLES = {
@@ -114,3 +121,92 @@ def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     return s3_server
+
+
+class Between:
+    """A proxy in front of the server, that can answer in its place, break off, or wait.
+
+    Parameters
+    ----------
+    server : str
+        The endpoint behind it.
+    fault : callable, optional
+        Asked for each request with its method, path (and query), and how often the same was asked for before;
+        returns a status to answer with, ``"cut"`` to break off in the middle of the answer, ``"hang"`` to
+        wait until the end, or None to pass the request on.
+    """
+
+    def __init__(self, server: str, fault: Callable[[str, str, int], int | str | None] | None = None) -> None:
+        self.requests: list[tuple[str, str]] = []
+        self.fault = fault or (lambda *_: None)
+        self.released = threading.Event()
+        outer, guard = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def answer(self) -> None:
+                with guard:
+                    before = outer.requests.count((self.command, self.path))
+                    outer.requests.append((self.command, self.path))
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                if len(body) < length:  # whoever sent it was killed
+                    self.close_connection = True
+                    return
+                fault = outer.fault(self.command, self.path, before)
+                if fault == "hang":
+                    outer.released.wait()
+                    self.close_connection = True
+                    return
+                if isinstance(fault, int):
+                    self.send_response(fault)
+                    text = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+                    self.send_header("Content-Length", str(len(text)))
+                    self.end_headers()
+                    self.wfile.write(text)
+                    return
+                self.passed_on(body, cut=fault == "cut")
+
+            def passed_on(self, body: bytes, *, cut: bool) -> None:
+                headers = {key: value for key, value in self.headers.items() if key != "Connection"}
+                with httpx.Client(trust_env=False, timeout=60) as client:
+                    answer = client.request(self.command, server + self.path, content=body, headers=headers)
+                self.send_response(answer.status_code)
+                for key, value in answer.headers.items():
+                    if key.lower() not in ("transfer-encoding", "connection", "content-encoding"):
+                        self.send_header(key, value)
+                if "content-length" not in answer.headers:
+                    self.send_header("Content-Length", str(len(answer.content)))
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(answer.content[: len(answer.content) // 2] if cut else answer.content)
+                if cut:
+                    self.wfile.flush()
+                    self.connection.close()
+                    self.close_connection = True
+
+            do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815 - as they are called there
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called there
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()

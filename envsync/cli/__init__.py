@@ -26,6 +26,7 @@ _COMMANDS = {
     "check": "envsync.cli.check",
     "sync": "envsync.cli.sync",
     "push": "envsync.cli.push",
+    "store": "envsync.cli.store",
     "run": "envsync.cli.run",
 }
 _INTERRUPTED = 130
@@ -89,6 +90,7 @@ def cli() -> None:
       envsync snapshot                             what is installed here -> pylock.envsync.toml
       envsync run -- python analysis.py            a cluster on this machine, while the script runs
       envsync push ssh://node1                     the environment exists there, verified
+      envsync push s3://bucket/team#analysis       it lies there, for other machines to start from
       envsync run --on ssh --hosts node1,node2 -- python analysis.py
     """  # noqa: D301 - click's mark for text that is not to be wrapped
 

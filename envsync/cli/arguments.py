@@ -5,6 +5,7 @@ Those named after an option are click callbacks: they take its context, its para
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
 
     from envsync.errors import EnvsyncError
 
-__all__ = ["demand_hosts", "lock_there", "lock_to_write", "memory_limit", "python_there", "scheduler"]
+__all__ = [
+    "Destinations",
+    "demand_hosts",
+    "destinations",
+    "lock_or_store",
+    "lock_there",
+    "lock_to_write",
+    "memory_limit",
+    "python_there",
+    "scheduler",
+    "store_url",
+]
 
 _LEAST = 1_000_000  # bytes of memory; less than that is somebody's slip
 _AMOUNTS = "a size such as 4GB or 512MiB, a fraction of the memory such as 0.25, auto, or 0 for no limit"
@@ -61,6 +73,13 @@ def lock_there(ctx: click.Context, parameter: click.Parameter, value: str | None
     return None if value is None else lock_to_write(ctx, parameter, value)
 
 
+def lock_or_store(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is neither a lock that is there nor an environment in a store, which is not asked yet."""
+    if value is not None and _is_store(value):
+        return store_url(ctx, parameter, value)
+    return lock_there(ctx, parameter, value)
+
+
 def lock_to_write(_ctx: object, parameter: click.Parameter, value: str) -> str:
     """Refuse a lock whose name PEP 751 does not allow, or whose folder is not there."""
     if value == parameter.default:
@@ -75,6 +94,70 @@ def lock_to_write(_ctx: object, parameter: click.Parameter, value: str) -> str:
     if not file.parent.is_dir():
         raise click.BadParameter(f"there is no folder {file.parent}")
     return value
+
+
+def store_url(_ctx: object, _parameter: object, value: str) -> str:
+    """Refuse what cannot be the URL of a store; nothing is asked of it."""
+    from envsync.errors import StoreError
+    from envsync.stores import open_store
+
+    try:
+        scheme = urlsplit(value).scheme
+    except ValueError as error:
+        raise click.BadParameter(f"that is no URL: {error}") from error
+    if scheme in ("", "file", "ssh", "local"):
+        try:
+            open_store(value)
+        except StoreError as error:
+            raise wrong(error) from error
+        return value
+    import fsspec
+
+    if scheme not in fsspec.available_protocols():
+        raise click.BadParameter(
+            f"no store has the scheme {scheme}://\n  Stores are file:///folder, s3://bucket/folder, and other "
+            "URLs that fsspec knows; hosts are ssh://host."
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Destinations:
+    """Where a push goes, each as it was written, none twice."""
+
+    hosts: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+
+
+def destinations(_ctx: object, _parameter: object, values: Iterable[str]) -> Destinations:
+    """Tell hosts, stores and images apart by how they are written; refuse what can be none.
+
+    A URL with a scheme is a store, but for ``ssh://``; ``oci:FOLDER``, and what has a ``/`` and no scheme,
+    is an image; everything else is a host.
+    """
+    hosts, stores, images = [], [], []
+    for value in dict.fromkeys(values):
+        if _is_store(value):
+            stores.append(store_url(None, None, value))
+        elif value.startswith("oci:") or ("/" in value and "://" not in value):
+            images.append(value)
+        else:
+            hosts.append(value)
+    if images:
+        raise click.BadParameter(
+            f"{images[0]} is an image's name, and images are not made yet\n"
+            "  Name a host (ssh://host, local), or a store (file:///folder, s3://bucket/folder)."
+        )
+    if hosts:
+        demand_hosts(hosts)
+    return Destinations(tuple(hosts), tuple(stores), tuple(images))
+
+
+def _is_store(text: str) -> bool:
+    from envsync.stores import is_store
+
+    return is_store(text)
 
 
 def python_there(_ctx: object, _parameter: object, value: str | None) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.arguments import demand_hosts, lock_there, memory_limit
+from envsync.cli.arguments import demand_hosts, lock_or_store, memory_limit
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
@@ -66,9 +66,10 @@ _NOT_EXECUTABLE = 126
 @click.option(
     "--lock",
     "lock_file",
-    metavar="FILE",
-    callback=lock_there,
-    help="Run the packages of this lock, not those installed now; local code goes along as it is now.",
+    metavar="FILE|STORE#NAME",
+    callback=lock_or_store,
+    help="Run the packages of this lock, not those installed now; local code goes along as it is now. Or "
+    "what was pushed to a store, local code as it was then too.",
 )
 @click.option(
     "--on-mismatch",

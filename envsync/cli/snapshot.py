@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from envsync.target import Target
     from envsync.trees import Manifest
 
-__all__ = ["command"]
+__all__ = ["command", "find_target", "target_for"]
 
 _DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)")
 _OUTPUT = "pylock.envsync.toml"
 _SHOWN = 10  # lines of a list, unless --verbose
 
 
-def _target(_ctx: object, _parameter: object, value: str | None) -> str | None:
+def target_for(_ctx: object, _parameter: object, value: str | None) -> str | None:
     """Refuse what cannot be a target."""
     if value is not None and (value.startswith("ssh://") or value == "local"):
         demand_hosts([value])
@@ -52,7 +52,7 @@ def _target(_ctx: object, _parameter: object, value: str | None) -> str | None:
     "--for",
     "target",
     metavar="TARGET",
-    callback=_target,
+    callback=target_for,
     help="Lock for another machine: ssh://[user@]host, which is probed, or its kind and libc, such as "
     "x86_64-manylinux_2_28.",
 )

@@ -15,9 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
-from calendar import timegm
 from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -43,7 +42,7 @@ __all__ = [
     "tree_file",
 ]
 
-_TIME = "%Y%m%dT%H%M%SZ"
+_TIME = "%Y%m%dT%H%M%S.%fZ"
 _SHORT = 12  # digits of a lock's digest in a push's file name
 
 
@@ -279,7 +278,7 @@ def time_of(file: str) -> float | None:
     """Return the time in the name of a push's file, or None if that is not one."""
     stamp = file.rpartition("/")[2].partition("-")[0]
     try:
-        return float(timegm(time.strptime(stamp, _TIME)))
+        return datetime.strptime(stamp, _TIME).replace(tzinfo=timezone.utc).timestamp()
     except ValueError:
         return None
 
@@ -289,7 +288,7 @@ def _folder(name: str) -> str:
 
 
 def _stamp() -> str:
-    return time.strftime(_TIME, time.gmtime())
+    return datetime.now(timezone.utc).strftime(_TIME)
 
 
 def to_json(data: Any) -> bytes:

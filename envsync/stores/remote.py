@@ -32,7 +32,11 @@ _UNFINISHED = "blobs/.unfinished"
 # Where an object is there once all of it is: no name of its own is needed until then.
 _WHOLE = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oss", "oci", "memory"})
 _S3 = frozenset({"s3", "s3a"})
-_S3_CONFIG = {"retries": {"mode": "standard", "max_attempts": 6}, "max_pool_connections": 32}
+_S3_CONFIG = {
+    "retries": {"mode": "standard", "max_attempts": 5},
+    "max_pool_connections": 32,
+    "signature_version": "s3v4",  # of presigned URLs too: newer regions take no other
+}
 _S3_UPLOAD = {"chunksize": 8 << 20, "max_concurrency": 4}  # of one blob: bytes of a part, parts at once
 _SMALL = 16 << 20  # bytes; so large a file is read once, and what was hashed is what is sent
 _TIMES = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")
