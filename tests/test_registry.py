@@ -35,6 +35,7 @@ from envsync.images.registry import Registry
 from envsync.images.uploading import PIECE
 from tests.lab.registry import (
     DockerRegistry,
+    Handler,
     Proxy,
     answers,
     answers_half,
@@ -316,19 +317,13 @@ def test_what_arrived_of_a_piece_is_not_sent_again(there: Registry, proxy: Proxy
     half = PIECE // 2
     kept: dict[str, str] = {}
 
-    def keeps_half(handler: object) -> None:
-        from tests.lab.registry import Handler
-
-        assert isinstance(handler, Handler)
+    def keeps_half(handler: Handler) -> None:
         start = int(handler.headers["Content-Range"].partition("-")[0])
         handler.headers.replace_header("Content-Range", f"{start}-{start + half - 1}")
         kept.update(proxy.forward(handler, handler.body()[:half])[1])
         handler.hang_up()
 
-    def tells(handler: object) -> None:
-        from tests.lab.registry import Handler
-
-        assert isinstance(handler, Handler)
+    def tells(handler: Handler) -> None:
         handler.answer(204, {"Location": kept["Location"], "Range": kept["Range"]})
 
     proxy.fault("PATCH", "*", keeps_half, after=1)
@@ -469,26 +464,31 @@ def test_many_threads_push_at_once_the_same_too(docker_registry: DockerRegistry)
         assert [shared.size(digest(data)) for data in blobs] == [3 << 20] * len(blobs)
 
 
-def test_closing_ends_what_others_are_sending(there: Registry, proxy: Proxy) -> None:
-    began = threading.Event()
-    proxy.fault("PATCH", "*", answers(503), times=1000)
-    raised: list[BaseException] = []
+@pytest.mark.parametrize("method", ["POST", "PATCH"])
+def test_closing_ends_what_others_are_sending(there: Registry, proxy: Proxy, method: str) -> None:
+    """Also where the registry never answers."""
+    hanging, over = threading.Event(), threading.Event()
 
-    def endless() -> Iterator[bytes]:
-        while True:
-            began.set()
-            yield SMALL * 1000
+    def hangs(handler: Handler) -> None:
+        hanging.set()
+        over.wait(30)
+        handler.hang_up()
+
+    proxy.fault(method, "*", hangs, times=99)
+    raised: list[BaseException] = []
 
     def push() -> None:
         try:
-            there.put(endless())
+            there.put(Made(LARGE))
         except BaseException as error:
             raised.append(error)
 
     thread = threading.Thread(target=push)
     thread.start()
-    assert began.wait(10)
+    assert hanging.wait(10)
     there.close()
-    thread.join(20)
+    thread.join(5)
+    over.set()
     assert not thread.is_alive()
     assert isinstance(raised[0], RegistryError)
+    assert "ended from here" in str(raised[0])

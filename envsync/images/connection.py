@@ -8,9 +8,11 @@ the state of uploads and signatures.
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
+import weakref
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
@@ -64,6 +66,7 @@ class Connection:
         self._base = ""
         self._client: httpx.Client | None = None
         self._elsewhere: httpx.Client | None = None
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._guard = threading.Lock()
         self._reached = False
         self._ended = threading.Event()
@@ -72,8 +75,11 @@ class Connection:
         return f"Connection({self.registry!r})"
 
     def close(self) -> None:
-        """End it; what other threads are asking ends with an error."""
+        """End it; what other threads are asking ends with an error, at once."""
         self._ended.set()
+        for one in list(self._sockets):  # closing a socket would not wake who waits for it
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(one, socket.SHUT_RDWR)
         with self._guard:
             for client in {self._client, self._elsewhere} - {None}:
                 assert client is not None
@@ -244,11 +250,23 @@ class Connection:
     ) -> httpx.Response:
         client = self._client if self._ours(url) else self._other_client()
         assert client is not None
-        request = client.build_request(method, url, headers=headers, content=content, timeout=timeout)
+        request = client.build_request(
+            method,
+            url,
+            headers=headers,
+            content=content,
+            timeout=timeout,
+            extensions={"trace": self._note},
+        )
         self.requests += 1
         response = client.send(request, stream=True)
         self._reached = True
         return response
+
+    def _note(self, event: str, about: Mapping[str, Any]) -> None:
+        """Take note of a connection's socket when httpx has made it."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            self._sockets.add(about["return_value"].get_extra_info("socket"))
 
     def _ours(self, url: str) -> bool:
         return origin(url) == origin(self._base)

@@ -1,0 +1,279 @@
+"""What ``envsync push`` does with a destination that is an image, and the options for images only."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from envsync.cli.arguments import wrong
+from envsync.cli.output import plural
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from envsync.hooks import Hooks
+    from envsync.images.places import ImagePlace
+    from envsync.lock import Lock
+    from envsync.runner.imaging import PushedImage
+    from envsync.stores.pulling import Pulled
+
+    _F = TypeVar("_F", bound=Callable[..., Any])
+
+__all__ = [
+    "ImageChoices",
+    "demand_images",
+    "describe_image",
+    "image_options",
+    "image_place",
+    "image_to_dict",
+    "plain_http_option",
+    "platform_option",
+    "push_images",
+]
+
+_LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageChoices:
+    """The options of `image_options`, as they were given."""
+
+    base: str | None = None
+    platform: str | None = None
+    tags: tuple[str, ...] = ()
+    latest: bool = False
+    compression: str | None = None
+    plain_http: bool = False
+
+    @property
+    def named(self) -> str:
+        """An option that was given; empty if none was."""
+        given = {
+            "--base": self.base,
+            "--platform": self.platform,
+            "--tag": self.tags,
+            "--latest": self.latest,
+            "--compression": self.compression,
+            "--plain-http": self.plain_http,
+        }
+        return next((name for name, value in given.items() if value), "")
+
+
+def demand_images(names: Iterable[str], option: str | None = None) -> None:
+    """Refuse what cannot be the names of images; nothing is asked of a registry.
+
+    Raises
+    ------
+    click.BadParameter
+        One cannot be.
+    """
+    for name in names:
+        place = image_place(name, option)
+        if place.reference is not None and place.reference.digest:
+            raise click.BadParameter(
+                f"{name!r} names an image by its digest, which only follows from what is in it\n"
+                "  Leave out what begins with @.",
+                param_hint=option,
+            )
+
+
+def image_place(name: str, option: str | None = None) -> ImagePlace:
+    """Read an image's name.
+
+    Raises
+    ------
+    click.BadParameter
+        It is none.
+    """
+    from envsync.errors import ImageError
+    from envsync.images.places import ImagePlace
+
+    try:
+        return ImagePlace.parse(name)
+    except ImageError as error:
+        raise wrong(error, option) from error
+
+
+def _base(_ctx: object, _parameter: object, value: str | None) -> str | None:
+    """Refuse what cannot be the name of an image to put an environment on."""
+    if value is not None:
+        image_place(value.replace("{minor}", "3.0"))
+    return value
+
+
+def _tags(_ctx: object, _parameter: object, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what cannot be a tag."""
+    from envsync.errors import ImageError
+    from envsync.images.reference import Reference
+
+    for value in values:
+        try:
+            taken = Reference.parse(f"localhost/x:{value}").tag == value
+        except ImageError:
+            taken = False
+        if not taken:
+            raise click.BadParameter(
+                f"{value!r} is not a tag: letters, digits, '_', '.' and '-', at most 128"
+            )
+    return values
+
+
+def _platform(_ctx: object, _parameter: object, value: str | None) -> str | None:
+    """Refuse what cannot be a platform."""
+    if value is not None:
+        from envsync.errors import ImageError
+        from envsync.runner.imaging import parse_platform
+
+        try:
+            parse_platform(value)
+        except ImageError as error:
+            raise wrong(error) from error
+    return value
+
+
+platform_option = click.option(
+    "--platform",
+    metavar="linux/ARCH",
+    callback=_platform,
+    help="An image for another kind of machine: linux/amd64, linux/arm64.",
+)
+plain_http_option = click.option(
+    "--plain-http", is_flag=True, help="Talk to registries without TLS; on this machine that needs no asking."
+)
+
+
+def image_options(function: _F) -> _F:
+    """Add the options that are for images only; the command takes them as one `ImageChoices`, ``images``."""
+
+    def gather(
+        *arguments: Any,
+        base: str | None,
+        platform: str | None,
+        tags: tuple[str, ...],
+        latest: bool,
+        compression: str | None,
+        plain_http: bool,
+        **others: Any,
+    ) -> Any:
+        chosen = ImageChoices(base, platform, tags, latest, compression, plain_http)
+        return function(*arguments, images=chosen, **others)
+
+    gather.__doc__ = function.__doc__
+    for option in reversed(
+        [
+            click.option(
+                "--base",
+                metavar="IMAGE",
+                envvar="ENVSYNC_BASE",
+                callback=_base,
+                help="What an image goes on top of: its name, or oci:FOLDER. [default: python:{minor}-slim]",
+            ),
+            platform_option,
+            click.option(
+                "--tag",
+                "tags",
+                metavar="TAG",
+                multiple=True,
+                callback=_tags,
+                help="Tag an image with this too; also several times.",
+            ),
+            click.option("--latest", is_flag=True, help="The same as --tag latest."),
+            click.option(
+                "--compression",
+                type=click.Choice(["gzip", "zstd"]),
+                help="Of an image's layers. [default: gzip, which every engine takes]",
+            ),
+            plain_http_option,
+        ]
+    ):
+        gather = option(gather)
+    return gather  # type: ignore[return-value]
+
+
+def push_images(
+    names: Iterable[str],
+    chosen: ImageChoices,
+    lock: Lock | Pulled | None,
+    allow_substitutes: bool,
+    hooks: Hooks,
+) -> list[PushedImage]:
+    """Make an image of this environment, and put it where each name says."""
+    import asyncio
+
+    leave_httpx_its_command()
+    from envsync.images.places import ImagePlace
+    from envsync.indexes import read_settings
+    from envsync.runner.imaging import ImageOptions, push_image
+    from envsync.snapshot import capture
+
+    places = [ImagePlace.parse(name) for name in names]
+    options = ImageOptions(
+        base=chosen.base or "",
+        platform=chosen.platform or "",
+        tags=(*chosen.tags, *((_LATEST,) if chosen.latest else ())),
+        compression=chosen.compression or "gzip",
+        plain_http=chosen.plain_http,
+    )
+    snapshot, settings = capture(cwd=str(Path.cwd())), read_settings()
+
+    async def push(place: ImagePlace) -> PushedImage:
+        return await push_image(
+            place,
+            snapshot,
+            options,
+            lock=lock,
+            settings=settings,
+            allow_substitutes=allow_substitutes,
+            hooks=hooks,
+        )
+
+    return [asyncio.run(push(place)) for place in places]
+
+
+def leave_httpx_its_command() -> None:
+    """Keep httpx from importing its command line, which takes longer than all that we ask of it."""
+    stub = ModuleType("httpx._main")
+    stub.main = lambda: None  # type: ignore[attr-defined]
+    sys.modules.setdefault("httpx._main", stub)
+
+
+def describe_image(one: PushedImage) -> str:
+    """Return a push for reading."""
+    layers = len(one.built.layers)
+    if one.built.made:
+        what = f"{len(one.built.made)} of {plural(layers, 'layer')} made, {_amount(one.sent)} sent"
+    else:
+        what = f"was there, {_amount(one.sent)} sent" if one.sent else "was there, nothing sent"
+    tags = "".join(f"\n  also {one.name}:{tag}" for tag in one.tags[1:])
+    return f"{one.reference}\n  {what}, {_amount(one.built.size)} in all, {one.seconds:.1f} s{tags}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e3:.1f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
+
+
+def image_to_dict(one: PushedImage) -> dict[str, Any]:
+    """Return a push as plain JSON types."""
+    return {
+        "reference": one.reference,
+        "image": one.name,
+        "digest": one.built.digest,
+        "tags": list(one.tags),
+        "platform": one.platform,
+        "base": one.base,
+        "environment": one.lock.digest,
+        "layers": len(one.built.layers),
+        "layers_made": len(one.built.made),
+        "size": one.built.size,
+        "sent": one.sent,
+        "seconds": round(one.seconds, 3),
+        "trees": [
+            {"name": tree.name, "digest": tree.digest, "left_out": [list(each) for each in tree.left_out]}
+            for tree in one.trees
+        ],
+    }

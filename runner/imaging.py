@@ -1,0 +1,259 @@
+"""The whole way of an image: lock for what its base is, make what is not there, put it where it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import platform as this
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+from envsync.errors import ImageError
+from envsync.hooks import Hooks
+from envsync.images.base import Base, fit, interpreter_for
+from envsync.images.build import Built, build
+from envsync.images.oci import Platform
+from envsync.images.places import ImagePlace
+from envsync.images.plan import Options, plan
+from envsync.runner.storing import gather
+from envsync.store import default_store
+from envsync.stores.pulling import Pulled
+from envsync.supply import Supply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from envsync.images.oci import Images
+    from envsync.indexes import IndexSettings
+    from envsync.lock import Lock
+    from envsync.snapshot import Snapshot
+    from envsync.store import Store
+    from envsync.target import Target
+    from envsync.trees import Manifest
+
+__all__ = ["BASE", "ImageOptions", "PushedImage", "parse_platform", "push_image"]
+
+BASE = "python:{minor}-slim"
+"""What environments are put on top of, if nothing is said."""
+
+TAG_LENGTH = 12
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686"}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageOptions:
+    """What a user wants of an image.
+
+    Attributes
+    ----------
+    base : str
+        The image that it goes on top of; `BASE` if empty. ``{minor}`` is the Python's, such as 3.11.
+    platform : str
+        Such as ``"linux/arm64"``; this machine's if empty, or the lock's.
+    tags : tuple of str
+        Its tags besides the one in its name, which is the lock's digest if there is none.
+    compression : str
+        Of layers.
+    plain_http : bool
+        Whether registries may be talked to without TLS.
+    """
+
+    base: str = ""
+    platform: str = ""
+    tags: tuple[str, ...] = ()
+    compression: str = "gzip"
+    plain_http: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedImage:
+    """An image that is where it was to go.
+
+    Attributes
+    ----------
+    name : str
+        Where it is, without tag and digest.
+    tags : tuple of str
+        What it is called there.
+    built : Built
+        What was made and sent.
+    sent : int
+        Bytes that went there.
+    platform : str
+        What it runs on.
+    base : str
+        What it was put on top of.
+    lock : Lock
+        The packages.
+    trees : tuple of Manifest
+        The local code.
+    seconds : float
+        From the first look to the last answer.
+    """
+
+    name: str
+    tags: tuple[str, ...]
+    built: Built
+    sent: int
+    platform: str
+    base: str
+    lock: Lock = field(repr=False)
+    trees: tuple[Manifest, ...] = field(repr=False)
+    seconds: float
+
+    @property
+    def reference(self) -> str:
+        """What gives this very image, always."""
+        return f"{self.name}:{self.tags[0]}@{self.built.digest}"
+
+
+async def push_image(
+    place: ImagePlace,
+    snapshot: Snapshot,
+    options: ImageOptions | None = None,
+    *,
+    lock: Lock | Pulled | None = None,
+    store: Store | None = None,
+    settings: IndexSettings,
+    allow_substitutes: bool = False,
+    hooks: Hooks | None = None,
+) -> PushedImage:
+    """Make an image of an environment, and put it where it goes.
+
+    Parameters
+    ----------
+    place : ImagePlace
+        Where that is.
+    snapshot : Snapshot
+        The environment.
+    options : ImageOptions, optional
+        What is wanted of it.
+    lock : Lock or Pulled, optional
+        The packages; made for the base image, from the snapshot, if not given.
+    store : Store, optional
+        Where blobs are; the cache if not given.
+    settings : IndexSettings
+        Where packages come from.
+    allow_substitutes : bool
+        Whether another version may stand in for one that has no wheel for the image's platform.
+    hooks : Hooks, optional
+        Told about progress.
+
+    Raises
+    ------
+    EnvsyncError
+        It cannot be locked or made, does not go with its base, or the registry does not take it.
+    """
+    began = time.monotonic()
+    options, hooks, store = options or ImageOptions(), hooks or Hooks(), store or default_store()
+    if place.reference is not None and place.reference.digest:
+        raise ImageError(
+            f"{place} names an image by its digest, which only follows from what is in it",
+            hint="Leave out what begins with @.",
+        )
+    known = lock.lock if isinstance(lock, Pulled) else lock
+    like = snapshot.target if known is None else known.target
+    platform = _platform(options.platform, known)
+    found = ImagePlace.parse((options.base or BASE).replace("{minor}", like.minor))
+    images = place.open(plain_http=options.plain_http)
+    sources = found.open(plain_http=options.plain_http)
+    try:
+        base = await _until_ended(
+            (sources,),
+            lambda: Base.open(sources, found.version, platform, reference=found.reference, hooks=hooks),
+        )
+        target = like if known is not None else _target(base, snapshot.target, platform)
+        fit(base, target)  # what does not go together is said before anything is locked or downloaded
+        gathered = await gather(
+            snapshot,
+            lock=lock,
+            target=None if known is not None else target,
+            store=store,
+            settings=settings,
+            allow_substitutes=allow_substitutes,
+            supplies=False,
+            hooks=hooks,
+        )
+        supply = Supply(store, settings, snapshot, hooks=hooks)
+        interpreter = await interpreter_for(base, gathered.lock.target, supply)
+        planned = plan(
+            gathered.lock,
+            gathered.manifests,
+            base,
+            Options(compression=options.compression),
+            interpreter=interpreter,
+        )
+        tags = _tags(place, gathered.lock, options.tags)
+        built = await _until_ended(
+            (images, sources), lambda: build(planned, store, images, tags=tags, hooks=hooks)
+        )
+    finally:
+        images.close()
+        sources.close()
+    return PushedImage(
+        name=images.name,
+        tags=tags,
+        built=built,
+        sent=getattr(images, "sent", built.sent),
+        platform=str(platform),
+        base=base.name,
+        lock=planned.lock,
+        trees=gathered.manifests,
+        seconds=time.monotonic() - began,
+    )
+
+
+async def _until_ended(places: Sequence[Images], function: Callable[[], _T]) -> _T:
+    """Run what takes long in a thread; when that is not wanted any more, end what it asks of others."""
+    running = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        for place in places:
+            place.close()
+        await asyncio.gather(running, return_exceptions=True)
+        raise
+
+
+def _platform(text: str, lock: Lock | None) -> Platform:
+    """Return what the image is for."""
+    if lock is not None:
+        locked = Platform.of(lock.target.system, lock.target.machine)
+        if text and not parse_platform(text).runs(locked):
+            raise ImageError(
+                f"the lock is for {locked}, and {text} is asked for",
+                hint="Leave one of them out.",
+            )
+        return locked
+    return parse_platform(text) if text else Platform.of("linux", this.machine())
+
+
+def parse_platform(text: str) -> Platform:
+    """Read what a user calls a platform.
+
+    Raises
+    ------
+    ImageError
+        Images are not made for such.
+    """
+    system, _, rest = text.partition("/")
+    architecture, _, variant = rest.partition("/")
+    if system != "linux" or not architecture:
+        raise ImageError(
+            f"{text!r} is not a platform that images are made for",
+            hint="Write it as linux/amd64 or linux/arm64.",
+        )
+    return Platform(architecture=architecture, os=system, variant=variant)
+
+
+def _target(base: Base, here: Target, platform: Platform) -> Target:
+    """Return what to lock for: this machine's own target where the base can run what is locked for it."""
+    machine = _MACHINES.get(platform.architecture, platform.architecture)
+    there = base.target(here, machine)
+    return here if base.facts.libc is not None and there.covers(here) else there
+
+
+def _tags(place: ImagePlace, lock: Lock, more: Sequence[str]) -> tuple[str, ...]:
+    named = place.tag if place.reference is None else place.reference.tag
+    return tuple(dict.fromkeys([named or lock.digest[:TAG_LENGTH], *more]))
