@@ -115,8 +115,8 @@ def store_url(_ctx: object, _parameter: object, value: str) -> str:
 
     if scheme not in fsspec.available_protocols():
         raise click.BadParameter(
-            f"no store has the scheme {scheme}://\n  Stores are file:///folder, s3://bucket/folder, and other "
-            "URLs that fsspec knows; hosts are ssh://host."
+            f"no store has the scheme {scheme}://\n  Stores are file:///folder, s3://bucket/folder, and "
+            "other URLs that fsspec knows; hosts are ssh://host."
         )
     return value
 
@@ -145,10 +145,9 @@ def destinations(_ctx: object, _parameter: object, values: Iterable[str]) -> Des
         else:
             hosts.append(value)
     if images:
-        raise click.BadParameter(
-            f"{images[0]} is an image's name, and images are not made yet\n"
-            "  Name a host (ssh://host, local), or a store (file:///folder, s3://bucket/folder)."
-        )
+        from envsync.cli.image import demand_images
+
+        demand_images(images)
     if hosts:
         demand_hosts(hosts)
     return Destinations(tuple(hosts), tuple(stores), tuple(images))

@@ -181,6 +181,10 @@ class SharedFolder(FolderStore):
             raise StoreError(
                 f"there is no {name}", where=self.shown, hint=f"See what is: envsync store ls {self.shown}"
             ) from error
+        except NotADirectoryError as error:
+            raise StoreError(
+                "it is a file, or lies in one, and no folder", where=self.shown, hint="Correct the URL."
+            ) from error
         except OSError as error:
             raise StoreError(
                 f"{name} cannot be read: {error.strerror}",

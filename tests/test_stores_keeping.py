@@ -1,0 +1,159 @@
+"""What goes from a store, and what stays whatever happens beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from envsync.errors import StoreError
+from envsync.stores import records
+from envsync.stores.folder import SharedFolder
+from envsync.stores.keeping import gc, pushes, verify
+from envsync.stores.pulling import pull
+from envsync.stores.pushing import Pushed, push
+from tests.pushed import Made, sha
+
+DAY = 24 * 3600.0
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedFolder:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    return SharedFolder(tmp_path / "shared")
+
+
+def pushed(store: SharedFolder, source: Path, name: str, **wheels: bytes) -> Pushed:
+    made = Made(source, wheels, code=name.encode())
+    return push(made.lock, made.manifests, made.store, store, name=name)
+
+
+def age(store: SharedFolder, days: float) -> None:
+    """Let everything in a store be older by so many days."""
+    for path in [path for path in store.root.rglob("*") if path.is_file()]:
+        when = path.stat().st_mtime - days * DAY
+        os.utime(path, (when, when))
+        name = path.relative_to(store.root).as_posix()
+        stamp = records.time_of(name)
+        if name.startswith("pushes/") and stamp is not None:
+            moved = datetime.fromtimestamp(stamp - days * DAY, timezone.utc).strftime("%Y%m%dT%H%M%S.%fZ")
+            path.rename(path.with_name(f"{moved}-{path.name.partition('-')[2]}"))
+
+
+def test_old_pushes_go_but_for_the_last_of_each_name(store: SharedFolder, tmp_path: Path) -> None:
+    for number in range(4):
+        pushed(store, tmp_path / "source", "a", shared=b"shared", own=b"%d" % number)
+        age(store, 10)
+    pushed(store, tmp_path / "source", "b", shared=b"shared", other=b"b")
+    age(store, 30)
+    plan = gc(store, keep=2, older=35 * DAY, dry_run=True)
+    assert (plan.pushes, plan.environments, plan.trees, plan.blobs, plan.size) == (2, 2, 0, 2, 2)
+    assert len(pushes(store)) == 5
+    assert gc(store, keep=2, older=35 * DAY) == plan
+    assert [(one.name) for one in pushes(store)] == ["a", "a", "b"]
+    assert verify(store) == []
+    held = {sha(b"%d" % number) for number in range(4)}
+    assert store.has(held) == {sha(b"2"), sha(b"3")}
+    assert pull(store, "a").lock.artifacts()[0].sha256 == sha(b"3")
+    assert gc(store, keep=1, older=0.0).pushes == 1
+    assert gc(store, keep=1, older=0.0).blobs == 0
+    assert len(store.entries("trees")) == 2
+
+
+def test_the_young_stay(store: SharedFolder, tmp_path: Path) -> None:
+    pushed(store, tmp_path / "source", "a", one=b"1")
+    age(store, 40)
+    pushed(store, tmp_path / "source", "a", one=b"2")
+    store.put(b"of a push without a record yet")
+    swept = gc(store, keep=1, older=30 * DAY)
+    assert (swept.pushes, swept.environments, swept.blobs) == (1, 1, 1)
+    assert store.has([sha(b"of a push without a record yet")])
+    age(store, 2)
+    assert gc(store, keep=1).blobs == 1
+
+
+def test_what_a_push_relies_on_that_is_under_way_stays(store: SharedFolder, tmp_path: Path) -> None:
+    first = pushed(store, tmp_path / "source", "a", one=b"1")
+    age(store, 40)
+    pushed(store, tmp_path / "source", "a", one=b"2")
+    mark = records.begin(store, first.record.documents, [sha(b"1")])
+    swept = gc(store, keep=1)
+    assert (swept.pushes, swept.environments, swept.blobs) == (1, 0, 0)
+    store.remove(mark)
+    assert gc(store, keep=1).blobs == 1
+
+
+def test_a_push_that_began_long_ago_and_never_ended_keeps_nothing(
+    store: SharedFolder, tmp_path: Path
+) -> None:
+    pushed(store, tmp_path / "source", "a", one=b"1")
+    store.put(b"left")
+    records.begin(store, [], [sha(b"left")])
+    age(store, 2)
+    (store.root / "blobs" / ".unfinished" / "half").write_bytes(b"half of a")
+    os.utime(store.root / "blobs" / ".unfinished" / "half", (time.time() - 2 * DAY,) * 2)
+    swept = gc(store)
+    assert (swept.blobs, swept.uploads) == (1, 1)
+    assert store.entries("pushing") == []
+
+
+def test_nothing_goes_while_a_push_cannot_be_read(store: SharedFolder, tmp_path: Path) -> None:
+    pushed(store, tmp_path / "source", "a", one=b"1")
+    age(store, 40)
+    kept = pushed(store, tmp_path / "source", "b", one=b"2")
+    store.put(b"nobody's")
+    age(store, 3)
+    (kept,) = (one for one in pushes(store) if one.name == "b")  # type: ignore[assignment]
+    for name in sorted(kept.documents):  # type: ignore[attr-defined]
+        data = store.read(name)
+        store.remove(name)
+        with pytest.raises(StoreError, match="there is no"):
+            gc(store, keep=1, older=0.0)
+        store.write(name, data)
+    assert store.has([sha(b"nobody's"), sha(b"1")]) == {sha(b"nobody's"), sha(b"1")}
+    assert gc(store, keep=1, older=0.0).blobs == 1
+
+
+PUSHER = """
+import os, sys
+from pathlib import Path
+from tests.pushed import Made
+from envsync.stores import open_store
+from envsync.stores.pushing import push
+store = open_store(sys.argv[2])
+for turn in range(25):
+    made = Made(Path(sys.argv[1]), {f"p{n}": b"%d %d" % (turn % 5, n) for n in range(30)})
+    push(made.lock, made.manifests, made.store, store, name=f"turn{turn % 5}")
+    for path in Path(sys.argv[3]).joinpath("blobs").rglob("*"):
+        try:
+            os.utime(path, (1e9, 1e9))  # as if all had lain there for years
+        except FileNotFoundError:
+            pass
+print("done")
+"""
+
+
+def test_gc_beside_pushes_takes_nothing_that_they_need(store: SharedFolder, tmp_path: Path) -> None:
+    pushed(store, tmp_path / "source", "first", one=b"1")
+    arguments = [tmp_path / "source2", store.root.as_uri(), store.root]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PUSHER, *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE
+    )
+    rounds = 0
+    while process.poll() is None:
+        for file in sorted((store.root / "pushes").glob("turn*/*.json"))[:-1]:
+            file.unlink(missing_ok=True)  # so that there is something to do
+        try:
+            gc(store, keep=1)
+        except StoreError as error:
+            assert "there is no pushes/turn" in error.message  # noqa: PT017 - we have just removed it ourselves
+        rounds += 1
+    assert process.communicate()[0] == b"done\n"
+    assert rounds > 3
+    assert verify(store) == []
