@@ -121,7 +121,7 @@ class Base:
         if not platform.runs(config.platform):
             raise _other_platform(images, platform, [config.platform])
         began = time.monotonic()
-        facts = look(images, manifest.layers)
+        facts = look(images, manifest.layers, config.variables())
         (hooks or Hooks()).done("here", "looked at the base image", time.monotonic() - began)
         value = {"digest": where, "manifest": manifest_text.decode(), "config": config_text.decode()}
         remember("bases", key, {**value, "facts": facts.to_dict()})

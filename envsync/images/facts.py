@@ -32,7 +32,7 @@ _LIBPYTHON = re.compile(r"(?:.*/)?lib(?:64)?/(?:[^/]+/)?libpython(3\.\d+)\.so\.1
 _STDLIB = re.compile(r"(.*/)?lib(?:64)?/python(3\.\d+)/asyncio/__init__\.py\Z")
 _LIBRARY = re.compile(
     r"(?:usr/)?lib(?:32|64)?/(?:[^/]+/)?"
-    r"(libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]+\.so\.1|libstdc\+\+\.so\.6|libgcc_s\.so\.1)\Z"
+    r"(libc\.so\.6|libc-2\.\d+\.so|ld-musl-[^/]+\.so\.1|(?<=-linux-musl/)libc\.so|libstdc\+\+\.so\.6|libgcc_s\.so\.1)\Z"
 )
 _GLIBC = re.compile(rb"GNU C Library [^\n]*?version (\d+\.\d+)")
 _MUSL = re.compile(rb"\x00(1\.\d+\.\d+)[^\x00]{0,8}\x00")
@@ -96,9 +96,9 @@ class Facts:
         )
 
 
-def look(images: Images, layers: Iterable[Descriptor]) -> Facts:
-    """Read the layers of an image, lowest first."""
-    seen = _Seen()
+def look(images: Images, layers: Iterable[Descriptor], variables: Mapping[str, str]) -> Facts:
+    """Read the layers of an image, lowest first; `variables` are those that its configuration sets."""
+    seen = _Seen(variables.get("PYTHON_VERSION", ""))
     for layer in layers:
         above: set[str] = set()
         for member, content in members(images, layer):
@@ -109,7 +109,8 @@ def look(images: Images, layers: Iterable[Descriptor]) -> Facts:
 class _Seen:
     """The files that matter, as they are above one another."""
 
-    def __init__(self) -> None:
+    def __init__(self, said: str) -> None:
+        self.said = said  # what images of Python say of the one in /usr/local
         self.links: dict[str, str] = {}
         self.files: dict[str, dict[str, Any]] = {}
 
@@ -190,6 +191,8 @@ class _Seen:
                 if what.get("of") == minor and self._in(one, prefix)
                 for version in what["versions"]
             ]
+            if real.startswith("usr/local/") and self.said.startswith(f"{minor}."):
+                versions = [self.said]
             if versions:
                 made = Python(path=f"/{real}", version=versions[0], libc=about["libc"])
                 found.setdefault(made.path, made)
@@ -225,7 +228,9 @@ def _facts_of(path: str, member: tarfile.TarInfo, content: Content) -> dict[str,
     data = content.read()
     if python or shared:
         minor = (python or shared)[1]  # type: ignore[index]
-        versions = re.findall(rb"\x00(%s\.\d+)(?:\+|)\x00" % re.escape(minor.encode()), data)
+        # linkers let a string be the end of another one: what stands alone is surer
+        told = re.findall(rb"(\x00?)(?<![\d.])(%s\.\d+)\+?\x00" % re.escape(minor.encode()), data)
+        versions = [one for alone, one in told if alone] or [one for _, one in told]
         elf = read_elf_from(io.BytesIO(data)) if python else None
         return {
             "versions": sorted({one.decode() for one in versions}, key=version_numbers, reverse=True),
@@ -233,7 +238,7 @@ def _facts_of(path: str, member: tarfile.TarInfo, content: Content) -> dict[str,
             "of": "" if python else minor,
         }
     name = library[1]  # type: ignore[index]
-    if name.startswith("ld-musl-"):
+    if name.startswith("ld-musl-") or name == "libc.so":
         found = _MUSL.search(data)
         return {"musl": found[1].decode() if found else "1"}
     if name.startswith("libc"):

@@ -75,10 +75,8 @@ def members(images: Images, layer: Descriptor) -> Iterator[Member]:
                 yield member, Content(archive, member)
                 held: Any = archive
                 held.members.clear()  # it would remember them all
-            while plain.read(1 << 20):
+            while plain.read(1 << 20) or raw.read(1 << 20):
                 pass
-        while raw.read(1 << 20):
-            pass
     except (tarfile.TarError, EOFError, BROKEN, OSError) as error:
         raise ImageError(
             f"the layer {layer.digest} cannot be read: {error}", where=images.name, hint="Put it there again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 import zipfile
@@ -91,22 +92,24 @@ def files_of(artifact: Artifact, store: Store, place: Place, *, record: str = ""
     """
     label = artifact.filename
     path = store.path(artifact.sha256)
-    with path.open("rb") if path is not None else store.open(artifact.sha256) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                yield from _files(archive, file, place, artifact.name, label, record)
-        except ValueError as error:
-            if isinstance(error, UNREADABLE):
-                raise _unreadable(label, error) from error
-            raise ImageError(str(error), hint="Remove it from the cache and try again.") from error
-        except (*UNREADABLE, BROKEN, struct.error) as error:
-            raise _unreadable(label, error) from error
+    with (
+        path.open("rb") if path is not None else store.open(artifact.sha256) as file,
+        _telling(label),
+        zipfile.ZipFile(file) as archive,
+    ):
+        yield from _files(archive, file, place, artifact.name, label, record)
 
 
-def _unreadable(label: str, error: Exception) -> ImageError:
-    return ImageError(
-        f"{label} cannot be read as a wheel: {error}", hint="Remove it from the cache and try again."
-    )
+@contextlib.contextmanager
+def _telling(label: str) -> Iterator[None]:
+    """Say of which wheel it is what cannot be read."""
+    hint = "Remove it from the cache and try again; if that does not help, do not use this wheel."
+    try:
+        yield
+    except (*UNREADABLE, BROKEN, struct.error) as error:
+        raise ImageError(f"{label} cannot be read as a wheel: {error}", hint=hint) from error
+    except ValueError as error:
+        raise ImageError(str(error), hint=hint) from error
 
 
 def _files(
@@ -179,6 +182,10 @@ class Packed:
 
     def pieces(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the deflated bytes, and what they hold."""
+        with _telling(self._label):
+            yield from self._checked()
+
+    def _checked(self) -> Iterator[tuple[bytes, bytes]]:
         path = self._member.orig_filename
         sha = hashlib.new(self._listing.algorithm(path))
         size = 0

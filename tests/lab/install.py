@@ -28,6 +28,9 @@ SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client",
 REGISTRY = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
 """What only registries of container images on loopback need."""
 
+IMAGES = {"mmdebstrap": "mmdebstrap", "skopeo": "skopeo", "umoci": "umoci", "runc": "runc"}
+"""What images that are run without an engine need."""
+
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -84,7 +87,7 @@ def install(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
-    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY})
+    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES})
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
         if packages:
