@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.lab.fixtures import authority, docker_registry, lab, machine, slurm
+from tests.lab.fixtures import authority, docker_registry, lab, lab_bases, machine, slurm
 from tests.makes import makes, uv_asked_for
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
@@ -13,6 +13,7 @@ __all__ = [
     "docker_registry",
     "elsewhere",
     "lab",
+    "lab_bases",
     "machine",
     "makes",
     "others",

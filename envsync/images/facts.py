@@ -229,11 +229,16 @@ def _facts_of(path: str, member: tarfile.TarInfo, content: Content) -> dict[str,
     if python or shared:
         minor = (python or shared)[1]  # type: ignore[index]
         # linkers let a string be the end of another one: what stands alone is surer
-        told = re.findall(rb"(\x00?)(?<![\d.])(%s\.\d+)\+?\x00" % re.escape(minor.encode()), data)
-        versions = [one for alone, one in told if alone] or [one for _, one in told]
+        told = [
+            (found[1].decode(), data[found.start() - 1 : found.start()])
+            for found in re.finditer(rb"(%s\.\d+)\+?\x00" % re.escape(minor.encode()), data)
+        ]
+        versions = [one for one, before in told if before == b"\0"] or [
+            one for one, before in told if before not in b".0123456789"
+        ]
         elf = read_elf_from(io.BytesIO(data)) if python else None
         return {
-            "versions": sorted({one.decode() for one in versions}, key=version_numbers, reverse=True),
+            "versions": sorted(set(versions), key=version_numbers, reverse=True),
             "libc": "" if elf is None else "musl" if "musl" in elf.loader else "glibc",
             "of": "" if python else minor,
         }

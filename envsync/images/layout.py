@@ -53,7 +53,7 @@ class Layout:
         """Return how many bytes a blob has; None if it is not there."""
         try:
             return self._blob(digest).stat().st_size
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def put(
@@ -177,7 +177,7 @@ class Layout:
     def _entries(self) -> tuple[Descriptor, ...]:
         try:
             return Index.from_bytes((self.folder / "index.json").read_bytes()).manifests
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return ()
         except OSError as error:
             raise ImageError(f"it cannot be read: {error.strerror}", where=self.name) from error

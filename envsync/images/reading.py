@@ -47,14 +47,16 @@ class Chunks(io.RawIOBase):
 class Content:
     """What a member holds; to be read before the next member is asked for."""
 
-    def __init__(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    def __init__(self, archive: tarfile.TarFile, member: tarfile.TarInfo, where: tuple[Images, str]) -> None:
         self._archive = archive
         self._member = member
+        self._where = where
 
     def read(self, most: int = -1) -> bytes:
         """Read it, at most so many bytes."""
-        file = self._archive.extractfile(self._member)
-        return b"" if file is None else file.read(most)
+        with _telling(*self._where):
+            file = self._archive.extractfile(self._member)
+            return b"" if file is None else file.read(most)
 
 
 def members(images: Images, layer: Descriptor) -> Iterator[Member]:
@@ -69,17 +71,28 @@ def members(images: Images, layer: Descriptor) -> Iterator[Member]:
     """
     chunks = images.open(layer.digest)
     raw: Any = io.BufferedReader(Chunks(chunks), 1 << 20)
+    where = (images, layer.digest)
+    with (
+        _telling(*where),
+        contextlib.closing(_plain(raw)) as plain,
+        tarfile.open(fileobj=plain, mode="r|") as archive,
+    ):
+        for member in archive:
+            yield member, Content(archive, member, where)
+            held: Any = archive
+            held.members.clear()  # it would remember them all
+        while plain.read(1 << 20) or raw.read(1 << 20):
+            pass
+
+
+@contextlib.contextmanager
+def _telling(images: Images, digest: str) -> Iterator[None]:
+    """Say of which layer it is what cannot be read."""
     try:
-        with contextlib.closing(_plain(raw)) as plain, tarfile.open(fileobj=plain, mode="r|") as archive:
-            for member in archive:
-                yield member, Content(archive, member)
-                held: Any = archive
-                held.members.clear()  # it would remember them all
-            while plain.read(1 << 20) or raw.read(1 << 20):
-                pass
+        yield
     except (tarfile.TarError, EOFError, BROKEN, OSError) as error:
         raise ImageError(
-            f"the layer {layer.digest} cannot be read: {error}", where=images.name, hint="Put it there again."
+            f"the layer {digest} cannot be read: {error}", where=images.name, hint="Put it there again."
         ) from error
 
 

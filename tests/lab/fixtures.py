@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.lab.install import PROGRAMS, REGISTRY, SLURM, missing, obstacle
+from tests.lab.install import IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
 from tests.lab.registry import Authority, DockerRegistry
 from tests.lab.slurm import Slurm
@@ -74,3 +74,9 @@ def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker
     _demand(REGISTRY)
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
+
+
+@pytest.fixture(scope="session")
+def lab_bases() -> None:
+    """Base images can be made here, and images run without an engine."""
+    _demand(IMAGES)
