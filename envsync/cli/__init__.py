@@ -27,6 +27,7 @@ _COMMANDS = {
     "sync": "envsync.cli.sync",
     "push": "envsync.cli.push",
     "store": "envsync.cli.store",
+    "inspect": "envsync.cli.inspect",
     "run": "envsync.cli.run",
 }
 _INTERRUPTED = 130
@@ -91,6 +92,7 @@ def cli() -> None:
       envsync run -- python analysis.py            a cluster on this machine, while the script runs
       envsync push ssh://node1                     the environment exists there, verified
       envsync push s3://bucket/team#analysis       it lies there, for other machines to start from
+      envsync push registry.example.org/team/x     it is there as a container image
       envsync run --on ssh --hosts node1,node2 -- python analysis.py
     """  # noqa: D301 - click's mark for text that is not to be wrapped
 

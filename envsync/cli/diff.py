@@ -11,7 +11,7 @@ import click
 from envsync.cli.check import look_at_cluster, tls_options
 from envsync.cli.output import command as make_command
 from envsync.cli.output import result, watch
-from envsync.cli.sides import demand_side, is_cluster, look
+from envsync.cli.sides import demand_side, is_cluster, is_image, look
 from envsync.errors import CaptureError, ClusterError
 from envsync.hooks import Hooks
 
@@ -39,12 +39,15 @@ def command(left: str, right: str, **tls: str | None) -> None:
       .                             the environment that envsync runs in
       /path/to/prefix               an environment here, or its python
       ssh://[user@]host[/path]      python3 there, or the Python or prefix that the path names
+      registry.example.org/x/y:tag  an image that envsync made; also oci:FOLDER
       tcp://scheduler:8786          the processes of a running cluster; not on both sides
 
     Severities: fatal (another Python, or another Dask, so that processes cannot work together), error (code
     that tasks can reach differs), warning (differs, and may not matter there), note.
     """  # noqa: D301
-    remote = any("://" in side for side in (left, right))  # what is here is looked at in no time
+    remote = any(
+        "://" in side or is_image(side) for side in (left, right)
+    )  # what is here is looked at in no time
     with watch() if remote else nullcontext(Hooks()) as hooks:
         found, processes = compare_sides(left, right, tls, hooks)
     result(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 _LATEST = "latest"
+_BASE = "ENVSYNC_BASE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class ImageChoices:
     def named(self) -> str:
         """An option that was given; empty if none was."""
         given = {
-            "--base": self.base,
+            "--base": self.base and self.base != os.environ.get(_BASE),
             "--platform": self.platform,
             "--tag": self.tags,
             "--latest": self.latest,
@@ -169,7 +171,7 @@ def image_options(function: _F) -> _F:
             click.option(
                 "--base",
                 metavar="IMAGE",
-                envvar="ENVSYNC_BASE",
+                envvar=_BASE,
                 callback=_base,
                 help="What an image goes on top of: its name, or oci:FOLDER. [default: python:{minor}-slim]",
             ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.arguments import Destinations, destinations, lock_or_store
+from envsync.cli.image import ImageChoices, describe_image, image_options, image_to_dict, push_images
 from envsync.cli.output import cache_option, plural, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
 from envsync.cli.snapshot import find_target, target_for
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@make_command("push", short_help="Make this environment exist on other machines, or put it into a store.")
+@make_command("push", short_help="Make this environment exist on other machines, in a store, or as an image.")
 @click.argument(
     "goals", metavar="DESTINATION...", nargs=-1, required=True, callback=destinations, type=click.UNPROCESSED
 )
@@ -50,14 +51,16 @@ __all__ = ["command"]
     help="Where an installed version has no wheel for a host, push another version of that package.",
 )
 @cache_option
+@image_options
 def command(
     goals: Destinations,
     lock_file: str | None,
     target: str | None,
     allow_substitutes: bool,
     cache: str | None,
+    images: ImageChoices,
 ) -> None:
-    """Make this environment exist on hosts, verified, or put it into a store.
+    """Make this environment exist on hosts, verified, or put it into a store, or into a registry as an image.
 
     A DESTINATION is a host: ssh://[user@]host[:port], a name of your ~/.ssh/config, or local. It needs
     neither Python nor uv nor the internet: what it lacks is sent. An environment that is there already is
@@ -65,6 +68,10 @@ def command(
 
     Or it is a store, for other machines to start from: file:///folder[#NAME], s3://bucket/folder[#NAME], or
     any URL that fsspec knows. What the store has is not sent again.
+
+    Or it is an image, made without a container engine: registry.example.org/team/analysis[:TAG], or
+    oci:FOLDER[:TAG]. The tag is the environment's digest if none is given. Layers that the registry has are
+    neither made nor sent again.
     """
     if target is not None and (lock_file is not None or not goals.stores):
         raise click.UsageError(
@@ -72,6 +79,8 @@ def command(
         )
     if cache is not None and not goals.hosts and target is None:
         raise click.UsageError("--cache is the cache folder of a host, and no host is named")
+    if images.named and not goals.images:
+        raise click.UsageError(f"{images.named} is for images, and none is named")
     from envsync.runner.locking import read_lock
 
     with watch() as hooks, terminated_as_interrupted():
@@ -86,6 +95,7 @@ def command(
                 {"name": one.name, "digest": one.digest, "left_out": [list(each) for each in one.left_out]}
                 for one in gathered.manifests
             ]
+        pushed_images = push_images(goals.images, images, lock, allow_substitutes, hooks)
     shown = [_shown(url) for url in goals.stores]
     result(
         {
@@ -94,11 +104,13 @@ def command(
                 {"store": name, **_store_to_dict(one), "trees": trees}
                 for name, one in zip(shown, pushed, strict=True)
             ],
+            "images": [image_to_dict(one) for one in pushed_images],
         },
         lambda: "\n".join(
             [
                 *map(_describe_host, prepared),
                 *(_describe_store(name, one) for name, one in zip(shown, pushed, strict=True)),
+                *map(describe_image, pushed_images),
             ]
         ),
     )

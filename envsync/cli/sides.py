@@ -1,4 +1,4 @@
-"""What can be compared, and the Report of it: a lock, an environment here, or a host's."""
+"""What can be compared, and the Report of it: a lock, an environment here, a host's, or an image's."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from envsync.errors import CaptureError
+from envsync.images.places import ImagePlace, is_image
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
 
-__all__ = ["demand_side", "is_cluster", "look"]
+__all__ = ["demand_side", "is_cluster", "is_image", "look"]
 
 _CLUSTER_SCHEMES = ("tcp", "tls", "ws", "wss", "ucx", "ucxx", "gateway")
 _NO_PYTHON = 127
@@ -33,7 +34,9 @@ def demand_side(text: str) -> None:
     CaptureError
         There is no such thing.
     """
-    if "://" in text:
+    if is_image(text):
+        ImagePlace.parse(text)
+    elif "://" in text:
         if not text.startswith("ssh://") and not is_cluster(text):
             raise CaptureError(f"{text!r} is nothing that can be looked at", hint=_WHAT)
     elif not Path(text).exists():
@@ -48,7 +51,8 @@ def look(text: str, hooks: Hooks) -> dict[str, Any]:
     Parameters
     ----------
     text : str
-        ``.``, a lock's file, an interpreter or prefix, or ``ssh://[user@]host[:port][/path/to/python]``.
+        ``.``, a lock's file, an interpreter or prefix, ``ssh://[user@]host[:port][/path/to/python]``, or an
+        image's name.
     hooks : Hooks
         Told about progress.
 
@@ -64,12 +68,15 @@ def look(text: str, hooks: Hooks) -> dict[str, Any]:
 
         assert scan.__file__ is not None
         return asyncio.run(_scan_there(text, Path(scan.__file__).read_bytes(), hooks))
+    if is_image(text):
+        return _report_of_image(text)
     return _report_here(text)
 
 
 _WHAT = (
     "Name a lock (pylock.<name>.toml), . for this environment, a Python or its prefix, "
-    "ssh://host[/path/to/python], or a scheduler (tcp://host:8786)."
+    "ssh://host[/path/to/python], an image (registry.example.org/team/name:tag), or a scheduler "
+    "(tcp://host:8786)."
 )
 
 
@@ -82,6 +89,14 @@ def _report_here(text: str) -> dict[str, Any]:
 
         return Lock.read(path).report()
     return _live(text)
+
+
+def _report_of_image(text: str) -> dict[str, Any]:
+    """Look at what an image says of itself."""
+    from envsync.cli.inspect import look_at_image
+
+    found = look_at_image(text)
+    return {**found.report(), "who": text, "trees": {tree.name: tree.digest for tree in found.trees}}
 
 
 def _live(python: str | None) -> dict[str, Any]:
