@@ -137,7 +137,7 @@ def gc(
             store.remove(file)
         for kind, entries in removed.items():
             removed[kind] = _remove(store, entries, roots, gone, hooks)
-        for entry in store.entries("pushing"):
+        for entry in [*store.entries("pushing"), *store.entries("sweeping")]:
             if (entry.modified or now) < now - _GRACE:
                 store.remove(entry.name)
         uploads = store.sweep(now - _GRACE)
@@ -252,9 +252,10 @@ def _remove(
     """Remove what is still not needed; return what was."""
     removed: list[Entry] = []
     for start in range(0, len(entries), _BATCH):
-        roots.look(without=gone)
-        batch = [entry for entry in entries[start : start + _BATCH] if entry.name not in roots.names]
-        each([entry.name for entry in batch], store.remove, store.at_once)
+        with records.sweeping(store):
+            roots.look(without=gone)
+            batch = [entry for entry in entries[start : start + _BATCH] if entry.name not in roots.names]
+            each([entry.name for entry in batch], store.remove, store.at_once)
         removed += batch
         hooks.progress(store.shown, start + len(batch), len(entries), "files")
     return removed

@@ -6,15 +6,18 @@
     trees/<manifest digest>.json                        what a source tree holds
     pushes/<name>/<utc time>-<12 digits of the lock's digest>-<random>.json
     pushing/<utc time>-<random>.json                    a push that is under way, and what it relies on
+    sweeping/<utc time>-<random>.json                   something is being removed: who begins to push waits
 
 Nothing is ever rewritten: what has a digest in its name always has the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import secrets
+import time
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -26,8 +29,9 @@ from envsync.lock import Lock
 from envsync.trees import Manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from envsync.hooks import Hooks
     from envsync.stores import Entry, SharedStore
 
 __all__ = [
@@ -43,6 +47,8 @@ __all__ = [
 ]
 
 _TIME = "%Y%m%dT%H%M%S.%fZ"
+_KILLED = 600.0  # seconds that a few removals never take
+_LOOK = 0.2  # seconds between two looks at whether they are done
 _SHORT = 12  # digits of a lock's digest in a push's file name
 
 
@@ -262,6 +268,30 @@ def begun(store: SharedStore, entry: Entry) -> tuple[set[str], set[str]]:
     """Read what a push that is under way relies on: records, and blobs."""
     data = _read_json(store, entry.name)
     return set(map(str, data.get("documents", ()))), set(map(str, data.get("blobs", ())))
+
+
+@contextlib.contextmanager
+def sweeping(store: SharedStore) -> Iterator[None]:
+    """Let those who begin to push wait for the block to end.
+
+    Either they see this, or the block sees their marks: both write first, and look then.
+    """
+    name = f"sweeping/{_stamp()}-{secrets.token_hex(8)}.json"
+    store.write(name, b"{}")
+    try:
+        yield
+    finally:
+        store.remove(name)
+
+
+def wait_for_sweepers(store: SharedStore, hooks: Hooks) -> None:
+    """Wait until nothing is being removed; one who has been at it for too long was killed."""
+    told = False
+    while any(time.time() - (entry.modified or 0.0) < _KILLED for entry in store.entries("sweeping")):
+        if not told:
+            hooks.step(store.shown, "waiting while what nobody needs is removed")
+        told = True
+        time.sleep(_LOOK)
 
 
 def lock_file(digest: str, text: str) -> str:
