@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 import httpx
-import stamina
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.hooks import Hooks
@@ -195,6 +194,8 @@ class Downloader:
 
     async def _persist(self, artifact: Artifact, part: _Part) -> None:
         """Try until the file is whole or trying is no use."""
+        import stamina
+
         try:
             async for attempt in stamina.retry_context(
                 on=_Again, attempts=ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=10.0

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-import stamina
 
 from envsync.download import reason, trusted
 from envsync.errors import RegistryError
@@ -118,10 +117,18 @@ class Connection:
     def persist(self, function: Callable[[], _T], what: str) -> _T:
         """Call a function until it does not raise `Again`, or trying is no use."""
         try:
+            return function()
+        except Again as error:
+            failed = [error]
+        import stamina  # mostly nobody needs it, and it takes as long as the request
+
+        try:
             for attempt in stamina.retry_context(
                 on=_when, attempts=ATTEMPTS, timeout=None, wait_initial=0.2, wait_max=8.0, wait_jitter=0.3
             ):
                 with attempt:
+                    if failed:
+                        raise failed.pop()  # so that the first failure is waited for, too
                     return function()
         except Again as error:
             raise RegistryError(
