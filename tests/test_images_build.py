@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +86,7 @@ SEVEN = {"alpha": "1.0", "beta": "1.0", "gamma": "1.0", "delta": "2.0", "eps": "
 
 
 def test_the_same_in_two_clean_folders(tmp_path: Path, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    digests = []
+    digests: list[str] = []
     for name in ("here", "there"):
         bench = Bench(tmp_path / name, base, monkeypatch)
         monkeypatch.setenv("TZ", "Asia/Tokyo" if name == "there" else "UTC")
@@ -172,16 +172,12 @@ def test_one_changed_package_makes_one_bucket(bench: Bench) -> None:
     wanted = [one.name for one in lacking(planned, bench.layout)]
     assert "gamma" in wanted
     second = bench.build(planned, tags=["t"])
-    changed = [
-        number
-        for number, pair in enumerate(zip(first.layers, second.layers, strict=True))
-        if len(set(pair)) > 1
-    ]
+    pairs = list(zip(first.layers, second.layers, strict=True))
+    changed = [number for number, (old, new) in enumerate(pairs) if old != new]
     assert len(changed) == len(second.made) == 2  # that bucket, and the lock
-    assert "gamma 2.0" in second.made[0] or "gamma" in wanted
-    assert "opt/envsync/pylock.toml" in contents(
-        bench.layout, replace(documents(bench.layout, "t")[0], layers=(second.layers[-1],))
-    )
+    assert changed[-1] == len(pairs) - 1
+    titles = [layer.title for layer in planned.layers if "gamma" in [one.name for one in layer.artifacts]]
+    assert list(second.made[:1]) == titles
 
 
 def test_large_wheels_have_layers_of_their_own(bench: Bench) -> None:
@@ -372,7 +368,7 @@ def test_progress_is_told(bench: Bench) -> None:
 
 
 @pytest.fixture
-def confided(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[str, str]]:
+def confided(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Mapping[str, str]:
     """Secrets where people have them: pip.conf, an index's URL, netrc, variables, an ignored file."""
     canary = {name: f"canary-{name}-51c7" for name in ("pip", "url", "netrc", "variable", "docker", "wheel")}
     home = bench.folder / "home"
@@ -388,7 +384,7 @@ def confided(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mapping[
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("UV_INDEX_URL", f"https://me:{canary['url']}@index.example.org/simple")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", canary["variable"])
-    yield canary
+    return canary
 
 
 def test_no_secret_and_no_path_of_this_machine_is_in_it(bench: Bench, confided: Mapping[str, str]) -> None:
