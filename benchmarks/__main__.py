@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.clusters import start
 from benchmarks.existing import existing
+from benchmarks.imaging import image
 from benchmarks.looking import lock, look
 from benchmarks.realising import realise
 from benchmarks.timing import ROUNDS, Table
@@ -23,6 +24,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "realise": realise,
     "start": lambda: [start()],
     "existing": existing,
+    "image": image,
 }
 
 

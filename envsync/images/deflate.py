@@ -7,6 +7,7 @@ gzip members (RFC 1952), one for each file; all that read layers read such rows.
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ _LITERALS = bytes(_reversed(0x30 + byte, 8) if byte < 144 else 0 for byte in ran
 _WIDE = re.compile(rb"[\x90-\xff]")
 
 
+@functools.lru_cache(maxsize=4096)
 def _zeros(count: int) -> tuple[int, int]:
     """Return the bits of a run of zero bytes, at least four: one of them, and repetitions of it."""
     value, bits = _LITERALS[0], 8
@@ -69,7 +71,6 @@ def _repeats() -> dict[int, tuple[int, int]]:
 
 
 _REPEATS = _repeats()
-_ZEROS = {count: _zeros(count) for count in range(4, 1200)}
 
 
 def _fixed(data: bytes) -> tuple[int, int] | None:
@@ -79,7 +80,7 @@ def _fixed(data: bytes) -> tuple[int, int] | None:
     value, bits = 2, 3  # not the last block; fixed codes
     for number, run in enumerate(_RUNS.split(data)):  # every other one is zeros
         if number & 1:
-            code, width = _ZEROS.get(len(run)) or _zeros(len(run))
+            code, width = _zeros(len(run))
         else:
             code, width = int.from_bytes(run.translate(_LITERALS), "little"), 8 * len(run)
         value |= code << bits
