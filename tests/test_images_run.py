@@ -46,11 +46,8 @@ class Made:
     container: Container
 
 
-def make(
-    folder: Path, kind: str, target: Target, *wheels: str, compression: str = "gzip"
-) -> tuple[Lock, Path]:
-    """Build an image on one of the lab's bases; return its lock and its layout, where it is tagged ``made``."""
-
+def make(folder: Path, kind: str, target: Target, *wheels: str) -> tuple[Lock, Path]:
+    """Build an image on one of the lab's bases; return its lock and its layout. It is tagged ``made``."""
     store, minor = FolderStore(folder / "store"), target.minor
     paths = download(folder / "wheels", *wheels, python=minor, machine=target.machine)
     artifacts = [artifact_of(path, store) for path in paths]
@@ -157,11 +154,9 @@ def test_for_another_machine(tmp_path: Path, lab_bases: None, monkeypatch: pytes
     manifest, config = documents(layout, "made")
     assert config.platform == Platform(architecture="arm64")
     ours = contents(layout, manifest)
-    libraries = {
-        path: data for path, data in ours.items() if path.startswith("opt/") and path.endswith(".so")
-    }
+    libraries = [path for path in ours if path.startswith("opt/") and path.endswith(".so")]
     assert libraries
-    for path, data in libraries.items():
+    for path in libraries:
         facts = read_elf_from(io.BytesIO(ours[path]))
         assert facts is not None
         assert facts.machine == "aarch64", path
