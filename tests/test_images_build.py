@@ -166,6 +166,32 @@ def test_an_edit_of_local_code_makes_the_last_layer(bench: Bench) -> None:
     assert second.sent < 20_000
 
 
+class Slow(Layout):
+    """Says whether a blob is there once it has been asked about another one as well."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.both = threading.Barrier(2, timeout=20)
+        self.asked: list[str] = []
+
+    def size(self, digest: str) -> int | None:
+        self.asked.append(digest)
+        if len(self.asked) <= 2:
+            self.both.wait()
+        return super().size(digest)
+
+
+def test_layers_are_asked_about_at_once(bench: Bench) -> None:
+    wheels = bench.wheels(**SEVEN)
+    bench.build(bench.plan(wheels), tags=["t"])
+    edited = bench.plan(wheels, [tree_of("proj", {"proj.py": "A = 1\n"}, bench.store)])
+    slow = Slow(bench.layout.folder)
+    made = build(edited, bench.store, slow, tags=["t"])
+    assert made.made == ("the lock and proj",)
+    layers = [layer.digest for layer in (*bench.base.manifest.layers, *made.layers[:-1])]
+    assert sorted(slow.asked[: len(layers)]) == sorted(layers), "each once"
+
+
 def test_one_changed_package_makes_one_bucket(bench: Bench) -> None:
     first = bench.build(bench.plan(bench.wheels(**SEVEN)), tags=["t"])
     planned = bench.plan(bench.wheels(**{**SEVEN, "gamma": "2.0"}))

@@ -22,9 +22,10 @@ from envsync.images.tar import COMPRESSIONS, Entry, Layer, Plain
 from envsync.images.wheels import files_of
 from envsync.libraries import SPARE
 from envsync.store import recall, remember, size_of
+from envsync.stores.working import each
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from envsync.artifacts import Artifact
     from envsync.images.oci import Images
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Built", "build", "lacking", "present"]
 
+_ASKED = 8  # questions at once: each is a round trip
 _WORKERS = 4  # no more help: unpacking lets other threads run, and what is between files does not
 
 
@@ -62,12 +64,10 @@ class Built:
 
 def lacking(plan: Plan, images: Images) -> tuple[Artifact, ...]:
     """Return the wheels that `build` will read: those of layers that are not there."""
-    found: list[Artifact] = []
-    for layer in plan.layers:
-        known = _known(plan, layer)
-        if known is None or images.size(known[0].digest) != known[0].size:
-            found += layer.artifacts
-    return tuple(found)
+    known = {layer.key: made for layer in plan.layers if (made := _known(plan, layer)) is not None}
+    there = _there(images, (descriptor for descriptor, _ in known.values()))
+    absent = [one for one in plan.layers if one.key not in known or known[one.key][0].digest not in there]
+    return tuple(artifact for layer in absent for artifact in layer.artifacts)
 
 
 def present(plan: Plan, images: Images, tag: str | None = None) -> str | None:
@@ -134,11 +134,10 @@ class _Building:
         first = next(iter(tags), None)
         made: dict[str, tuple[Descriptor, str]] = {}
         if (digest := present(plan, images, first)) is None:
-            todo = self._todo(made)
+            todo, copied = self._todo(made)
             self._check_store(todo)
             for note in plan.notes:
                 self.hooks.note("here", note)
-            copied = [layer for layer in plan.base.manifest.layers if not self._there(layer)]
             self._total = sum(one.size for one in copied) + sum(one.weight for one in todo)
             if todo or copied:
                 began = time.monotonic()
@@ -168,19 +167,14 @@ class _Building:
             sent=self.sent,
         )
 
-    def _todo(self, made: dict[str, tuple[Descriptor, str]]) -> list[LayerPlan]:
-        """Return the layers that have to be made, and take note of the others."""
-        todo = []
-        for layer in self.plan.layers:
-            known = _known(self.plan, layer)
-            if known is not None and self._there(known[0]):
-                made[layer.key] = known
-            else:
-                todo.append(layer)
-        return todo
-
-    def _there(self, blob: Descriptor) -> bool:
-        return self.images.size(blob.digest) == blob.size
+    def _todo(self, made: dict[str, tuple[Descriptor, str]]) -> tuple[list[LayerPlan], list[Descriptor]]:
+        """Return the layers that have to be made, and the base's that are not there; note the others."""
+        below = self.plan.base.manifest.layers
+        known = {one.key: found for one in self.plan.layers if (found := _known(self.plan, one)) is not None}
+        there = _there(self.images, (*below, *(descriptor for descriptor, _ in known.values())))
+        made.update((key, one) for key, one in known.items() if one[0].digest in there)
+        todo = [layer for layer in self.plan.layers if layer.key not in made]
+        return todo, [layer for layer in below if layer.digest not in there]
 
     def _check_store(self, todo: Sequence[LayerPlan]) -> None:
         wanted = {one.sha256: one for layer in todo for one in layer.artifacts}
@@ -271,6 +265,18 @@ class _Blob:
 
     def __iter__(self) -> Iterator[bytes]:
         return self._images.open(self._digest)
+
+
+def _there(images: Images, blobs: Iterable[Descriptor]) -> set[str]:
+    """Return the digests of those blobs that are there, asking about several at once."""
+    there: set[str] = set()
+
+    def look(blob: Descriptor) -> None:
+        if images.size(blob.digest) == blob.size:
+            there.add(blob.digest)
+
+    each({blob.digest: blob for blob in blobs}.values(), look, _ASKED)
+    return there
 
 
 def _known(plan: Plan, layer: LayerPlan) -> tuple[Descriptor, str] | None:
