@@ -15,6 +15,8 @@ from envsync.images.build import Built, build
 from envsync.images.oci import Platform
 from envsync.images.places import ImagePlace
 from envsync.images.plan import Options, plan
+from envsync.images.referrers import Attached
+from envsync.images.sbom import attach_sbom, demand_library
 from envsync.runner.storing import gather
 from envsync.store import default_store
 from envsync.stores.pulling import Pulled
@@ -57,6 +59,8 @@ class ImageOptions:
         Of layers.
     plain_http : bool
         Whether registries may be talked to without TLS.
+    sbom : bool
+        Whether to attach what it is made of.
     """
 
     base: str = ""
@@ -64,6 +68,7 @@ class ImageOptions:
     tags: tuple[str, ...] = ()
     compression: str = "gzip"
     plain_http: bool = False
+    sbom: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,8 @@ class PushedImage:
         The local code.
     seconds : float
         From the first look to the last answer.
+    sbom : str
+        Digest of the manifest that attaches an SBOM to it; empty if none was asked for.
     """
 
     name: str
@@ -101,6 +108,7 @@ class PushedImage:
     lock: Lock = field(repr=False)
     trees: tuple[Manifest, ...] = field(repr=False)
     seconds: float
+    sbom: str = ""
 
     @property
     def reference(self) -> str:
@@ -152,6 +160,8 @@ async def push_image(
             f"{place} names an image by its digest, which only follows from what is in it",
             hint="Leave out what begins with @.",
         )
+    if options.sbom:
+        demand_library()
     known = lock.lock if isinstance(lock, Pulled) else lock
     like = snapshot.target if known is None else known.target
     platform = _platform(options.platform, known)
@@ -188,6 +198,11 @@ async def push_image(
         built = await _until_ended(
             (images, sources), lambda: build(planned, store, images, tags=tags, hooks=hooks)
         )
+        attached = Attached(digest="", sent=0)
+        if options.sbom:
+            attached = await _until_ended(
+                (images,), lambda: attach_sbom(planned, store, images, built.manifest)
+            )
     finally:
         images.close()
         sources.close()
@@ -195,12 +210,13 @@ async def push_image(
         name=images.name,
         tags=tags,
         built=built,
-        sent=getattr(images, "sent", built.sent),
+        sent=getattr(images, "sent", built.sent + attached.sent),
         platform=str(platform),
         base=base.name,
         lock=planned.lock,
         trees=gathered.manifests,
         seconds=time.monotonic() - began,
+        sbom=attached.digest,
     )
 
 

@@ -43,8 +43,8 @@ class Built:
 
     Attributes
     ----------
-    digest : str
-        Of its manifest.
+    manifest : Descriptor
+        Its manifest.
     size : int
         Bytes of all that a machine without any of it has to fetch.
     layers : tuple of Descriptor
@@ -55,11 +55,16 @@ class Built:
         Bytes that were put there.
     """
 
-    digest: str
+    manifest: Descriptor
     size: int
     layers: tuple[Descriptor, ...]
     made: tuple[str, ...]
     sent: int
+
+    @property
+    def digest(self) -> str:
+        """The manifest's: what the image is pulled by."""
+        return self.manifest.digest
 
 
 def lacking(plan: Plan, images: Images) -> tuple[Artifact, ...]:
@@ -160,7 +165,7 @@ class _Building:
                 images.put_manifest(manifest, MANIFEST, tag)
         descriptors = tuple(descriptor for descriptor, _ in layers)
         return Built(
-            digest=digest,
+            manifest=Descriptor.of(manifest, MANIFEST),
             size=sum(one.size for one in (*plan.base.manifest.layers, *descriptors)),
             layers=descriptors,
             made=titles,

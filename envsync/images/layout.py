@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envsync.errors import CorruptBlobError, ImageError
-from envsync.images.oci import Descriptor, Index, document
+from envsync.images.oci import Descriptor, Index, document, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = ["TAG", "Layout"]
 
+_ATTACHED = re.compile(r"sha256-[0-9a-f]{64}")  # a tag that lists what is attached to an image
 TAG = "org.opencontainers.image.ref.name"
 _VERSION = {"imageLayoutVersion": "1.0.0"}
 _CHUNK = 1 << 20
@@ -117,8 +118,8 @@ class Layout:
         entries = self._entries()
         if _DIGEST.fullmatch(reference):
             digest = reference
-        elif not reference and len({entry.digest for entry in entries}) == 1:
-            digest = entries[0].digest
+        elif not reference and len({entry.digest for entry in _images(entries)}) == 1:
+            digest = _images(entries)[0].digest
         else:
             named = [entry for entry in entries if entry.annotations.get(TAG) == reference]
             if not named:
@@ -137,11 +138,17 @@ class Layout:
 
     def tags(self) -> list[str]:
         """Return the tags of the images in it."""
-        return sorted({entry.annotations[TAG] for entry in self._entries() if TAG in entry.annotations})
+        entries = _images(self._entries())
+        return sorted({entry.annotations[TAG] for entry in entries if TAG in entry.annotations})
 
     def put_manifest(self, data: bytes, media_type: str, tag: str | None = None) -> str:
-        """Keep a manifest whose blobs are there already, under a tag if one is given; return its digest."""
+        """Keep a manifest whose blobs are there already, under a tag if one is given; return its digest.
+
+        One that is about another is no image of the folder: it is listed by `envsync.images.referrers` only.
+        """
         self.put([data])
+        if tag is None and "subject" in document(data, "manifest"):
+            return sha256_of(data)
         made = Descriptor.of(data, media_type)
         with self._writing(), (self.folder / "oci-layout").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -155,6 +162,9 @@ class Layout:
                 entries.append(made)
             self._replace("index.json", Index(manifests=tuple(entries)).to_bytes())
         return made.digest
+
+    def referrers(self, digest: str) -> None:
+        """Return None: a folder keeps no list of them."""
 
     def close(self) -> None:
         """Do nothing: there is nothing open."""
@@ -204,3 +214,7 @@ class Layout:
                 where=self.name,
                 hint="Make room there, or choose another folder." if full else "Choose another folder.",
             ) from error
+
+
+def _images(entries: Iterable[Descriptor]) -> list[Descriptor]:
+    return [one for one in entries if not _ATTACHED.fullmatch(one.annotations.get(TAG, ""))]

@@ -128,6 +128,13 @@ class Images(Protocol):
         """Keep a manifest whose blobs are there already, under a tag if one is given; return its digest."""
         ...
 
+    def referrers(self, digest: str) -> tuple[Descriptor, ...] | None:
+        """Return the manifests whose subject one is; None if this place keeps no list of them.
+
+        Use `envsync.images.referrers`, which knows what is done then.
+        """
+        ...
+
     def close(self) -> None:
         """End it, and what other threads are doing with it."""
         ...
@@ -199,6 +206,8 @@ class Descriptor:
         Of a manifest in an index.
     urls : tuple of str
         Where a layer that no registry may hand on is to be had.
+    artifact_type : str
+        Of a manifest that is about another one, in an index.
     """
 
     media_type: str
@@ -207,6 +216,7 @@ class Descriptor:
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Platform | None = None
     urls: tuple[str, ...] = ()
+    artifact_type: str = ""
 
     @classmethod
     def from_dict(cls, data: Any) -> Descriptor:
@@ -229,6 +239,7 @@ class Descriptor:
                 annotations={str(key): str(value) for key, value in (data.get("annotations") or {}).items()},
                 platform=None if platform is None else Platform.from_dict(platform),
                 urls=tuple(map(str, data.get("urls") or ())),
+                artifact_type=str(data.get("artifactType") or ""),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ImageError(
@@ -238,6 +249,8 @@ class Descriptor:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
         found: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        if self.artifact_type:
+            found["artifactType"] = self.artifact_type
         if self.urls:
             found["urls"] = list(self.urls)
         if self.annotations:

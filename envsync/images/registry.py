@@ -20,7 +20,7 @@ from envsync.errors import CorruptBlobError, ImageError, RegistryError, Registry
 from envsync.hooks import Hooks
 from envsync.images.answers import Again, Answer, status_of
 from envsync.images.connection import Connection
-from envsync.images.oci import MANIFEST_TYPES, document, sha256_of
+from envsync.images.oci import INDEX, MANIFEST_TYPES, Descriptor, Index, document, sha256_of
 from envsync.images.uploading import Upload, UploadLost
 
 if TYPE_CHECKING:
@@ -36,6 +36,13 @@ _ATTEMPTS = 3  # times that an upload is begun anew
 _CHUNK = 1 << 17
 _BROKEN = 5  # connections in a row that broke before they brought anything
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_PAGES = 100  # of a list of what is attached to an image
+_NO_LIST = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.NOT_IMPLEMENTED,
+)
 _MISSING = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 
 
@@ -270,6 +277,27 @@ class Registry:
             )
         self._count(len(data))
         return digest
+
+    def referrers(self, digest: str) -> tuple[Descriptor, ...] | None:
+        """Return the manifests whose subject one is; None if the registry keeps no list of them."""
+        found: list[Descriptor] = []
+        path = f"/v2/{self.repository}/referrers/{digest}"
+        seen = {path}
+        while True:
+            answer = self.connection.call("GET", path, scope=self._scope("pull"), headers={"Accept": INDEX})
+            kind = answer.headers.get("content-type", "").partition(";")[0].strip()
+            if answer.status in _NO_LIST or (answer.status == HTTPStatus.OK and kind != INDEX):
+                return None  # before version 1.1 of the specification a path like any other
+            if answer.status != HTTPStatus.OK:
+                raise self._unexpected(answer, "does not list what is attached to an image")
+            found += Index.from_bytes(answer.body).manifests
+            more = re.search(r'<([^>]+)>\s*;\s*rel="?next"?', answer.headers.get("link", ""))
+            if more is None or len(seen) == _PAGES:
+                return tuple(found)
+            path = str(httpx.URL(answer.url).join(more[1]))
+            if path in seen:
+                return tuple(found)
+            seen.add(path)
 
     def _ask_manifest(self, method: str, reference: str) -> Answer | None:
         answer = self.connection.call(
