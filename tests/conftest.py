@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.lab.fixtures import authority, docker_registry, lab, lab_bases, machine, slurm
+from tests.lab.fixtures import authority, docker_engine, docker_registry, lab, lab_bases, machine, slurm
 from tests.makes import makes, uv_asked_for
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
@@ -10,6 +10,7 @@ from tests.small import small_lock
 
 __all__ = [
     "authority",
+    "docker_engine",
     "docker_registry",
     "elsewhere",
     "lab",

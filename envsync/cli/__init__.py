@@ -27,6 +27,7 @@ _COMMANDS = {
     "sync": "envsync.cli.sync",
     "push": "envsync.cli.push",
     "store": "envsync.cli.store",
+    "build": "envsync.cli.build",
     "inspect": "envsync.cli.inspect",
     "run": "envsync.cli.run",
 }

@@ -69,9 +69,9 @@ def command(
     Or it is a store, for other machines to start from: file:///folder[#NAME], s3://bucket/folder[#NAME], or
     any URL that fsspec knows. What the store has is not sent again.
 
-    Or it is an image, made without a container engine: registry.example.org/team/analysis[:TAG], or
-    oci:FOLDER[:TAG]. The tag is the environment's digest if none is given. Layers that the registry has are
-    neither made nor sent again.
+    Or it is an image, made without a container engine (unless --builder says so):
+    registry.example.org/team/analysis[:TAG], or oci:FOLDER[:TAG]. The tag is the environment's digest if none
+    is given. Layers that the registry has are neither made nor sent again.
     """
     if target is not None and (lock_file is not None or not goals.stores):
         raise click.UsageError(
@@ -81,6 +81,10 @@ def command(
         raise click.UsageError("--cache is the cache folder of a host, and no host is named")
     if images.named and not goals.images:
         raise click.UsageError(f"{images.named} is for images, and none is named")
+    if images.clash:
+        raise click.UsageError(images.clash)
+    if images.builder and any(name.startswith("oci:") for name in goals.images):
+        raise click.UsageError("Docker pushes to registries only: leave out --builder for oci:FOLDER")
     from envsync.runner.locking import read_lock
 
     with watch() as hooks, terminated_as_interrupted():
@@ -95,7 +99,9 @@ def command(
                 {"name": one.name, "digest": one.digest, "left_out": [list(each) for each in one.left_out]}
                 for one in gathered.manifests
             ]
-        pushed_images = push_images(goals.images, images, lock, allow_substitutes, hooks)
+        pushed_images = (
+            push_images(goals.images, images, lock, allow_substitutes, hooks) if goals.images else []
+        )
     shown = [_shown(url) for url in goals.stores]
     result(
         {

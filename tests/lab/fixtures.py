@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
-from tests.lab.install import IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
+from tests.lab.docker import DockerEngine
+from tests.lab.install import DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
 from tests.lab.registry import Authority, DockerRegistry
 from tests.lab.slurm import Slurm
 
 
-def _demand(programs: Mapping[str, str] = PROGRAMS) -> None:
+def demand(programs: Mapping[str, str] = PROGRAMS) -> None:
     """Skip where no lab can stand; in CI that is a failure."""
     why = obstacle()
     if not why and missing(programs):
@@ -27,7 +28,7 @@ def _demand(programs: Mapping[str, str] = PROGRAMS) -> None:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """The lab's network, for the whole session; machines started on it by hand run until the end."""
-    _demand()
+    demand()
     network = Lab()
     try:
         yield network
@@ -53,7 +54,7 @@ def machine(lab: Lab) -> Iterator[Callable[..., Machine]]:
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A Slurm of two nodes, for the whole session; they see the tests' folders."""
-    _demand({**PROGRAMS, **SLURM})
+    demand({**PROGRAMS, **SLURM})
     cluster = Slurm(2, shared=[tmp_path_factory.getbasetemp()])
     try:
         yield cluster
@@ -71,12 +72,25 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module")
 def docker_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
     """A registry on loopback that anybody may push to; a module's tests share it."""
-    _demand(REGISTRY)
+    demand(REGISTRY)
     with DockerRegistry(tmp_path_factory.mktemp("registry")) as registry:
         yield registry
+
+
+@pytest.fixture(scope="module")
+def docker_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerEngine]:
+    """A Docker engine of the lab's own; a module's tests share it."""
+    demand(DOCKER)
+    engine = DockerEngine(tmp_path_factory.mktemp("docker"))
+    try:
+        yield engine
+    finally:
+        survivors, mounts = engine.close()
+    assert not survivors, f"the Docker engine is gone, but these go on: {survivors}"
+    assert not mounts, f"the Docker engine is gone, but these are mounted: {mounts}"
 
 
 @pytest.fixture(scope="session")
 def lab_bases() -> None:
     """Base images can be made here, and images run without an engine."""
-    _demand(IMAGES)
+    demand(IMAGES)

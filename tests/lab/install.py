@@ -31,6 +31,12 @@ REGISTRY = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
 IMAGES = {"mmdebstrap": "mmdebstrap", "skopeo": "skopeo", "umoci": "umoci", "runc": "runc"}
 """What images that are run without an engine need."""
 
+DOCKER = {"dockerd": "docker.io", "docker": "docker.io", **REGISTRY, **IMAGES}
+"""What a Docker engine needs, and what its images are looked at with."""
+
+PODMAN = {"podman": "podman", "runc": "runc", "skopeo": "skopeo"}
+"""What clusters that run from images need."""
+
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -87,7 +93,7 @@ def install(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
-    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES})
+    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES, **DOCKER, **PODMAN})
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
         if packages:
