@@ -203,6 +203,33 @@ def test_what_is_in_an_image(project: Project, image: str) -> None:
     assert "code" in sources(other)
 
 
+def test_what_an_image_is_made_of(project: Project, proxy: Proxy, image: str) -> None:
+    lock = Lock.read(project.lock)
+    bare = project.push(image)
+    assert bare["sbom"] is None
+    assert (
+        "no SBOM is attached"
+        in project.run("inspect", "--sbom", image + ":" + lock.digest[:12], status=3).stderr
+    )
+
+    pushed = project.push("--sbom", image)
+    assert (pushed["digest"], pushed["layers_made"]) == (bare["digest"], 0)
+    assert 0 < pushed["sent"] < 10_000
+    found = json.loads(project.run("inspect", "--sbom", pushed["reference"]).stdout)
+    named = [[one["name"], one["version"]] for one in found["components"] if one["type"] == "library"]
+    assert named == [["alpha", "1.0"], ["beta", "2.0"]]
+    assert found["metadata"]["component"]["version"] == lock.digest
+
+    proxy.requests.clear()
+    assert project.push("--sbom", image)["sent"] == 0
+    assert [one.method for one in proxy.requests] == ["HEAD", "GET", "GET"]
+    proxy.requests.clear()
+    assert project.push(image)["sent"] == 0
+    assert [one.method for one in proxy.requests] == ["HEAD"], "who asks for none pays for none"
+    (project.folder / "analysis.py").write_text("ANSWER = 4\n")
+    assert "with an SBOM" in project.run(*project.arguments("--sbom", image)).stdout
+
+
 def sources(found: dict[str, Any]) -> set[str]:
     return {one["subject"] for one in found["differences"] if one["kind"] == "source"}
 

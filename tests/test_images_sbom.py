@@ -14,8 +14,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cyclonedx.schema import SchemaVersion
-from cyclonedx.validation.json import JsonStrictValidator
 
 from envsync.errors import ImageError, StoreError
 from envsync.images import sbom as module
@@ -90,6 +88,9 @@ def components(found: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
 
 
 def test_it_says_what_the_image_is_made_of(bench: Bench) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
     planned = bench.plan()
     named = replace(bench.base, reference=Reference.parse("registry.example.org/bases/python:3"))
     text = sbom(replace(planned, base=named), bench.store)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -11,10 +12,14 @@ from envsync.cli.output import command as make_command
 from envsync.cli.output import current, plural, result, terminated_as_interrupted, watch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from envsync.images.inspecting import Inspection
+    from envsync.images.oci import Images, Platform
 
 __all__ = ["command"]
 
+_T = TypeVar("_T")
 _SHOWN = 10  # packages, unless --verbose
 
 
@@ -28,14 +33,19 @@ def _image(_ctx: object, _parameter: object, value: str) -> str:
 @click.argument("image", metavar="IMAGE", callback=_image)
 @platform_option
 @plain_http_option
-def command(image: str, platform: str | None, plain_http: bool) -> None:
+@click.option("--sbom", is_flag=True, help="Print the SBOM that is attached to it, a JSON document.")
+def command(image: str, platform: str | None, plain_http: bool, sbom: bool) -> None:
     """Show what is in IMAGE: packages, local code, what it runs on, and what it was put on top of.
 
     IMAGE is registry.example.org/team/analysis:tag, or oci:FOLDER[:TAG]. Little of it is downloaded.
     """
+    if sbom:
+        with watch(), terminated_as_interrupted():
+            document = _sbom(image, platform, plain_http=plain_http)
+        return result(document, lambda: json.dumps(document, indent=2))
     with watch(), terminated_as_interrupted():
         found = look_at_image(image, platform, plain_http=plain_http)
-    result({"image": image, **found.to_dict()}, lambda: _described(image, found))
+    return result({"image": image, **found.to_dict()}, lambda: _described(image, found))
 
 
 def look_at_image(text: str, platform: str | None = None, *, plain_http: bool = False) -> Inspection:
@@ -48,13 +58,27 @@ def look_at_image(text: str, platform: str | None = None, *, plain_http: bool = 
     """
     leave_httpx_its_command()
     from envsync.images.inspecting import inspect
+
+    return _ask(inspect, text, platform, plain_http)
+
+
+def _sbom(text: str, platform: str | None, *, plain_http: bool) -> dict[str, Any]:
+    leave_httpx_its_command()
+    from envsync.images.sbom import read_sbom
+
+    return _ask(read_sbom, text, platform, plain_http)
+
+
+def _ask(
+    question: Callable[[Images, str, Platform | None], _T], text: str, platform: str | None, plain_http: bool
+) -> _T:
     from envsync.images.places import ImagePlace
     from envsync.runner.imaging import parse_platform
 
     place = ImagePlace.parse(text)
     images = place.open(plain_http=plain_http)
     try:
-        return inspect(images, place.version, None if platform is None else parse_platform(platform))
+        return question(images, place.version, None if platform is None else parse_platform(platform))
     finally:
         images.close()
 
