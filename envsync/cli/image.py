@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.images.places import ImagePlace
     from envsync.lock import Lock
+    from envsync.runner.contexts import DockerImage
     from envsync.runner.imaging import PushedImage
     from envsync.stores.pulling import Pulled
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ImageChoices",
+    "base_option",
     "demand_images",
     "describe_image",
     "image_options",
@@ -35,6 +37,7 @@ __all__ = [
     "plain_http_option",
     "platform_option",
     "push_images",
+    "template_option",
 ]
 
 _LATEST = "latest"
@@ -51,6 +54,8 @@ class ImageChoices:
     latest: bool = False
     compression: str | None = None
     plain_http: bool = False
+    builder: str | None = None
+    template: str | None = None
     sbom: bool = False
 
     @property
@@ -64,8 +69,21 @@ class ImageChoices:
             "--compression": self.compression,
             "--plain-http": self.plain_http,
             "--sbom": self.sbom,
+            "--builder": self.builder,
+            "--template": self.template,
         }
         return next((name for name, value in given.items() if value), "")
+
+    @property
+    def clash(self) -> str:
+        """An option that does not go with the way images are made; empty if all do."""
+        if self.builder != "docker":
+            return "--template is for images that Docker builds: --builder docker" if self.template else ""
+        if self.sbom:
+            return "--sbom is for images that envsync makes itself: leave out --builder"
+        alone = {"--compression": self.compression, "--plain-http": self.plain_http}
+        names = [name for name, value in alone.items() if value]
+        return f"{names[0]} is the engine's own setting with --builder docker" if names else ""
 
 
 def demand_images(names: Iterable[str], option: str | None = None) -> None:
@@ -146,6 +164,30 @@ platform_option = click.option(
     callback=_platform,
     help="An image for another kind of machine: linux/amd64, linux/arm64.",
 )
+
+
+def _template(_ctx: object, _parameter: object, value: str | None) -> str | None:
+    """Refuse what is neither one of our Dockerfiles nor a file."""
+    from envsync.images.context import TEMPLATES
+
+    if value is not None and value not in TEMPLATES and not Path(value).is_file():
+        raise click.BadParameter(f"{value!r} is neither a file nor one of {', '.join(TEMPLATES)}")
+    return value
+
+
+base_option = click.option(
+    "--base",
+    metavar="IMAGE",
+    envvar=_BASE,
+    callback=_base,
+    help="What an image goes on top of: its name, or oci:FOLDER. [default: python:{minor}-slim]",
+)
+template_option = click.option(
+    "--template",
+    metavar="base|gpu|dev|FILE",
+    callback=_template,
+    help="The Dockerfile that Docker builds from. [default: base]",
+)
 plain_http_option = click.option(
     "--plain-http", is_flag=True, help="Talk to registries without TLS; on this machine that needs no asking."
 )
@@ -162,22 +204,18 @@ def image_options(function: _F) -> _F:
         latest: bool,
         compression: str | None,
         plain_http: bool,
+        builder: str | None,
+        template: str | None,
         sbom: bool,
         **others: Any,
     ) -> Any:
-        chosen = ImageChoices(base, platform, tags, latest, compression, plain_http, sbom)
+        chosen = ImageChoices(base, platform, tags, latest, compression, plain_http, builder, template, sbom)
         return function(*arguments, images=chosen, **others)
 
     gather.__doc__ = function.__doc__
     for option in reversed(
         [
-            click.option(
-                "--base",
-                metavar="IMAGE",
-                envvar=_BASE,
-                callback=_base,
-                help="What an image goes on top of: its name, or oci:FOLDER. [default: python:{minor}-slim]",
-            ),
+            base_option,
             platform_option,
             click.option(
                 "--tag",
@@ -199,6 +237,12 @@ def image_options(function: _F) -> _F:
                 is_flag=True,
                 help="Attach to an image what it is made of, as CycloneDX; needs dask-envsync[sbom].",
             ),
+            click.option(
+                "--builder",
+                type=click.Choice(["docker"]),
+                help="Build an image with a Docker engine. [default: without one]",
+            ),
+            template_option,
         ]
     ):
         gather = option(gather)
@@ -211,11 +255,13 @@ def push_images(
     lock: Lock | Pulled | None,
     allow_substitutes: bool,
     hooks: Hooks,
-) -> list[PushedImage]:
+) -> list[PushedImage | DockerImage]:
     """Make an image of this environment, and put it where each name says."""
     import asyncio
 
     leave_httpx_its_command()
+    if chosen.builder == "docker":
+        return _push_with_docker(names, chosen, lock, allow_substitutes, hooks)
     from envsync.images.places import ImagePlace
     from envsync.indexes import read_settings
     from envsync.runner.imaging import ImageOptions, push_image
@@ -246,6 +292,42 @@ def push_images(
     return [asyncio.run(push(place)) for place in places]
 
 
+def _push_with_docker(
+    names: Iterable[str],
+    chosen: ImageChoices,
+    lock: Lock | Pulled | None,
+    allow_substitutes: bool,
+    hooks: Hooks,
+) -> list[PushedImage | DockerImage]:
+    from envsync.images.docker import Engine
+    from envsync.images.places import ImagePlace
+    from envsync.indexes import read_settings
+    from envsync.runner.contexts import DockerOptions, push_with_docker
+    from envsync.snapshot import capture
+
+    options = DockerOptions(
+        template=chosen.template or "base",
+        base=chosen.base or "",
+        platform=chosen.platform or "",
+        tags=(*chosen.tags, *((_LATEST,) if chosen.latest else ())),
+    )
+    with Engine(hooks) as engine:
+        snapshot, settings = capture(cwd=str(Path.cwd())), read_settings()
+        return [
+            push_with_docker(
+                engine,
+                ImagePlace.parse(name),
+                snapshot,
+                options,
+                lock=lock,
+                settings=settings,
+                allow_substitutes=allow_substitutes,
+                hooks=hooks,
+            )
+            for name in names
+        ]
+
+
 def leave_httpx_its_command() -> None:
     """Keep httpx from importing its command line, which takes longer than all that we ask of it."""
     stub = ModuleType("httpx._main")
@@ -253,40 +335,64 @@ def leave_httpx_its_command() -> None:
     sys.modules.setdefault("httpx._main", stub)
 
 
-def describe_image(one: PushedImage) -> str:
+def describe_image(one: PushedImage | DockerImage) -> str:
     """Return a push for reading."""
+    tags = "".join(f"\n  also {one.name}:{tag}" for tag in one.tags[1:])
+    return f"{one.reference}\n  {_described(one)}, {one.seconds:.1f} s{tags}"
+
+
+def _described(one: PushedImage | DockerImage) -> str:
+    from envsync.runner.contexts import DockerImage
+
+    if isinstance(one, DockerImage):
+        sent = f"{one.sent} of {plural(one.sent + one.there, 'layer')} sent" if one.sent else "nothing sent"
+        return f"built by Docker, {sent}, {_amount(one.size)} unpacked"
     layers = len(one.built.layers)
     if one.built.made:
         what = f"{len(one.built.made)} of {plural(layers, 'layer')} made, {_amount(one.sent)} sent"
     else:
         what = f"was there, {_amount(one.sent)} sent" if one.sent else "was there, nothing sent"
-    tags = "".join(f"\n  also {one.name}:{tag}" for tag in one.tags[1:])
-    sbom = ", with an SBOM" if one.sbom else ""
-    return f"{one.reference}\n  {what}, {_amount(one.built.size)} in all{sbom}, {one.seconds:.1f} s{tags}"
+    return f"{what}, {_amount(one.built.size)} in all{', with an SBOM' if one.sbom else ''}"
 
 
 def _amount(size: int) -> str:
     return f"{size / 1e3:.1f} kB" if size < 1e6 else f"{size / 1e6:.1f} MB"
 
 
-def image_to_dict(one: PushedImage) -> dict[str, Any]:
+def image_to_dict(one: PushedImage | DockerImage) -> dict[str, Any]:
     """Return a push as plain JSON types."""
     return {
         "reference": one.reference,
         "image": one.name,
-        "digest": one.built.digest,
         "tags": list(one.tags),
         "platform": one.platform,
         "base": one.base,
         "environment": one.lock.digest,
-        "layers": len(one.built.layers),
-        "layers_made": len(one.built.made),
-        "size": one.built.size,
-        "sent": one.sent,
-        "sbom": one.sbom or None,
+        **_amounts(one),
         "seconds": round(one.seconds, 3),
         "trees": [
             {"name": tree.name, "digest": tree.digest, "left_out": [list(each) for each in tree.left_out]}
             for tree in one.trees
         ],
+    }
+
+
+def _amounts(one: PushedImage | DockerImage) -> dict[str, Any]:
+    from envsync.runner.contexts import DockerImage
+
+    if isinstance(one, DockerImage):
+        return {
+            "builder": "docker",
+            "digest": one.digest,
+            "layers": one.sent + one.there,
+            "layers_sent": one.sent,
+            "size_unpacked": one.size,
+        }
+    return {
+        "digest": one.built.digest,
+        "layers": len(one.built.layers),
+        "layers_made": len(one.built.made),
+        "size": one.built.size,
+        "sent": one.sent,
+        "sbom": one.sbom or None,
     }
