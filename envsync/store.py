@@ -36,7 +36,7 @@ __all__ = [
     "size_of",
 ]
 
-CHUNK = 1 << 20
+CHUNK = 1 << 18  # what fits into a processor's cache is hashed and written from there
 EMPTY = hashlib.sha256().hexdigest()
 STALE = 24 * 3600.0  # seconds after which an unfinished write was left behind by a crash
 _DIGEST = re.compile(r"[0-9a-f]{64}")

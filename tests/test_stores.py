@@ -316,6 +316,15 @@ def test_spoilt_records_are_named(store: SharedStore, made: Made) -> None:
     assert pull(store).lock.digest == made.lock.digest
 
 
+def test_a_store_can_be_a_whole_bucket(s3: S3, made: Made) -> None:
+    store = open_store(s3.bucket("ees"))  # a name that is a part of others, such as trees/
+    push(made.lock, made.manifests, made.store, store, name="ees")
+    assert not push(made.lock, made.manifests, made.store, store, name="ees").new
+    assert pull(store).manifests == made.manifests
+    assert verify(store) == []
+    assert [entry.name for entry in store.entries("trees")] == [f"trees/{made.manifests[0].digest}.json"]
+
+
 def test_presigned_addresses_need_no_credential(s3: S3, made: Made) -> None:
     store = open_store(f"{s3.bucket('signed')}/x")
     push(made.lock, made.manifests, made.store, store)

@@ -39,7 +39,7 @@ class SharedFolder(FolderStore):
     _called = "the store"
     _elsewhere = "ask whoever owns the folder to let you write there"
 
-    at_once = max(2, min(4, os.cpu_count() or 1))
+    at_once = max(2, min(8, os.cpu_count() or 1))
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)

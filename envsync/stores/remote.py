@@ -189,8 +189,8 @@ class FsspecStore:
                 found = self._fs.find(self._at(folder), detail=True)
             except FileNotFoundError:
                 found = {}
-        start = len(self._at(""))
-        named = ((path[path.rindex(self._at("")) + start :], info) for path, info in found.items())
+        root = f"{self._root.strip('/')}/"
+        named = ((path.strip("/").partition(root)[2], info) for path, info in found.items())
         return sorted(
             (
                 Entry(name=name, size=int(info.get("size") or 0), modified=_modified(info))
