@@ -85,8 +85,11 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
         Seconds that each worker has to report its environment.
     hooks : Hooks, optional
         Told about progress; by default the logger ``envsync`` is.
-    env : mapping, optional
-        Environment variables of the workers.
+    env : mapping or str, optional
+        Environment variables of the workers; or ``"image:registry.example.org/team/analysis@sha256:..."``, a
+        container image that scheduler and workers run from.
+    engine : {"podman", "docker"}, optional
+        What runs the image; by default what a host has.
     processes : bool
         Taken for LocalCluster's sake; False is refused, as workers have processes of their own.
     loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
@@ -121,7 +124,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         memory_limit: str | float | None = "auto",
         security: bool | Security | None = None,
         lock: Lock | Pulled | str | Path | None = None,
-        env: Mapping[str, Any] | None = None,
+        env: Mapping[str, Any] | str | None = None,
+        engine: str | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
         processes: bool = True,
@@ -146,6 +150,14 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     ) -> None:
         self.backend = backend if backend is not None else Local()
         host = without_deprecated(worker_kwargs, host)
+        self.image: str | None = None
+        self.engine = engine
+        if isinstance(env, str) and env.startswith("image:"):
+            if lock is not None:
+                raise TypeError("an image has its own lock: give env='image:...' or lock=, not both")
+            self.image, env = env, None
+        elif engine is not None:
+            raise TypeError("engine= is for images: env='image:...'")
         self.options = Options(
             local=self.backend.local,
             n_workers=n_workers,
@@ -162,7 +174,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             blocked_handlers=blocked_handlers,
             service_kwargs=service_kwargs,
             worker_class=worker_class,
-            env=env,
+            env=env,  # type: ignore[arg-type]  # a string is refused there
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
@@ -226,16 +238,30 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         lock = wanted.lock if isinstance(wanted, Pulled) else wanted
         if lock is not None and self.options.on_mismatch != "ignore":
             await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
+        image = None
+        if self.image is not None:
+            from envsync.runner.containers import image_of
+
+            image = await asyncio.to_thread(image_of, self.image, self.engine)
         self._hosts = self.backend.hosts()
         self.prepared = await prepare(
             self._hosts,
             lock=wanted,
+            image=image,
             cache=self.backend.cache,
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
             hooks=self.hooks,
             cwd=self.cwd,
         )
+        if image is not None:
+            from envsync.runner.verifying import tell_image_code
+
+            lock = self.wanted_lock = self.prepared[0].lock
+            if self.options.on_mismatch != "ignore":
+                trees = [tree for tree, _ in self.prepared[0].trees]
+                await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
+                await asyncio.to_thread(tell_image_code, trees, self.cwd, self.hooks)
         self.places = places = tuple(Place.of(prepared) for prepared in self.prepared)
         self.wanted = wanted_of(self.prepared)
         self.launch = Launch(
@@ -434,6 +460,11 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     async def _sync_code(self) -> int:
         from envsync.runner.code import ship
 
+        if self.image is not None:
+            raise ClusterError(
+                "the cluster's code is in its image",
+                hint="Push an image of it, and start a cluster from that.",
+            )
         if self.status != Status.running:
             raise ClusterError("the cluster is not running", hint="Start it before its code is synced.")
         async with self._lock:  # workers that are just being started come up with the old code first

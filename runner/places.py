@@ -10,6 +10,7 @@ from envsync.trees import code_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from envsync.runner.containers import Container
     from envsync.runner.provision import Prepared
     from envsync.runner.session import Session
     from envsync.trees import Manifest
@@ -33,6 +34,8 @@ class Place:
         Folders of source trees there: before and after the installed packages.
     addresses : tuple of str
         What it can be reached by, the best first.
+    container : Container or None
+        How processes run there, if they run from an image.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Place:
     front: tuple[str, ...] = ()
     back: tuple[str, ...] = ()
     addresses: tuple[str, ...] = ()
+    container: Container | None = None
 
     @classmethod
     def of(cls, prepared: Prepared) -> Place:
@@ -51,6 +55,7 @@ class Place:
             session=session,
             python=prepared.environment.python,
             addresses=tuple(session.facts.get("addresses") or ()),
+            container=prepared.container,
         )
         place.put(prepared.trees)
         return place

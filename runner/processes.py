@@ -138,13 +138,10 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
             config["tls"] = Credentials.config()
             files.update(credentials.files())
         files[_CONFIG] = json.dumps(config).encode()
-        session = self.place.session
-        self.remote = await session.spawn(
-            re.sub(r"[^A-Za-z0-9._-]", "_", self.label),
-            [self.place.python, session.agent, "process", self.role, _CONFIG],
-            env=self.place.environment(),
-            files=files,
-            cluster=self.launch.cluster,
+        name = re.sub(r"[^A-Za-z0-9._-]", "_", self.label)
+        argv, env, after = self._command(name, config.get("options") or {})
+        self.remote = await self.place.session.spawn(
+            name, argv, env=env, files=files, cluster=self.launch.cluster, after=after
         )
         try:
             hello = await self.remote.said(self.launch.start_timeout)
@@ -164,6 +161,26 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         if "error" in hello:
             raise await self._failure(hello["error"])
         return hello
+
+    def _command(
+        self, name: str, options: Mapping[str, Any]
+    ) -> tuple[list[str], Mapping[str, str | None], list[str]]:
+        """Return its command, its variables, and what is run when it has ended."""
+        session, container = self.place.session, self.place.container
+        if container is None:
+            argv = [self.place.python, session.agent, "process", self.role, _CONFIG]
+            return argv, self.place.environment(), []
+        from envsync.runner.containers import container_name, folders_of
+
+        folder = session.run_folder(self.launch.cluster, name)
+        called = container_name(self.launch.cluster, name)
+        argv = container.command(
+            called,
+            [session.agent, "process", self.role, f"{folder}/{_CONFIG}"],
+            env={"ENVSYNC_HOST": self.place.name},
+            **folders_of(session, folder, options),
+        )
+        return argv, {}, container.removal(called)
 
     async def _failure(self, error: Mapping[str, Any]) -> EnvsyncError:
         """Return the exception for what a process said before it ended."""

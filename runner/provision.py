@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from envsync.indexes import IndexSettings
     from envsync.plugins.compare import Difference
+    from envsync.runner.containers import Container, ImageName
     from envsync.runner.hosts.base import Host
     from envsync.snapshot import Snapshot
     from envsync.store import Store
@@ -64,6 +65,8 @@ class Prepared:
         From the first word to the last check.
     sent : int
         Bytes that went over the client's link.
+    container : Container or None
+        How to run from it, if it is in an image.
     """
 
     session: Session = field(repr=False)
@@ -73,6 +76,7 @@ class Prepared:
     differences: tuple[Difference, ...] = ()
     seconds: float = 0.0
     sent: int = 0
+    container: Container | None = field(default=None, repr=False)
 
 
 async def prepare(
@@ -80,6 +84,7 @@ async def prepare(
     *,
     snapshot: Snapshot | None = None,
     lock: Lock | Pulled | None = None,
+    image: ImageName | None = None,
     store: Store | None = None,
     settings: IndexSettings | None = None,
     cache: str | None = None,
@@ -101,6 +106,8 @@ async def prepare(
     lock : Lock or Pulled, optional
         What to realise; made from the snapshot, for each host's target, if not given. What was pulled comes
         from its store alone, its local code as well, and no index is asked.
+    image : ImageName, optional
+        What to run from instead: hosts pull it, and nothing is locked or made.
     store : Store, optional
         Where blobs are; the cache if not given.
     settings : IndexSettings, optional
@@ -146,11 +153,12 @@ async def prepare(
     )
     if work.snapshot is None:
         work.snapshot = await asyncio.to_thread(_capture, cwd)
-    tell_findings(work.snapshot, work.hooks, locked=lock is not None)
+    if image is None:
+        tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
     if pulled is not None:
         work.supply = StoredSupply(pulled, work.supply)
-    looking = asyncio.ensure_future(work.look())  # while the hosts are connected to
+    looking = asyncio.ensure_future(work.look(image))  # while the hosts are connected to
     try:
         sessions = await work.open(hosts, cache=cache, grace=grace)
     except BaseException:
@@ -159,7 +167,7 @@ async def prepare(
         raise
     try:
         manifests = await looking
-        prepared = await work.provide(sessions, manifests)
+        prepared = await (work.provide(sessions, manifests) if image is None else work.pull(sessions, image))
         _judge(prepared, on_mismatch, work.hooks)
     except BaseException:
         await _close(sessions)
@@ -243,14 +251,38 @@ class _Work:
                 self.hooks.failed(host.name, error.message)
             raise
 
-    async def look(self) -> list[Manifest]:
+    async def look(self, image: ImageName | None = None) -> list[Manifest]:
         """Have the local code in the store: as it is now, or as it was pushed."""
         assert self.snapshot is not None
+        if image is not None:  # it is in there
+            return []
         if self.pulled is None:
             return await asyncio.to_thread(look, self.snapshot, self.lock, self.store, self.hooks)
         files = {sha256 for manifest in self.pulled.manifests for _, sha256, _ in manifest.files}
         await fetch_async(self.pulled.store, files, self.store, hooks=self.hooks, what="source files")
         return list(self.pulled.manifests)
+
+    async def pull(self, sessions: Sequence[Session], image: ImageName) -> list[Prepared]:
+        """Have an image on all hosts."""
+        from envsync.runner.containers import contained
+
+        async def one(session: Session) -> Prepared:
+            meter = self.meters[id(session)]
+            with self._telling(session.host):
+                found = await contained(session, image, meter)
+            return Prepared(
+                session=session,
+                lock=found.lock,
+                environment=found.environment,
+                trees=found.trees,
+                differences=found.differences,
+                seconds=time.monotonic() - self.began,
+                sent=meter.sent,
+                container=found.container,
+            )
+
+        done = await each(sessions, one, self.limit)
+        return [result for result in done if isinstance(result, Prepared)]
 
     async def _locks(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Lock]:
         """Return each host's lock, one for each distinct target."""
@@ -336,7 +368,9 @@ def _judge(prepared: Sequence[Prepared], on_mismatch: Mismatch, hooks: Hooks) ->
         raise MismatchError(
             f"the environment is not what was locked ({len(grave)} differences): {_worded(grave[0][1])}",
             where=", ".join(dict.fromkeys(name for name, _ in grave)),
-            hint="Remove its folder there (envs/ in the cache) and try again; on_mismatch='warn' goes on.",
+            hint="Push the image again; on_mismatch='warn' goes on."
+            if any(one.container is not None for one in prepared)
+            else "Remove its folder there (envs/ in the cache) and try again; on_mismatch='warn' goes on.",
             differences=[difference for _, difference in found],
         )
     for name, difference in found:

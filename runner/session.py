@@ -155,6 +155,11 @@ class Session:
         assert self._wire is not None
         return await self._wire.request(verb, watch=watch or self._tell, **arguments)
 
+    def keep_secret(self, *secrets: str) -> None:
+        """Have no error repeat what the agent is told."""
+        if self._wire is not None:
+            self._wire.secrets |= set(secrets)
+
     async def close(self, patience: float = 15.0) -> None:
         """End the agent and all that it started; silent if it is gone already."""
         if self._wire is not None:
@@ -257,6 +262,7 @@ class Session:
         files: Mapping[str, bytes] | None = None,
         cluster: str,
         cwd: str | None = None,
+        after: Sequence[str] = (),
     ) -> Remote:
         """Start a process under the agent, in its own process group.
 
@@ -276,6 +282,9 @@ class Session:
             Whose process it is; same letters as `name`.
         cwd : str, optional
             Where it starts; its run folder if not given.
+        after : sequence of str
+            A command that the agent runs when it has ended, however it did; if the agent was killed, the
+            next one runs it.
 
         Raises
         ------
@@ -297,6 +306,7 @@ class Session:
                 env=dict(env or {}),
                 files={path: base64.b64encode(data).decode() for path, data in (files or {}).items()},
                 cwd=cwd,
+                after=list(after),
             )
         except BaseException:
             if self._remotes.get(key) is remote:

@@ -20,15 +20,24 @@ from envsync.plugins.gate import Carried, check_aside
 from envsync.runner.verification import Checked, Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from distributed.deploy.cluster import Cluster
     from distributed.security import Security
 
     from envsync.hooks import Hooks
     from envsync.lock import Lock
+    from envsync.trees import Manifest
 
-__all__ = ["Asked", "ask_all", "client_differences", "demand_client", "verify", "verify_async"]
+__all__ = [
+    "Asked",
+    "ask_all",
+    "client_differences",
+    "demand_client",
+    "tell_image_code",
+    "verify",
+    "verify_async",
+]
 
 
 def verify(
@@ -157,6 +166,18 @@ def demand_client(lock: Lock, on_mismatch: str, hooks: Hooks) -> None:
         more = f" and {len(names) - 3} more" if len(names) > 3 else ""
         what = f"{', '.join(names[:3])}{more}"
         hooks.warning("here", f"the lock {lock.name} lacks what this process has, or has others: {what}")
+
+
+def tell_image_code(manifests: Sequence[Manifest], cwd: str | None, hooks: Hooks) -> None:
+    """Warn where local code in an image is not as it is here."""
+    from envsync.runner.code import pack_code
+
+    wanted = {manifest.name: manifest.digest for manifest in manifests}
+    here = {manifest.name: manifest.digest for manifest in pack_code(cwd, set(wanted))}
+    other = [name for name, digest in wanted.items() if name in here and here[name] != digest]
+    if other:
+        names = ", ".join(sorted(other))
+        hooks.warning("here", f"local code is not as it is in the image: {names}; push an image of it")
 
 
 def _own_report() -> dict[str, Any]:

@@ -13,7 +13,16 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import AgentError, CorruptBlobError, EnvsyncError, HostError, RealiseError, UnfitHostError
+from envsync.errors import (
+    AgentError,
+    CorruptBlobError,
+    EnvsyncError,
+    HostError,
+    ImageError,
+    RealiseError,
+    RegistryLoginError,
+    UnfitHostError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -26,6 +35,8 @@ _KINDS: dict[str, type[EnvsyncError]] = {
     "unfit": UnfitHostError,
     "realise": RealiseError,
     "corrupt": CorruptBlobError,
+    "image": ImageError,
+    "login": RegistryLoginError,
 }
 _MOMENT = 0.2  # seconds for a channel to close that takes no word to the agent any more
 _SILENCE = (

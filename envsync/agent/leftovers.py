@@ -92,6 +92,11 @@ def _runs(cache: Cache) -> Iterator[Path]:
                 alive = lives(owner)
                 if alive or (alive is None and _age(folder / "owner") < _SILENT):
                     continue
+                after = owner.get("after")
+                if alive is False and isinstance(after, list):
+                    from .supervise import run_after
+
+                    run_after([str(part) for part in after])
                 yield from (folder / Path(str(name)).name for name in owner.get("files", ()))
                 yield folder / "owner"
             if touched > _OLD:

@@ -1,4 +1,4 @@
-"""The agent's command line: ``python agent.pyz serve|receive|process|scan|supplement``."""
+"""The agent's command line: ``python agent.pyz serve|receive|process|scan|contents|supplement``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     ----------
     argv : list of str
         ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
-        ``scan [--no-records]`` or ``supplement PYTHON``.
+        ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -44,10 +44,17 @@ def main(argv: list[str]) -> int:
 
         sys.stdout.write(json.dumps(scan(records="--no-records" not in rest)) + "\n")
         return 0
+    if verb == "contents":
+        import json
+
+        from .inside import contents
+
+        sys.stdout.write(json.dumps(contents()) + "\n")
+        return 0
     if verb == "supplement":
         from .pythons import supplement
 
         supplement(rest[0])
         return 0
-    sys.stderr.write("usage: agent.pyz serve|receive|process|scan|supplement ...\n")
+    sys.stderr.write("usage: agent.pyz serve|receive|process|scan|contents|supplement ...\n")
     return 2

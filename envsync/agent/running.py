@@ -29,8 +29,10 @@ class Runner:
         with self._lock:
             return {popen.pid for popen in self._running}
 
-    def run(self, argv: list[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[bytes]:
-        """Run a program to its end and return its status and what it wrote to standard error.
+    def run(
+        self, argv: list[str], environment: Mapping[str, str], *, output: bool = False
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a program to its end; return its status, its standard error, and if wanted its standard output.
 
         Raises
         ------
@@ -48,7 +50,7 @@ class Runner:
                 popen = subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if output else subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     env={**base_environment(), **environment},
                     start_new_session=True,
@@ -58,11 +60,11 @@ class Runner:
                 raise _not_started(argv[0], error) from error
             self._running.add(popen)
         try:
-            _, stderr = popen.communicate()
+            stdout, stderr = popen.communicate()
         finally:
             with self._lock:
                 self._running.discard(popen)
-        return subprocess.CompletedProcess(argv, popen.returncode, b"", stderr)
+        return subprocess.CompletedProcess(argv, popen.returncode, stdout or b"", stderr)
 
     def close(self) -> None:
         """End what runs, and start nothing any more."""

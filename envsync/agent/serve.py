@@ -73,6 +73,7 @@ class _Server:
             "realise": self.realise,
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
             "place_trees": self.place_trees,
+            "have_image": self.have_image,
             "stop": self.stop,
         }
 
@@ -202,6 +203,12 @@ class _Server:
         from .placing import place_trees
 
         return place_trees(self.cache, self._about(request), request["trees"])
+
+    def have_image(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Have a container image, and say what is in it."""
+        from .containers import have_image
+
+        return have_image(self.cache, self.runner, self._about(request), request)
 
     def _about(self, request: Mapping[str, Any]) -> Emit:
         """Return what sends events that belong to a request."""

@@ -19,11 +19,12 @@ from .family import descendants, end_all
 from .layout import Cache, Emit, Problem, checked_name, disk_problem, remove
 from .owner import write_owner
 
-__all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "spawn"]
+__all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "run_after", "spawn"]
 
 MARKER = b"@envsync "
 _TAIL = 30  # lines
 _LONGEST = 64 * 1024  # bytes of one line
+_AFTER = 30.0  # seconds
 _WIDEST = 2000  # characters of a line of the tail
 _TAKEN = ("PYTHON", "VIRTUAL_ENV", "CONDA_", "UV_", "PIP_", "__PYVENV_LAUNCHER__")
 
@@ -72,7 +73,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
     emit : callable
         Told what it says (``said``), its other lines (``log``) and its end (``exit``).
     request : mapping
-        ``cluster name argv env files cwd``: as `Session.spawn` has them, the files' contents in base64.
+        ``cluster name argv env files cwd after``: as `Session.spawn` has them, the files' contents in base64.
 
     Raises
     ------
@@ -83,6 +84,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
     folder = cache.runs / cluster / name
     files = [folder / checked_name(path) for path in request["files"]]
     given = [*files, folder / "owner"]
+    after = [str(part) for part in request.get("after") or ()]
     if len({*given, folder / "log"}) != len(files) + 2:
         raise Problem("usage", f"process {name} cannot be given a file called owner or log")
     with contextlib.ExitStack() as failing:
@@ -91,7 +93,8 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
             for each in (cache.runs, folder.parent, folder):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
                 each.chmod(0o700)
-            write_owner(folder, files=[path.name for path in files])  # first: whatever follows can be swept
+            # first: whatever follows can be swept
+            write_owner(folder, files=[path.name for path in files], after=after)
             for path in files:
                 _write(path, base64.b64decode(request["files"][path.name]))
             log = os.fdopen(os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb", 0)
@@ -100,7 +103,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
         failing.callback(log.close)
         popen = _start(request, name, folder)
         failing.pop_all()
-    return Child(f"{cluster}/{name}", popen, log, given, emit)
+    return Child(f"{cluster}/{name}", popen, log, given, emit, after)
 
 
 def _start(request: Mapping[str, Any], name: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -149,10 +152,18 @@ class Child:
         What it was given to read, and whose it is; removed at its end, since keys are among it.
     emit : callable
         Where its events go.
+    after : list of str
+        A command that is run when it has ended, such as one that removes its container; empty for none.
     """
 
     def __init__(
-        self, key: str, popen: subprocess.Popen[bytes], log: Any, files: list[Path], emit: Emit
+        self,
+        key: str,
+        popen: subprocess.Popen[bytes],
+        log: Any,
+        files: list[Path],
+        emit: Emit,
+        after: list[str],
     ) -> None:
         self.key = key
         self.pid = popen.pid
@@ -161,6 +172,7 @@ class Child:
         self._log = log
         self._files = files
         self._emit = emit
+        self._after = after
         self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL)
         self._alive = threading.Lock()  # while held, the leader's number is not given to another
         self._reaped = False
@@ -235,12 +247,29 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             code = self._popen.wait()
             self._reaped = True
+        run_after(self._after)
         self._reader.join(1.0)
         with contextlib.suppress(OSError):
             self._log.close()
         _remove_all(self._files)
         self._emit({"event": "exit", "key": self.key, "code": code, "tail": list(self._tail)})
         self.ended.set()
+
+
+def run_after(command: list[str]) -> None:
+    """Run what is to be run when a process has ended, silently: mostly there is nothing left to do."""
+    if command:
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=base_environment(),
+                start_new_session=True,
+                timeout=_AFTER,
+                check=False,
+            )
 
 
 def _said(line: bytes) -> dict[str, Any] | None:

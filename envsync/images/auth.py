@@ -28,10 +28,12 @@ from envsync.images.reference import DEFAULT_REGISTRY
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["HUB", "Found", "Login", "find_login"]
+__all__ = ["HUB", "HUB_KEYS", "Found", "Login", "find_login"]
 
 HUB = DEFAULT_REGISTRY
-_HUB_KEYS = (f"https://index.{HUB}/v1/", f"index.{HUB}", HUB, f"registry-1.{HUB}")
+HUB_KEYS = (f"https://index.{HUB}/v1/", f"index.{HUB}", HUB, f"registry-1.{HUB}")
+"""What files of logins call it, the usual name first."""
+
 _SECONDS = 60.0
 _NOT_FOUND = "credentials not found"  # what a helper says of a registry that it does not know
 _IDENTITY = "<token>"  # the user name under which helpers keep identity tokens
@@ -125,7 +127,7 @@ def _files(environ: Mapping[str, str]) -> Iterator[Path]:
 def _look_into(path: Path, registry: str, repository: str, environ: Mapping[str, str]) -> Found:
     document = _read(path)
     helpers, logins = _table(document, "credHelpers"), _table(document, "auths")
-    keys = _HUB_KEYS if registry == HUB else (registry,)
+    keys = HUB_KEYS if registry == HUB else (registry,)
     helper = next((helpers[key] for key in keys if key in helpers), document.get("credsStore"))
     trouble = ""
     if helper:

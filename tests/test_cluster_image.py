@@ -1,0 +1,356 @@
+"""Clusters whose processes run from an image of ours, in containers that podman runs."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from envsync.errors import (
+    ClusterError,
+    ImageError,
+    MismatchError,
+    RegistryLoginError,
+    UnfitHostError,
+)
+from envsync.hooks import Hooks
+from envsync.images.layout import Layout
+from envsync.images.oci import Platform
+from envsync.images.places import ImagePlace
+from envsync.indexes import read_settings
+from envsync.lock import Lock
+from envsync.runner import SSH, SyncedCluster
+from envsync.runner.containers import Container, contained, image_of
+from envsync.runner.imaging import ImageOptions, push_image
+from envsync.runner.session import Session
+from envsync.snapshot import capture
+from envsync.store import default_store
+from envsync.supply import Supply
+from tests.elsewhere import Elsewhere
+from tests.images import tar_of
+from tests.lab.bases import TAG, base_layout, put_image
+from tests.lab.fixtures import demand
+from tests.lab.install import PODMAN
+from tests.lab.machines import HERE, Lab
+from tests.lab.podman import Podman
+from tests.lab.registry import DockerRegistry
+from tests.small import equal_but_for_the_client, processes_in, wait_until_none
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass
+class Made:
+    """An image of the small lock."""
+
+    layout: Path
+    name: str
+    digest: str
+    lock: Lock
+
+    @property
+    def env(self) -> str:
+        return f"image:{self.name}@{self.digest}"
+
+
+@pytest.fixture(scope="module")
+def podman() -> Iterator[Podman]:
+    """podman for this process and its children, with storage of this module's own."""
+    demand(PODMAN)
+    one = Podman()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in one.environment.items():
+            patch.setenv(name, value)
+        yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def made(
+    small_lock: Path,
+    podman: Podman,
+    lab_bases: None,
+    docker_registry: DockerRegistry,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Made:
+    """On a base of Debian, with this machine's Python; in a folder, and in a registry here."""
+    folder = tmp_path_factory.mktemp("image")
+    settings = read_settings({}, project=folder)
+    options = ImageOptions(base=f"oci:{base_layout('bare')}:{TAG}")
+    lock, snapshot = Lock.read(small_lock), capture()
+    for place in (f"oci:{folder / 'layout'}:made", f"{docker_registry.host}/team/analysis:made"):
+        pushed = asyncio.run(
+            push_image(ImagePlace.parse(place), snapshot, options, lock=lock, settings=settings)
+        )
+    return Made(folder / "layout", f"{docker_registry.host}/team/analysis", pushed.built.digest, pushed.lock)
+
+
+@pytest.fixture
+def keywords(made: Made) -> dict[str, Any]:
+    return {
+        "env": made.env,
+        "engine": "podman",
+        "n_workers": 1,
+        "threads_per_worker": 1,
+        "dashboard_address": ":0",
+    }
+
+
+def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) -> None:
+    said: list[str] = []
+
+    class Listening(Hooks):
+        def step(self, where: str, what: str) -> None:
+            said.append(what)
+
+    assert podman("images", "--quiet") == ""
+    keywords |= {"env": f"image:{made.name}:made", "n_workers": 2, "hooks": Listening()}
+    with SyncedCluster(**keywords) as cluster, Client(cluster) as client:
+        assert [what for what in said if what.startswith("pulling ")] == [
+            f"pulling {made.name}@{made.digest} with podman"
+        ]
+        names = podman.containers()
+        assert len(names) == 3
+        assert all(name.startswith("envsync-") for name in names)
+        where = client.run(lambda: (sys.prefix, os.path.exists("/run/.containerenv")))
+        assert set(where.values()) == {("/opt/envsync/env", True)}
+        assert client.run_on_scheduler(lambda: sys.prefix) == "/opt/envsync/env"
+        assert client.submit(sum, [1, 2]).result() == 3
+        verification = cluster.verify(on_mismatch="ignore")
+        assert equal_but_for_the_client(verification)
+        assert verification.summary().startswith("1 scheduler, 2 workers and 1 client")
+        assert cluster.prepared[0].lock == made.lock
+        assert set(cluster.get_logs()) >= {"Scheduler", *cluster.scheduler_info["workers"]}
+        client.run(lambda: sys.stderr.write("a word of the worker\n"))
+        until(lambda: any("a word of the worker" in line for line in tails(cluster)))
+        with pytest.raises(ClusterError, match="in its image"):
+            cluster.sync()
+        cluster.scale(1)
+        podman.wait(lambda names: len(names) == 2, 15)
+    assert podman.containers() == []
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 5)
+
+
+def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
+    with started(keywords) as client:
+        podman.wait(lambda names: len(names) == 2, 60)
+        os.kill(client.pid, signal.SIGKILL)
+        client.wait()
+        podman.wait_until_none(15)
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 5)
+
+
+def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
+    with started(keywords) as client:
+        podman.wait(lambda names: len(names) == 2, 60)
+        agents = processes_in(Path(os.environ["ENVSYNC_CACHE"]))
+        (agent,) = [pid for pid, command in agents.items() if " serve " in command]
+        os.kill(agent, signal.SIGKILL)
+        podman.wait_until_none(15)
+        client.kill()
+
+
+def test_a_killed_container_is_reported(keywords: dict[str, Any], podman: Podman) -> None:
+    with SyncedCluster(**keywords) as cluster:
+        (worker,) = [name for name in podman.containers() if "worker" in name]
+        podman("kill", worker)
+        until(lambda: not cluster.workers)
+        assert podman.wait(lambda names: len(names) == 1, 10)[0].startswith("envsync-scheduler")
+    assert podman.containers() == []
+
+
+def test_what_differs_does_not_start(
+    keywords: dict[str, Any], podman: Podman, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "toolz-0.0.1.dist-info").mkdir()
+    (tmp_path / "toolz-0.0.1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: toolz\nVersion: 0.0.1\n"
+    )
+    kept = Container.command
+
+    def command(self: Container, *arguments: Any, read: Any, env: Any, **more: Any) -> list[str]:
+        env = {**env, "PYTHONPATH": str(tmp_path)}
+        return kept(self, *arguments, read=(*read, str(tmp_path)), env=env, **more)
+
+    monkeypatch.setattr(Container, "command", command)
+    with pytest.raises(MismatchError, match="not the wanted one") as caught:
+        SyncedCluster(**keywords)
+    [found] = [one for one in caught.value.differences if one.severity == "error"]
+    assert (found.subject, found.right) == ("toolz", "0.0.1")
+    assert podman.containers() == []
+
+
+def test_two_hosts(made: Made, lab: Lab) -> None:
+    """Over SSH, with the image brought there by other means; the client has no podman's storage in common."""
+    machines = [lab.host(HERE) for _ in range(2)]
+    try:
+        engines = [Podman(machine) for machine in machines]
+        name = f"registry.example.org/team/analysis@{made.digest}"
+        for machine in machines:
+            machine.exec(
+                *("skopeo", "copy", "--quiet", f"oci:{made.layout}:made"),
+                f"containers-storage:registry.example.org/team/analysis:x@{made.digest}".replace(
+                    f"@{made.digest}", ""
+                ),
+            )
+        backend = SSH(
+            [one.name for one in machines], config=lab.config, identities=lab.key, cache="/mnt/cache"
+        )
+        with (
+            SyncedCluster(
+                backend, env=f"image:{name}", n_workers=2, threads_per_worker=1, hooks=Hooks()
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            assert cluster.scheduler_address.startswith(f"tls://{machines[0].address}:")
+            where = client.run(lambda: (os.uname().nodename, sys.prefix))
+            assert set(where.values()) == {(one.name, "/opt/envsync/env") for one in machines}
+            assert sorted(len(engine.containers()) for engine in engines) == [1, 2]
+            assert equal_but_for_the_client(cluster.verify(on_mismatch="ignore"))
+            assert sum(client.gather(client.map(lambda x: x + 1, range(10)))) == 55
+        for engine in engines:
+            assert engine.containers() == []
+    finally:
+        for machine in machines:
+            machine.kill()
+
+
+# -- what goes wrong
+
+
+async def look(environment: dict[str, str | None], env: str, engine: str | None = "podman") -> dict[str, Any]:
+    """Have an image on a host that has another environment than this client."""
+    supply = Supply(default_store(), read_settings({}, project=Path("/")), capture())
+    async with await Session.open(Elsewhere(environment), supply=supply) as session:
+        found = await contained(session, image_of(env, engine), Hooks())
+        return found.environment.report
+
+
+def put(registry: DockerRegistry, folder: Path, name: str, platform: Platform, **labels: str) -> str:
+    """Put an image into the registry, and return its name with its digest."""
+    layer = tar_of({"hello": b"hello"})
+    made = put_image(Layout(folder / name), [[layer]], platform=platform, run={"Labels": labels})
+    target = f"{registry.host}/{name}"
+    subprocess.run(
+        [
+            *("skopeo", "copy", "--quiet", "--dest-tls-verify=false"),
+            *(f"oci:{folder / name}:{TAG}", f"docker://{target}:x"),
+        ],
+        check=True,
+    )
+    return f"image:{target}@{made.digest}"
+
+
+async def test_images_that_are_not_ours(made: Made, docker_registry: DockerRegistry, tmp_path: Path) -> None:
+    here = Platform.of("linux", os.uname().machine)
+    other = Platform(architecture="riscv64")
+    with pytest.raises(ImageError, match=r"has no label org\.envsync\.lock"):
+        await look({}, put(docker_registry, tmp_path, "others", here))
+    with pytest.raises(UnfitHostError, match="is for linux/riscv64, and this host is linux/"):
+        await look({}, put(docker_registry, tmp_path, "foreign", other, **{"org.envsync.lock": "0" * 64}))
+    with pytest.raises(ImageError, match="does not run with podman"):
+        await look({}, put(docker_registry, tmp_path, "empty", here, **{"org.envsync.lock": "0" * 64}))
+    with pytest.raises(ImageError, match=r"podman cannot pull .*: .*manifest unknown"):
+        await look({}, f"image:{made.name}@sha256:{'0' * 64}")
+    with pytest.raises(ImageError, match=r"there is no image .*:nothing"):
+        image_of(f"image:{made.name}:nothing")
+    with pytest.raises(ImageError, match="hosts take images from a registry"):
+        image_of("image:oci:images:made".removeprefix("image:"))
+
+
+async def test_engines_that_cannot_be_used(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(UnfitHostError, match="no container engine can be used: podman cannot be used: "):
+        await look({"CONTAINERS_CONF": "/dev/null/nothing", "HOME": str(tmp_path)}, made.env)
+    with pytest.raises(UnfitHostError, match="no container engine can be used: docker "):
+        await look({"DOCKER_HOST": f"unix://{tmp_path}/nobody.sock"}, made.env, "docker")
+    with pytest.raises(ValueError, match="'podman' or 'docker', not 'lxc'"):
+        image_of(made.env, "lxc")
+
+
+async def test_a_login_goes_along_where_it_is_needed(
+    made: Made,
+    docker_registry: DockerRegistry,
+    podman: Podman,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    podman("rmi", "--all", "--force")
+    password = "hunter2-canary"
+    with DockerRegistry(tmp_path / "r", login=("ada", password), store=docker_registry.store) as closed:
+        env = f"image:{closed.host}/team/analysis@{made.digest}"
+        there = {"REGISTRY_AUTH_FILE": None, "HOME": str(tmp_path), "DOCKER_CONFIG": None}
+        with pytest.raises(RegistryLoginError, match="podman cannot pull"):
+            await look(there, env)
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
+        for secret in ("wrong-" + password, password):
+            auth = base64.b64encode(f"ada:{secret}".encode()).decode()
+            (tmp_path / "auth.json").write_text(json.dumps({"auths": {closed.host: {"auth": auth}}}))
+            if secret != password:
+                with pytest.raises(RegistryLoginError) as caught:
+                    await look(there, env)
+                assert password not in str(caught.value)
+            else:
+                report = await look(there, env)
+                assert report["interpreter"]["prefix"] == "/opt/envsync/env"
+            runs = Path(os.environ["ENVSYNC_CACHE"], "runs")
+            assert not [*runs.glob("*/*/config.json")]
+
+
+# -- inner
+
+
+_SCRIPT = """
+import json, sys, time
+from envsync import SyncedCluster
+if __name__ == "__main__":
+    cluster = SyncedCluster(**json.loads(sys.argv[1]))
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+class started:  # noqa: N801 - read as a phrase
+    """A cluster in a process of its own."""
+
+    def __init__(self, keywords: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _SCRIPT, json.dumps(keywords)],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def __enter__(self) -> subprocess.Popen[bytes]:
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"up\n"
+        return self.process
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def tails(cluster: SyncedCluster) -> Iterator[str]:
+    for worker in cluster.workers.values():
+        yield from worker.remote.tail()
+
+
+def until(fits: Any, seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not fits() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert fits()
