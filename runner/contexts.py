@@ -18,6 +18,7 @@ from envsync.scratch import scratch
 from envsync.store import default_store
 from envsync.stores.pulling import Pulled
 from envsync.supply import Supply
+from envsync.target import version_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,6 +112,7 @@ async def collect(
     options: DockerOptions,
     *,
     base_digest: str = "",
+    libc: tuple[str, str] | None = None,
     lock: Lock | Pulled | None = None,
     store: Store | None = None,
     settings: IndexSettings,
@@ -129,6 +131,8 @@ async def collect(
         What is wanted of the image.
     base_digest : str
         Of the base, where that is known.
+    libc : (str, str), optional
+        That of the base, where that is known: an older one than here is locked for.
     lock : Lock or Pulled, optional
         The packages; made from the snapshot if not given.
     store, settings, allow_substitutes, hooks
@@ -141,6 +145,8 @@ async def collect(
     """
     hooks, store = hooks or Hooks(), store or default_store()
     target = target_of(snapshot, options, lock)
+    if lock is None and libc is not None and _is_older(libc, target.libc):
+        target = replace(target, libc=libc)
     text = template(options.template)
     base = base_of(options, target)
     gathered = await gather(
@@ -173,6 +179,10 @@ async def collect(
         base_digest=base_digest,
         mounts=options.mounts,
     )
+
+
+def _is_older(libc: tuple[str, str], other: tuple[str, str] | None) -> bool:
+    return other is not None and libc[0] == other[0] and version_numbers(libc[1]) < version_numbers(other[1])
 
 
 def target_of(snapshot: Snapshot, options: DockerOptions, lock: Lock | Pulled | None) -> Target:
@@ -252,6 +262,7 @@ def push_with_docker(
                 snapshot,
                 replace(options, mounts=engine.uses_buildkit()),
                 base_digest=base_digest,
+                libc=engine.libc(Reference.parse(base)) if lock is None else None,
                 lock=lock,
                 store=store,
                 settings=settings,

@@ -194,30 +194,27 @@ def check(engine: DockerEngine, image: str, lock: Lock) -> None:
 
 @pytest.mark.lab
 @pytest.mark.slow
-@pytest.mark.parametrize("base", ["python", "bare"])
 def test_an_image_is_built_and_pushed(
-    project: Project, docker_engine: DockerEngine, image: str, base: str, tmp_path: Path
+    project: Project, docker_engine: DockerEngine, image: str, tmp_path: Path
 ) -> None:
-    """On a base with a Python, and on one without: then it is like one that was made without an engine."""
+    """It is there under its tags, and is like one that was made without an engine."""
     lock = Lock.read(project.lock)
-    pushed = project.push("--base", f"lab/{base}:1", "--tag", "other", image)
+    pushed = project.push("--base", "lab/python:1", "--tag", "other", image)
     name = f"{image}:{lock.digest[:12]}"
     assert pushed["reference"] == f"{name}@{pushed['digest']}"
-    assert pushed["layers_sent"] == pushed["layers"] >= 3
+    assert pushed["layers"] >= 3
     assert pushed["tags"] == [lock.digest[:12], "other"]
     check(docker_engine, name, lock)
-    own = docker_engine.run(name, "readlink", "-f", "/opt/envsync/env/bin/python").strip()
-    brought = base == "bare" or MINOR != "3.11"
-    assert own.startswith("/opt/envsync/python/bin/" if brought else "/usr/bin/python")
     seen = json.loads(project.run("inspect", "--json", f"{image}:other").stdout)
     assert (seen["digest"], seen["lock"]) == (pushed["digest"], lock.digest)
-    assert seen["base"]["name"] == f"lab/{base}:1"
+    assert seen["base"]["name"] == "lab/python:1"
     assert [one["name"] for one in seen["trees"]] == ["code"]
     project.run("diff", f"{image}:other", project.lock)
     docker_engine.docker("rmi", "-f", name, f"{image}:other")
-    docker_engine.docker("pull", "-q", pushed["reference"].replace(f":{lock.digest[:12]}", ""))
+    docker_engine.docker("pull", "-q", f"{image}@{pushed['digest']}")
     layout = tmp_path / "layout"
-    project.run("push", "--lock", project.lock, "--base", f"oci:{base_layout(base)}:{TAG}", f"oci:{layout}:x")
+    base = f"oci:{base_layout('python')}:{TAG}"
+    project.run("push", "--lock", project.lock, "--base", base, f"oci:{layout}:x")
     assert json.loads(project.run("inspect", "--json", f"oci:{layout}:x").stdout)["trees"] == seen["trees"]
 
 
@@ -261,6 +258,9 @@ def test_others_build_it_from_a_folder(
     command = ["build", "--network=none", "--build-arg", "PACKAGES=", "-t", tag, folder]
     docker_engine.docker(*command, environment={"DOCKER_BUILDKIT": str(int(buildkit))})
     check(docker_engine, tag, lock)
+    own = docker_engine.run(tag, "readlink", "-f", "/opt/envsync/env/bin/python").strip()
+    brought = base == "bare" or MINOR != "3.11"  # the lab's base with a Python has Debian 12's
+    assert own.startswith("/opt/envsync/python/bin/" if brought else "/usr/bin/python")
     (config,) = json.loads(docker_engine.docker("image", "inspect", tag).stdout)
     assert config["Config"]["Labels"]["org.envsync.lock"] == lock.digest
     environment = dict(one.split("=", 1) for one in config["Config"]["Env"])

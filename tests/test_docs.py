@@ -41,7 +41,7 @@ def command_lines() -> list[tuple[str, str]]:
         for line in text.replace("\\\n", " ").splitlines():
             command = line.removeprefix("$ ").strip()
             if command.startswith(("envsync ", "dask envsync ")):
-                found.append((place, command.split("  #")[0].split(" && ")[0].removeprefix("dask ")))
+                found.append((place, re.split("  #| && | > ", command)[0].removeprefix("dask ")))
     return found
 
 
@@ -52,7 +52,7 @@ def test_every_command_line_is_one_that_envsync_takes(
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line)[1:]
     for name in words:
-        if name.endswith((".pem", ".toml")):  # click looks whether these are there
+        if name.endswith((".pem", ".toml", "/Dockerfile")):  # click looks whether these are there
             (tmp_path / name).touch()
     if words == ["--version"]:
         return

@@ -79,7 +79,8 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
             wanted.add("/".join([*FOLDERS[top].split("."), *rest]))
     assert names == wanted
     assert {"envsync/runner/__init__.py", "envsync/plugins/__init__.py"} <= names
-    assert "envsync/py.typed" in zipfile.ZipFile(wheel).namelist()
+    others = {f"envsync/dockerfiles/{file.name}" for file in (ROOT / "dockerfiles").iterdir()}
+    assert {"envsync/py.typed", *others} <= set(zipfile.ZipFile(wheel).namelist())
 
 
 @pytest.mark.slow
@@ -100,6 +101,14 @@ def test_the_wheel_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> 
         cwd=tmp_path,
     ).stdout
     assert version == dask
+    shown = subprocess.run(
+        [prefix / "bin" / "envsync", "build", "--dockerfile", "--template", "gpu"],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    ).stdout
+    assert shown == (ROOT / "dockerfiles/gpu.Dockerfile").read_text()
     assert version.split()[-1] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     listing = (
         "import pathlib, envsync.runner, envsync.plugins as p;"

@@ -232,8 +232,8 @@ def _install(folder: Path, lock: Lock, store: Store, uv: str, interpreter: Inter
         for one in artifacts
     ]
     _text(folder / "pylock.toml", pylock(told, places))
-    report = {key: value for key, value in lock.report().items() if key not in ("who", "trees")}
-    _text(folder / "wanted.json", json.dumps(report, sort_keys=True))
+    report = {key: value for key, value in lock.report().items() if key != "trees"}
+    _text(folder / "wanted.json", json.dumps({**report, "who": "lock"}, sort_keys=True))
     _text(folder / "minor", lock.target.minor + "\n")
     _text(folder / "envsync.pth", TREES_PTH)
     _text(folder / "install.sh", _shipped("install.sh"))

@@ -139,6 +139,24 @@ class Engine:
         short = name.rpartition("@")[0] or name.rpartition(":")[0]
         return next((digest for repository, _, digest in digests if repository == short), "")
 
+    def libc(self, reference: Reference) -> tuple[str, str] | None:
+        """Ask a base image that is in the engine which C library it has; None if it does not say."""
+        from docker.errors import ContainerError
+
+        try:
+            with _told("the base image cannot be looked at"):
+                said = self._client.containers.run(
+                    _name(reference),
+                    ["GNU_LIBC_VERSION"],
+                    entrypoint=["getconf"],
+                    network_mode="none",
+                    remove=True,
+                )
+        except (ImageError, ContainerError):
+            return None  # no getconf: the build will tell
+        found = re.fullmatch(rb"glibc (\d+\.\d+)\s*", said)
+        return None if found is None else ("glibc", found[1].decode())
+
     def build(self, folder: Path, tag: str, platform: Platform) -> int:
         """Build a folder, and return the image's size in bytes, unpacked.
 
