@@ -84,6 +84,20 @@ def test_what_a_dead_agents_processes_were_given_goes_at_once(cache: Cache, dead
     assert list(cache.runs.iterdir()) == []
 
 
+def test_what_was_to_be_run_after_a_dead_agents_process_is_run(
+    cache: Cache, dead: dict[str, str], tmp_path: Path
+) -> None:
+    """So ends a container that outlived its agent: only on the machine that it runs on."""
+    for name, owner in (("dead", dead), ("living", myself()), ("elsewhere", ELSEWHERE)):
+        folder = run_folder(cache, name, None)
+        after = ["touch", str(tmp_path / f"after-{name}")]
+        (folder / "owner").write_text(json.dumps({**owner, "files": [], "after": after}))
+        age(folder, 2 * DAY)
+    sweep(cache)
+    sweep(cache)
+    assert [path.name for path in tmp_path.glob("after-*")] == ["after-dead"]
+
+
 def test_a_living_agents_are_not_touched_however_old(cache: Cache) -> None:
     folder = run_folder(cache, "w", myself())
     age(folder, 100 * DAY)

@@ -41,6 +41,7 @@ from envsync.supply import Supply
 from tests.elsewhere import Elsewhere
 from tests.images import tar_of
 from tests.lab.bases import TAG, base_layout, put_image
+from tests.lab.docker import DockerEngine
 from tests.lab.fixtures import demand
 from tests.lab.install import PODMAN
 from tests.lab.machines import HERE, Lab
@@ -157,8 +158,7 @@ def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: P
 def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
     with started(keywords) as client:
         podman.wait(lambda names: len(names) == 2, 60)
-        agents = processes_in(Path(os.environ["ENVSYNC_CACHE"]))
-        (agent,) = [pid for pid, command in agents.items() if " serve " in command]
+        (agent,) = agents()
         os.kill(agent, signal.SIGKILL)
         podman.wait_until_none(15)
         client.kill()
@@ -227,6 +227,50 @@ def test_two_hosts(made: Made, lab: Lab) -> None:
     finally:
         for machine in machines:
             machine.kill()
+
+
+def test_docker(
+    made: Made, docker_engine: DockerEngine, keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with an engine whose containers are a daemon's; and it is found without being named."""
+
+    def containers() -> list[str]:
+        return docker_engine.docker("ps", "--all", "--quiet").stdout.split()
+
+    for name in ("PATH", "DOCKER_HOST", "DOCKER_CONFIG"):
+        monkeypatch.setenv(name, docker_engine.environment[name])
+    keywords.pop("engine")
+    with SyncedCluster(**keywords) as cluster, Client(cluster) as client:
+        assert len(containers()) == 2
+        assert cluster.prepared[0].container is not None
+        assert cluster.prepared[0].container.engine == "/usr/bin/docker"
+        assert client.submit(lambda: sys.prefix).result() == "/opt/envsync/env"
+        assert equal_but_for_the_client(cluster.verify(on_mismatch="ignore"))
+    assert containers() == []
+    with started(keywords) as process:
+        assert len(containers()) == 2
+        process.kill()
+        process.wait()
+        until(lambda: not containers())
+    with started(keywords):
+        (agent,) = agents()
+        os.kill(agent, signal.SIGKILL)
+        until(lambda: not containers())
+
+
+def test_envsync_run(made: Made, podman: Podman) -> None:
+    code = "from distributed import Client; import sys; print(Client().submit(lambda: sys.prefix).result())"
+    options = ["--env", made.env, "--engine", "podman", "-n", "1", "--threads-per-worker", "1"]
+    envsync = Path(sys.executable).with_name("envsync")
+    done = subprocess.run(
+        [envsync, "run", *options, sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "/opt/envsync/env\n"
+    assert podman.containers() == []
+    for more in (["--env", "pylock.toml"], ["--engine", "docker"], [*options, "--lock", "pylock.toml"]):
+        refused = subprocess.run([envsync, "run", *more, "true"], capture_output=True, check=False)
+        assert refused.returncode == 2
 
 
 # -- what goes wrong
@@ -342,6 +386,11 @@ class started:  # noqa: N801 - read as a phrase
     def __exit__(self, *exc: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def agents() -> list[int]:
+    found = processes_in(Path(os.environ["ENVSYNC_CACHE"]))
+    return [pid for pid, command in found.items() if " serve " in command]
 
 
 def tails(cluster: SyncedCluster) -> Iterator[str]:

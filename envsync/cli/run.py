@@ -72,6 +72,18 @@ _NOT_EXECUTABLE = 126
     "what was pushed to a store, local code as it was then too.",
 )
 @click.option(
+    "--env",
+    "image",
+    metavar="image:NAME",
+    help="Run the cluster from this container image, which envsync push made: a name in a registry, with a "
+    "tag or a digest.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["podman", "docker"]),
+    help="What runs the image; by default what a host has.",
+)
+@click.option(
     "--on-mismatch",
     type=click.Choice(["raise", "warn"]),
     default="raise",
@@ -87,6 +99,8 @@ def command(
     threads_per_worker: int | None,
     memory_limit: str | float | None,
     lock_file: str | None,
+    image: str | None,
+    engine: str | None,
     on_mismatch: str,
     cache: str | None,
     arguments: tuple[str, ...],
@@ -102,6 +116,12 @@ def command(
     if backend == "local" and names:
         raise click.UsageError("--hosts needs --on ssh")
     demand_hosts(names, "--hosts")
+    if image is not None and not image.startswith("image:"):
+        raise click.UsageError(f"--env takes image:NAME, not {image}")
+    if image is not None and lock_file is not None:
+        raise click.UsageError("--env names an image, which has a lock of its own: leave out --lock")
+    if engine is not None and image is None:
+        raise click.UsageError("--engine needs --env image:NAME")
     if shutil.which(arguments[0]) is None:  # known before anything is started
         click.echo(f"error: {arguments[0]}: there is no such command", err=True)
         sys.exit(_NOT_FOUND)
@@ -112,6 +132,8 @@ def command(
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
         "lock": lock_file,
+        "env": image,
+        "engine": engine,
         "on_mismatch": on_mismatch,
         "cwd": first_folder(arguments),
     }
