@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from benchmarks.existing import existing
 from benchmarks.imaging import image
 from benchmarks.looking import lock, look
 from benchmarks.realising import realise
+from benchmarks.storing import store
 from benchmarks.timing import ROUNDS, Table
 
 README = Path(__file__).with_name("README.md")
@@ -24,6 +25,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "realise": realise,
     "start": lambda: [start()],
     "existing": existing,
+    "store": store,
     "image": image,
 }
 
@@ -50,16 +52,24 @@ def main() -> None:
     # wheels in folders of this machine's would be another job than that of most
     os.environ["PIP_CONFIG_FILE"] = os.devnull
     os.environ.pop("PIP_FIND_LINKS", None)
-    text = [machine()]
+    tables = []
     for name in options.parts or PARTS:
         for table in PARTS[name]():
-            text.append(table.markdown())
-            print(f"\n{text[-1]}", flush=True)
-    print(f"\n{text[0]}")
+            tables.append(table.markdown())
+            print(f"\n{tables[-1]}", flush=True)
+    print(f"\n{machine()}")
     if options.write:
         before, _, rest = README.read_text().partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n" + "\n\n".join(text) + f"\n{END}{after}")
+        known, _, after = rest.partition(END)
+        README.write_text(f"{before}{BEGIN}\n{merged(known, tables)}\n{END}{after}")
+
+
+def merged(known: str, tables: Sequence[str]) -> str:
+    """Put tables in the place of those of the same title, or at the end; others stay, from their own runs."""
+    _, *old = known.split("\n### ")
+    found = {one.splitlines()[0]: one.strip() for one in old}
+    found.update({one.splitlines()[0][4:]: one[4:].strip() for one in tables})
+    return "\n\n".join([machine(), *(f"### {one}" for one in found.values())])
 
 
 if __name__ == "__main__":
