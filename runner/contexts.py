@@ -275,7 +275,9 @@ def push_with_docker(
         )
         built = f"{reference.name}:{tags[0]}"
         started = time.monotonic()
-        size = engine.build(context.folder, built, platform)
+        # what only installs needs no network; dev and a user's own Dockerfile may install system packages
+        network = "none" if options.template in ("base", "gpu") else ""
+        size = engine.build(context.folder, built, platform, network=network)
         hooks.done("here", "built", time.monotonic() - started)
     started = time.monotonic()
     sent = [engine.push(built, reference, tag) for tag in tags]

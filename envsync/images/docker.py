@@ -157,7 +157,7 @@ class Engine:
         found = re.fullmatch(rb"glibc (\d+\.\d+)\s*", said)
         return None if found is None else ("glibc", found[1].decode())
 
-    def build(self, folder: Path, tag: str, platform: Platform) -> int:
+    def build(self, folder: Path, tag: str, platform: Platform, *, network: str = "") -> int:
         """Build a folder, and return the image's size in bytes, unpacked.
 
         Parameters
@@ -168,6 +168,8 @@ class Engine:
             What the image is called in the engine.
         platform : Platform
             What it runs on.
+        network : str
+            What its steps may use, such as ``"none"``; the engine's default if empty.
 
         Raises
         ------
@@ -175,7 +177,7 @@ class Engine:
             A step failed; the error shows what it wrote last.
         """
         if self.uses_buildkit():
-            self._build_by_command(folder, tag, platform)
+            self._build_by_command(folder, tag, platform, network)
         else:
             with _told("the image cannot be built"):
                 events = self._api.build(
@@ -185,13 +187,15 @@ class Engine:
                     forcerm=True,
                     decode=True,
                     platform=str(platform),
+                    network_mode=network or None,
                 )
                 self._follow(events, "the image cannot be built")
         with _told("the image that was built is not in the engine"):
             return int(self._api.inspect_image(tag)["Size"])
 
-    def _build_by_command(self, folder: Path, tag: str, platform: Platform) -> None:
+    def _build_by_command(self, folder: Path, tag: str, platform: Platform, network: str) -> None:
         command = ["docker", "build", "--progress", "plain", "--platform", str(platform), "-t", tag]
+        command += ["--network", network] if network else []
         process = subprocess.Popen(
             [*command, str(folder)],
             env={**os.environ, "DOCKER_BUILDKIT": "1"},
