@@ -38,6 +38,7 @@ from envsync.runner.session import Session
 from envsync.snapshot import capture
 from envsync.store import default_store
 from envsync.supply import Supply
+from envsync.trees import pack
 from tests.elsewhere import Elsewhere
 from tests.images import tar_of
 from tests.lab.bases import TAG, base_layout, put_image
@@ -56,8 +57,9 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass
 class Made:
-    """An image of the small lock."""
+    """An image of the small lock and of a folder with code."""
 
+    code: Path
     layout: Path
     name: str
     digest: str
@@ -92,12 +94,20 @@ def made(
     folder = tmp_path_factory.mktemp("image")
     settings = read_settings({}, project=folder)
     options = ImageOptions(base=f"oci:{base_layout('bare')}:{TAG}")
-    lock, snapshot = Lock.read(small_lock), capture()
+    code, small = folder / "analyses", Lock.read(small_lock)
+    code.mkdir()
+    (code / "analysis.py").write_text("ANSWER = 1\n")
+    snapshot = capture(cwd=str(code))
+    (tree,) = [one for one in snapshot.source_trees if one.root == str(code)]
+    trees = (pack(tree, default_store()).reference(),)
+    lock = Lock.of(small.artifacts(), small.target, records=small.records, trees=trees)
     for place in (f"oci:{folder / 'layout'}:made", f"{docker_registry.host}/team/analysis:made"):
         pushed = asyncio.run(
             push_image(ImagePlace.parse(place), snapshot, options, lock=lock, settings=settings)
         )
-    return Made(folder / "layout", f"{docker_registry.host}/team/analysis", pushed.built.digest, pushed.lock)
+    return Made(
+        code, folder / "layout", f"{docker_registry.host}/team/analysis", pushed.built.digest, pushed.lock
+    )
 
 
 @pytest.fixture
@@ -118,12 +128,23 @@ def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) ->
         def step(self, where: str, what: str) -> None:
             said.append(what)
 
+        def warning(self, where: str, text: str) -> None:
+            said.append(text)
+
     assert podman("images", "--quiet") == ""
-    keywords |= {"env": f"image:{made.name}:made", "n_workers": 2, "hooks": Listening()}
+    (made.code / "analysis.py").write_text("ANSWER = 2\n")
+    keywords |= {
+        "env": f"image:{made.name}:made",
+        "n_workers": 2,
+        "hooks": Listening(),
+        "cwd": str(made.code),
+    }
     with SyncedCluster(**keywords) as cluster, Client(cluster) as client:
         assert [what for what in said if what.startswith("pulling ")] == [
             f"pulling {made.name}@{made.digest} with podman"
         ]
+        assert "local code is not as it is in the image: analyses; push an image of it" in said
+        assert client.submit(lambda: __import__("analysis").ANSWER).result() == 1
         names = podman.containers()
         assert len(names) == 3
         assert all(name.startswith("envsync-") for name in names)

@@ -199,7 +199,7 @@ class Child:
         if not self.ended.wait(grace):
             family.update(descendants([self.pid]))
             self.signal(signal.SIGKILL)
-            self.ended.wait(5)
+            self.ended.wait(_AFTER if self._after else 5)
         end_all(family)
 
     def _read(self) -> None:
