@@ -5,7 +5,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 root=/opt/envsync
 minor=$(cat "$here/minor")
-export UV_CACHE_DIR=/var/cache/envsync UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_OFFLINE=1
+export UV_CACHE_DIR=/var/cache/envsync UV_PYTHON_DOWNLOADS=never UV_NO_PROGRESS=1 UV_OFFLINE=1 NO_COLOR=1
 
 # The base's own Python, if it is of that version and has all of its standard library.
 python=
