@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from envsync.images.context import TEMPLATES, default_base, dockerfile, template
+from envsync.images.docker import Engine
+from envsync.images.reference import Reference
 from envsync.lock import Lock
 from envsync.plugins import scan
 from envsync.plugins.compare import NOTE, compare
@@ -434,3 +436,14 @@ def test_a_folder_of_somebodys_own_is_left_alone(project: Project, tmp_path: Pat
     for _ in range(2):
         project.run("build", "--lock", project.lock, fresh)
     assert sorted(one.name for one in fresh.iterdir()) == ["Dockerfile", "image", "install"]
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_a_base_says_which_c_library_it_has(
+    project: Project, docker_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", docker_engine.host)
+    with Engine() as engine:
+        assert engine.libc(Reference.parse("lab/python:1")) == ("glibc", "2.36")
+        assert engine.libc(Reference.parse("lab/nothing:1")) is None
