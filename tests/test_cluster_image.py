@@ -195,7 +195,11 @@ def test_a_killed_container_is_reported(keywords: dict[str, Any], podman: Podman
 
 
 def test_what_differs_does_not_start(
-    keywords: dict[str, Any], podman: Podman, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    keywords: dict[str, Any],
+    made: Made,
+    podman: Podman,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "toolz-0.0.1.dist-info").mkdir()
     (tmp_path / "toolz-0.0.1.dist-info/METADATA").write_text(
@@ -204,7 +208,7 @@ def test_what_differs_does_not_start(
     kept = Container.command
 
     def command(self: Container, *arguments: Any, read: Any, env: Any, **more: Any) -> list[str]:
-        env = {**env, "PYTHONPATH": str(tmp_path)}
+        env = {**env, "PYTHONPATH": f"{tmp_path}:/opt/envsync/trees/{made.lock.trees[0].digest}"}
         return kept(self, *arguments, read=(*read, str(tmp_path)), env=env, **more)
 
     monkeypatch.setattr(Container, "command", command)
