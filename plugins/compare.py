@@ -8,16 +8,19 @@ left the names of what no task needs (`tools`). A key that a side does not have 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Iterable, Iterator, Mapping, Tuple
 
-__all__ = ["CORE", "ERROR", "FATAL", "NOTE", "RANK", "WARNING", "Difference", "compare", "worst"]
+__all__ = ["CORE", "ERROR", "FATAL", "NOTE", "RANK", "SCHEDULER", "WARNING", "Difference", "compare", "worst"]
 
 FATAL, ERROR, WARNING, NOTE = "fatal", "error", "warning", "note"
 RANK = {FATAL: 0, ERROR: 1, WARNING: 2, NOTE: 3}
 
 # Two processes with different versions of these may not even understand each other.
 CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
+
+SCHEDULER = "scheduler"
+"""What the process of a scheduler is called."""
 
 _RESYNC = "make the two equal (envsync sync), or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
@@ -95,7 +98,17 @@ def compare(
         Difference(severity, kind, subject, old, new, where, process, advice)
         for severity, kind, subject, old, new, advice in rows
     ]
+    if process == SCHEDULER:
+        made = [_of_a_scheduler(one) for one in made]
     return sorted(made, key=lambda one: (RANK[one.severity], one.subject, one.kind))
+
+
+def _of_a_scheduler(one: Difference) -> Difference:
+    """Make little of what a scheduler, which runs no tasks, merely imported before the wanted one came."""
+    if one.severity == ERROR and one.kind == "imported":
+        advice = "tasks have the wanted one; the scheduler keeps what it has imported until it is restarted"
+        return replace(one, severity=WARNING, advice=advice)
+    return one
 
 
 _Row = Tuple[str, str, str, str, str, str]
@@ -233,6 +246,12 @@ def _imports(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row
         if there is None or (old and name not in old):
             continue
         if _astray(held, there, right) and not (name in mine and _astray(mine[name], old.get(name), left)):
+            said = held.get("version")
+            if said and not _same_version(said, there["version"]) and _in_site(held["path"]):
+                advice = "it was imported before the wanted one came: restart it"
+                severity = FATAL if name in CORE else ERROR
+                yield (severity, "imported", name, there["version"], said, advice)
+                continue
             advice = "a module of the same name comes first on the path there: rename or remove it"
             yield (ERROR, "shadowed", name, there["location"], held["path"], advice)
             continue
@@ -258,6 +277,11 @@ def _astray(held: Mapping[str, Any], one: Mapping[str, Any] | None, report: Mapp
     if not path or path.startswith(site.rpartition("/")[0] + "/"):
         return False
     return not any(digest and digest in path for digest in (report.get("trees") or {}).values())
+
+
+def _in_site(path: str) -> bool:
+    """Tell whether a module lies where installers put packages, not in somebody's own folder."""
+    return bool({"site-packages", "dist-packages"} & set(path.replace("\\", "/").split("/")))
 
 
 def _public(version: str) -> str:

@@ -19,6 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from .blobs import Blobs, blobs_of
 from .calls import Calls
+from .compare import SCHEDULER, WARNING, Difference
 from .drain import Restarts
 from .fit import fetch_and_build, look_again, put_in, take_out
 from .gate import Gate, refuses
@@ -327,12 +328,30 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         try:
             built = await self._aside(lambda: fetch_and_build(self.wanted, self.blobs.get))
             restart = put_in(who, built)
-            differences = await self._aside(lambda: look_again(self.wanted, process="scheduler"))
+            differences = await self._aside(lambda: look_again(self.wanted, process=SCHEDULER))
         except Exception as error:
             logger.exception("The scheduler could not be given the wanted environment")
             trouble = f"{type(error).__name__}: {error}"
-        self.own = _judged("scheduler", differences, trouble, restart)
+        self.own = _judged(SCHEDULER, [*differences, *self._kept(restart, differences)], trouble, restart)
+        self.own["trouble"] = trouble  # it runs no tasks: what it has imported is a warning, not a failure
         self.gate.own = differences
+
+    def _kept(
+        self, restart: Collection[str], differences: Collection[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Say of distributions that the scheduler has imported others of them, where nothing says so yet."""
+        versions = {one["name"]: one["version"] for one in self.wanted["wanted"].get("distributions") or ()}
+        known = {one["subject"] for one in differences}
+        found = [
+            Difference(
+                *(WARNING, "imported", name, versions.get(name, ""), "another, imported before"),
+                process=SCHEDULER,
+                advice="the scheduler keeps what it has imported until it is restarted",
+            )
+            for name in restart
+            if name not in known
+        ]
+        return [one.to_dict() for one in found]
 
     async def _mend_nannies(self, nannies: Collection[Any]) -> None:
         """Give the state to nannies; those that have it are left in peace."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from dask import config
 from dask.utils import parse_timedelta
 from distributed.client import Client
+from distributed.comm import CommClosedError
 
 from envsync.errors import ClusterError, MismatchError
 from envsync.plugins.blobs import blobs_of
-from envsync.plugins.compare import ERROR, FATAL, Difference
+from envsync.plugins.compare import ERROR, FATAL, WARNING, Difference
 from envsync.plugins.gate import TOPIC, by_value, other_python
 from envsync.plugins.hub import Hub
 from envsync.plugins.survey import survey
@@ -109,6 +110,7 @@ class SyncEnvironment:
         self._told: list[Manifest] = []
         self._roots: tuple[str, ...] = ()
         self._front: set[str] = set()
+        self._kept: tuple[str, ...] = ()
 
     def sync(self) -> Any:
         """Bring the cluster up to this environment as it is now: an edited module, a package just installed.
@@ -210,12 +212,25 @@ class SyncEnvironment:
                 differences=verification.differences,
             )
         self.state, self._snapshot = state, snapshot.digest
+        self._tell_kept(verification)
         if not verification.ok:
             warnings.warn(str(verification), stacklevel=2)
         equal = sum(entry["state"] == "equal" for entry in result["workers"].values())
         said = f"{equal} of {len(result['workers'])} workers have this environment"
         self.hooks.done("cluster", said, time.monotonic() - began)
         return verification
+
+    def _tell_kept(self, verification: Verification) -> None:
+        """Tell once what a scheduler goes on with, which is never restarted."""
+        kept = tuple(
+            f"{one.subject} {one.right} (wanted: {one.left})"
+            for checked in verification.processes
+            for one in checked.differences
+            if checked.kind == "scheduler" and one.kind == "imported" and one.severity == WARNING
+        )
+        if kept and kept != self._kept:
+            self.hooks.warning("cluster", f"the scheduler keeps what it has imported: {', '.join(kept)}")
+        self._kept = kept
 
     async def _apply(self, client: Client, state: dict[str, Any], store: Store) -> dict[str, Any]:
         """Send what the scheduler lacks, and have it make the state true."""
@@ -225,9 +240,15 @@ class SyncEnvironment:
         for _ in range(_ROUNDS):
             await upload(scheduler, list(lacking), store, self.hooks)
             with _not_lost():
-                result: dict[str, Any] = await scheduler.envsync_apply(
-                    state=state, restart=self.restart, take_over=self.take_over
-                )
+                try:
+                    result: dict[str, Any] = await scheduler.envsync_apply(
+                        state=state, restart=self.restart, take_over=self.take_over
+                    )
+                except CommClosedError as error:
+                    raise ClusterError(
+                        "the scheduler went away while the environment was laid over the cluster",
+                        hint="See whether it still runs; sync again when it does.",
+                    ) from error
             if result.get("refused"):
                 raise _owned(**result["refused"])
             lacking = result.get("lacking")

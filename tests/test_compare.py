@@ -258,3 +258,26 @@ def test_every_difference_that_matters_says_what_to_do() -> None:
     }  # fmt: skip
     assert all(row.advice and row.left for row in found if row.severity != "note")
     assert found == compare(report(accelerators=["nvidia 550.54.14"]), copy.deepcopy(right))
+
+
+def test_what_a_scheduler_has_merely_imported_is_a_warning() -> None:
+    wanted = {"distributions": [one("numpy", "2.4.6")]}
+    there = {
+        "distributions": [{**one("numpy", "2.4.6"), "location": "/over/site-packages/numpy.dist-info"}],
+        "imported": {
+            "numpy": {"version": "2.3.0", "path": "/env/lib/python3.11/site-packages/numpy/__init__.py"}
+        },
+    }
+    (worker,) = compare(wanted, there, process="worker 0")
+    (scheduler,) = compare(wanted, there, process="scheduler")
+    assert (worker.severity, worker.kind, worker.left, worker.right) == (
+        "error",
+        "imported",
+        "2.4.6",
+        "2.3.0",
+    )
+    assert "restart" in worker.advice
+    assert scheduler.severity == "warning"
+    core = {"distributions": [one("dask", "2")], "imported": {}}
+    other = {**core, "imported": {"dask": {"version": "1", "path": "/x/site-packages/dask/__init__.py"}}}
+    assert compare(core, other, process="scheduler")[0].severity == "fatal"

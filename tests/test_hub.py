@@ -296,7 +296,9 @@ async def test_the_scheduler_is_mended_too_and_says_what_only_a_restart_brings(
         wish.ship(write_wheel(tmp_path / "wheels", "toolz", "9.9"))
         answer = await wish.apply(client)
         assert answer["scheduler"]["state"] == "restart-needed"
-        assert "toolz" in answer["scheduler"]["trouble"]
+        assert not answer["scheduler"]["trouble"]  # it runs no tasks
+        told = {one["subject"]: one["severity"] for one in answer["scheduler"]["differences"]}
+        assert told["toolz"] == "warning"
 
 
 async def test_blobs_that_were_not_sent_are_asked_for(
