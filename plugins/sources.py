@@ -57,7 +57,7 @@ def covered_here(wanted: Mapping[str, Mapping[str, Any]], besides: Collection[st
 
 def _is_elsewhere(top: str, path: Sequence[str]) -> bool:
     module = _module_of(top)
-    if not module.isidentifier():
+    if module is None:
         return False
     spec = PathFinder.find_spec(module, path)
     return module in sys.builtin_module_names or (spec is not None and spec.origin is not None)
@@ -76,7 +76,7 @@ def _tree_here(files: Mapping[str, str]) -> str | None:
     looked_at = 0
     for path in sorted(files):
         top, _, rest = path.partition("/")
-        if top.endswith((".dist-info", ".egg-info")):
+        if _module_of(top) is None:
             continue
         if top not in places:
             places[top] = _places_of(top)
@@ -93,8 +93,8 @@ def _tree_here(files: Mapping[str, str]) -> str | None:
             other.append(path)
     if missing and len(missing) == looked_at:
         return None
-    parts = [f"{len(other)} of {looked_at} files differ ({other[0]})"] if other else []
-    parts += [f"{len(missing)} of {looked_at} files are not there ({missing[0]})"] if missing else []
+    parts = [f"{len(other)} of {looked_at} files differ ({_shown(other[0])})"] if other else []
+    parts += [f"{len(missing)} of {looked_at} files are not there ({_shown(missing[0])})"] if missing else []
     return ", ".join(parts)
 
 
@@ -109,14 +109,30 @@ def _digest(paths: Sequence[str]) -> str | None:
         return None
 
 
-def _module_of(top: str) -> str:
-    return top[:-3] if top.endswith(".py") else top.split(".", 1)[0] if ".so" in top else top
+def _shown(path: str) -> str:
+    return path if path.isprintable() else ascii(path)
+
+
+def _module_of(top: str) -> str | None:
+    """Return what an import calls a name at the top of a tree; None if it can call it nothing.
+
+    Names need not be identifiers: ``importlib.import_module("my-run")`` finds ``my-run.py``.
+    """
+    if top.endswith((".dist-info", ".egg-info")):
+        return None
+    module = top[:-3] if top.endswith(".py") else top.split(".", 1)[0] if ".so" in top else top
+    # what stands at the top of every process, or of a folder that is a package itself, is not the tree's
+    return None if not module or "." in module or module in ("__main__", "__init__") else module
 
 
 def _places_of(top: str) -> list[str]:
-    """Return the files or folders that an import takes for a name at the top of a tree."""
+    """Return the files or folders that an import takes for a name at the top of a tree.
+
+    Where it takes another of the same folder (of ``run.py`` and ``run/``, one hides the other), that name is
+    there all the same.
+    """
     module = _module_of(top)
-    if not module.isidentifier():
+    if module is None:
         return []
     try:
         spec = importlib.util.find_spec(module)
@@ -124,6 +140,13 @@ def _places_of(top: str) -> list[str]:
         return []
     if spec is None:
         return []
-    if spec.submodule_search_locations:
-        return [] if module != top else [str(place) for place in spec.submodule_search_locations]
-    return [spec.origin] if spec.origin and spec.has_location else []
+    folders = [str(place) for place in spec.submodule_search_locations or ()]
+    origin = spec.origin if spec.origin and spec.has_location else None
+    taken = folders or ([origin] if origin else [])
+    if module == top and folders:
+        return folders
+    if [top] == [os.path.basename(place) for place in taken]:
+        return taken
+    beside = [os.path.join(os.path.dirname(place), top) for place in taken]
+    found = [place for place in beside if os.path.exists(place)]
+    return found or ([origin] if origin and module != top and not folders else [])

@@ -15,7 +15,7 @@ from envsync.hooks import Hooks
 from envsync.lock import Lock
 from envsync.plugins.compare import compare
 from envsync.plugins.gate import look
-from envsync.plugins.sources import code_here
+from envsync.plugins.sources import code_here, covered_here
 from envsync.runner.verifying import demand_client
 from envsync.snapshot import capture
 from envsync.target import Target
@@ -56,6 +56,48 @@ def test_a_file_that_is_missing_is_named(folder: Path) -> None:
     code = wanted(folder, *ALL)
     (folder / "zz_pack/data/table.yaml").unlink()
     assert code_here(code)["mine"] == "1 of 4 files are not there (zz_pack/data/table.yaml)"
+
+
+ODD = (
+    "my-run.py",
+    "01_load.py",
+    "a b.py",
+    "dir-x/m.py",
+    "line\nbreak.py",
+    "__main__.py",
+    "v1.2/m.py",
+    "a.b.py",
+)
+
+
+def test_names_that_no_import_statement_can_write(folder: Path) -> None:
+    for path in ODD:
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text("z = 1\n")
+    code = wanted(folder, *ALL, *ODD)
+    assert code_here(code) == {"mine": "d" * 64}
+    assert covered_here(code, [str(folder)]) == []
+    (folder / "my-run.py").write_text("changed\n")
+    assert code_here(code)["mine"] == "1 of 9 files differ (my-run.py)"
+    (folder / "my-run.py").write_text("z = 1\n")
+    (folder / "line\nbreak.py").unlink()
+    assert code_here(code)["mine"] == r"1 of 9 files are not there ('line\nbreak.py')"
+
+
+@pytest.mark.parametrize("package", [True, False])
+def test_a_module_and_a_folder_of_one_name(folder: Path, package: bool) -> None:
+    paths = ["zz_two.py", "zz_two/data.csv", *(["zz_two/__init__.py"] if package else [])]
+    (folder / "zz_two").mkdir()
+    for path in paths:
+        (folder / path).write_text("z = 1\n")
+    code = wanted(folder, *ALL, *paths)
+    assert code_here(code) == {"mine": "d" * 64}
+    for path in ("zz_two.py", "zz_two/data.csv"):
+        (folder / path).write_text("changed\n")
+        assert code_here(code)["mine"] == f"1 of {4 + len(paths)} files differ ({path})"
+        (folder / path).write_text("z = 1\n")
+    (folder / "zz_two.py").unlink()
+    assert "are not there (zz_two.py)" in code_here(code)["mine"]
 
 
 def test_what_no_task_imports_may_be_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
