@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from envsync.snapshot import Distribution, Snapshot
     from envsync.store import Store
 
-__all__ = ["build", "files_key", "record_of", "repack"]
+__all__ = ["as_shipped", "build", "files_key", "record_of", "repack"]
 
 FORMAT = 1  # of the wheels written here: raised when their bytes change for the same contents
 RACY = 2.0  # seconds: a file as young as this may change again without its time telling
@@ -254,6 +256,33 @@ def record_of(artifact: Artifact, store: Store) -> str:
             ) from error
     remember("records", artifact.sha256, digest)
     return digest
+
+
+def as_shipped(snapshot: Snapshot, store: Store) -> Snapshot:
+    """Return a snapshot with the records of what ships, where files were edited in place.
+
+    What an index has ships as the index has it, and keeps its record.
+
+    Parameters
+    ----------
+    snapshot : Snapshot
+        Of this machine.
+    store : Store
+        Where wheels of the edited distributions go.
+    """
+    from envsync.edited import touched_files
+    from envsync.plan import from_index
+
+    local = [one for one in snapshot.winners if not one.editable and not from_index(one)]
+    records = {}
+    for one in local:
+        if touched_files([one]):
+            with contextlib.suppress(BuildError):  # where it has to ship, that is raised
+                records[one.location] = record_of(repack(one, snapshot, store), store)
+    distributions = [
+        replace(one, record=records.get(one.location, one.record)) for one in snapshot.distributions
+    ]
+    return replace(snapshot, distributions=tuple(distributions)) if records else snapshot
 
 
 def _filename(distribution: Distribution, info: Path) -> str:

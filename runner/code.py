@@ -99,15 +99,17 @@ def look_here(cwd: str | None) -> tuple[Snapshot, list[Manifest], dict[str, Any]
     Returns
     -------
     Snapshot, list of Manifest, Report
-        This environment; its local code, put into the store; both as what is wanted.
+        This environment, as it ships; its local code, put into the store; both as what is wanted.
     """
     from envsync.snapshot import capture
     from envsync.store import default_store
     from envsync.trees import pack_all
+    from envsync.wheels import as_shipped
 
-    snapshot = capture(cwd=cwd)
+    store = default_store()
+    snapshot = as_shipped(capture(cwd=cwd), store)
     report = snapshot.report(tools=True)
-    manifests = pack_all(snapshot, default_store(), lambda tree: tree.distribution not in report["tools"])
+    manifests = pack_all(snapshot, store, lambda tree: tree.distribution not in report["tools"])
     return snapshot, manifests, with_code(report, manifests)
 
 

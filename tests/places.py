@@ -85,7 +85,15 @@ class Place:
     def install(self, prefix: Path, *requirements: str | Path, python: str | Path = sys.executable) -> None:
         """Make an environment with these requirements."""
         self._uv("venv", "-q", "-p", python, prefix)
+        self.add(prefix, *requirements)
+
+    def add(self, prefix: Path, *requirements: str | Path) -> None:
+        """Install these requirements into an environment."""
         self._uv("pip", "install", "-q", "-p", prefix, "--index", self.index.url, *requirements)
+
+    def remove(self, prefix: Path, *names: str) -> None:
+        """Uninstall from an environment."""
+        self._uv("pip", "uninstall", "-q", "-p", prefix, *names)
 
     def _uv(self, *arguments: str | Path) -> None:
         subprocess.run([find_uv(), *map(str, arguments)], check=True)
@@ -112,11 +120,11 @@ class Place:
     def envsync(self, work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self._call(work, "envsync", *arguments)
 
-    def run(self, work: Path, script: str, *arguments: str) -> str:
+    def run(self, work: Path, text: str, *arguments: str, script: str = "script.py") -> str:
         """Run a script as a user would, in our environment; return what it printed."""
         work.mkdir(exist_ok=True)
-        (work / "script.py").write_text(script)
-        done = self._call(work, "python", "script.py", *arguments)
+        (work / script).write_text(text)
+        done = self._call(work, "python", script, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

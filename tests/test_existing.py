@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.index_server import write_wheel
 from tests.places import BEGIN, Place, end, make_place
 
 pytestmark = pytest.mark.slow
@@ -90,6 +91,49 @@ def test_edited_code_arrives_without_a_restart(place: Place, tmp_path: Path) -> 
         work.mkdir()
         (work / "mine.py").write_text("VALUE = 1\n")
         assert "synced" in place.run(work, CODE, scheduler)
+
+
+THREE_LINES = """
+import sys
+from distributed import Client
+from envsync import SyncEnvironment, verify
+
+client = Client(scheduler_file=sys.argv[1])
+client.wait_for_workers(1, timeout=60)
+client.register_plugin(SyncEnvironment())
+
+def loaded():
+    from importlib import import_module
+    return import_module("01_load").VALUE, import_module("dir-x.m").VALUE, import_module("handmade").VALUE
+
+print(client.submit(loaded, pure=False).result(), verify(client, on_mismatch="ignore").ok)
+edited = sys.modules["importlib"].util.find_spec("handmade").origin
+with open(edited, "w") as file:
+    file.write("VALUE = 'edited again'\\n")
+client.sync_environment()
+print(client.submit(loaded, pure=False).result(), verify(client, on_mismatch="ignore").ok)
+client.close()
+"""
+
+
+def test_scripts_of_any_name_and_packages_edited_in_place(place: Place, tmp_path: Path) -> None:
+    wheel = write_wheel(tmp_path / "wheels", "handmade", "1.0", body="VALUE = 'as installed'\n")
+    place.add(place.ours, wheel)
+    place.add(place.other, wheel)
+    (installed,) = place.ours.glob("lib/python*/site-packages/handmade/__init__.py")
+    installed.unlink()  # it may be a link to the installer's own copy
+    installed.write_text("VALUE = 'edited'\n")
+    work = tmp_path / "work"
+    (work / "dir-x").mkdir(parents=True)
+    for name in ("01_load.py", "dir-x/m.py", "a b.py", "line\nbreak.py", "__main__.py"):
+        (work / name).write_text("VALUE = 1\n")
+    try:
+        with place.cluster(tmp_path / "cluster", []) as scheduler:
+            said = place.run(work, THREE_LINES, scheduler, script="my-run.py")
+    finally:
+        place.remove(place.ours, "handmade")
+        place.remove(place.other, "handmade")
+    assert said.splitlines() == ["(1, 1, 'edited') True", "(1, 1, 'edited again') True"]
 
 
 TWO = (

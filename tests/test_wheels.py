@@ -23,7 +23,7 @@ from envsync.staging import look
 from envsync.store import FolderStore
 from envsync.uv import run_uv
 from envsync.wheelfile import Entry, compressed_tags, write
-from envsync.wheels import build, record_of, repack
+from envsync.wheels import as_shipped, build, record_of, repack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -267,6 +267,7 @@ def test_files_edited_in_place_ship_as_they_are(store: FolderStore, tmp_path: Pa
     before = repack(distribution, snapshot, store, hooks=listener)
     assert listener.warnings == []
     module = Path(distribution.location).parent / "pkg" / "__init__.py"
+    assert as_shipped(snapshot, store) is snapshot
     module.write_text("VALUE = 2\n")
     with (python.parent / "run.py").open("a") as script:
         script.write("print(2)\n")
@@ -276,6 +277,9 @@ def test_files_edited_in_place_ship_as_they_are(store: FolderStore, tmp_path: Pa
     assert "pkg/__init__.py" in listener.warnings[0]
     assert "scripts/run.py" in listener.warnings[0]
     assert record_of(after, store) != record_of(before, store) == distribution.record
+    shipped = as_shipped(snapshot, store).distribution("pkg")
+    assert shipped is not None
+    assert shipped.record == record_of(after, store)
     there = environment(tmp_path / "there", fetched(after, store, tmp_path / "wheels"))
     assert said(there, "-c", "import pkg; print(pkg.VALUE)") == "2\n"
     assert said(there.parent / "run.py") == "1\n2\n"
