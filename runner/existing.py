@@ -35,6 +35,7 @@ from envsync.runner.shipment import (
 from envsync.runner.telling import tell_edited, tell_left_out
 from envsync.runner.verification import Checked, Verification
 from envsync.runner.verifying import ask_all, verify
+from envsync.shadowing import refuse_shadowing, shadowing, with_trees
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -123,7 +124,8 @@ class SyncEnvironment:
         Raises
         ------
         MismatchError
-            A process could not be made equal, and `on_mismatch` is ``"raise"``.
+            A process could not be made equal, and `on_mismatch` is ``"raise"``; or a module of the local code
+            hides one that Python or Dask needs (``random.py``), whatever `on_mismatch` is: nothing was sent.
         ClusterError
             The plugin is not registered, or another client's environment is in place.
         """
@@ -172,6 +174,7 @@ class SyncEnvironment:
 
         store = default_store()
         snapshot, manifests, wanted = await asyncio.to_thread(look_here, self.cwd)
+        refuse_shadowing(snapshot, _forward(manifests, wanted, self._front)[0])
         tell_left_out(manifests, self.hooks, before=self._told)
         self._told = manifests
         self._roots = tuple(tree.root for tree in snapshot.source_trees)
@@ -183,6 +186,7 @@ class SyncEnvironment:
             self._demand(asked, beyond)
             # what restarts or joins before it is as wanted would be refused: better now than a round later
             self._front |= {name for one in asked for name in (one.answer or {}).get("covered", ())}
+            refuse_shadowing(snapshot, _forward(manifests, wanted, self._front)[0])
             settings = await asyncio.to_thread(read_settings, prefix=snapshot.interpreter.prefix)
             packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
             await asyncio.to_thread(tell_edited, snapshot, self.hooks)
@@ -194,6 +198,9 @@ class SyncEnvironment:
             result = await self._apply(client, state, store)
             replaced = result["replaced"] if replaced is None else replaced
             hidden = hidden_trees(result) - self._front
+            # where its other modules would hide what workers need, it stays at the back
+            moved = with_trees(snapshot, _forward(manifests, wanted, hidden)[0])
+            hidden -= {one.tree for one in shadowing(moved, snapshot.distributions)}
             if not hidden:
                 break
             self._front |= hidden
