@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envsync.plugins.compare import Difference
+    from envsync.runner.verification import Verification
 
 
 class EnvsyncError(Exception):
@@ -244,10 +245,19 @@ class MismatchError(EnvsyncError):
         As for `EnvsyncError`.
     differences : sequence of Difference
         All of them, the worst first.
+    verification : Verification, optional
+        Every process of the cluster, where one was looked at.
     """
 
     def __init__(
-        self, message: str, *, where: str = "", hint: str = "", differences: Sequence[Difference] = ()
+        self,
+        message: str,
+        *,
+        where: str = "",
+        hint: str = "",
+        differences: Sequence[Difference] = (),
+        verification: Verification | None = None,
     ) -> None:
         super().__init__(message, where=where, hint=hint)
         self.differences = tuple(differences)
+        self.verification = verification

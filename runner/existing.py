@@ -217,6 +217,7 @@ class SyncEnvironment:
                 + (_GIVEN_BACK if first and replaced else _UNCHANGED if first else "")
                 + f"\n{verification}",
                 differences=verification.differences,
+                verification=verification,
             )
         self.state, self._snapshot = state, snapshot.digest
         self._tell_kept(verification)
@@ -293,6 +294,7 @@ class SyncEnvironment:
             if foreign
             else "Start those with the wanted Python and Dask; on_mismatch='warn' takes them as they are.",
             differences=table.differences,
+            verification=table,
         )
 
     async def _release(self) -> None:

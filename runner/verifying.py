@@ -124,6 +124,7 @@ async def verify_async(
             raise MismatchError(
                 f"the cluster's environment is not the wanted one\n{verification}",
                 differences=verification.differences,
+                verification=verification,
             )
         warnings.warn(str(verification), stacklevel=2)
     return verification

@@ -202,6 +202,15 @@ with Client(scheduler_file=sys.argv[1]) as client:
 def test_what_is_imported_already_is_said_and_never_pretended(place: Place, tmp_path: Path) -> None:
     with place.cluster(tmp_path / "cluster", ["--no-nanny"]) as scheduler:
         assert "said" in place.run(tmp_path / "work", IMPORTED, scheduler)
+        address = json.loads(Path(scheduler).read_text())["address"]
+        done = place.envsync(tmp_path / "work", "sync", "--json", address)
+    assert done.returncode == 1, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    assert (document["scheduler"], document["ok"]) == (address, False)
+    (worker,) = [one for one in document["processes"] if one["kind"] == "worker"]
+    assert "vary" in {one["subject"] for one in worker["differences"]}
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert "nothing was changed" in events[-1]["message"]
 
 
 LATE = (

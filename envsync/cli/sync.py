@@ -12,7 +12,7 @@ import click
 from envsync.cli.arguments import scheduler
 from envsync.cli.check import describe, reach, timeout_option, tls_options
 from envsync.cli.output import command as make_command
-from envsync.cli.output import result, watch
+from envsync.cli.output import current, result, watch
 from envsync.errors import ClusterError, EnvsyncError, MismatchError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from envsync.hooks import Hooks
     from envsync.runner.existing import SyncEnvironment
+    from envsync.runner.verification import Verification
 
 __all__ = ["command"]
 
@@ -84,17 +85,23 @@ def command(
             try:
                 found = client.register_plugin(plugin)
             except MismatchError as error:
-                if not error.differences:
+                if error.verification is None:
+                    raise
+                if current().json:
+                    _tell(address, error.verification)
                     raise
                 click.echo(f"envsync: {error}", err=True)
                 sys.exit(1)
-            result(
-                {"scheduler": address, **found.to_dict()},
-                lambda: describe(found, "this environment", address),
-            )
+            _tell(address, found)
             if stay:
                 _stay(client, plugin, hooks)
     sys.exit(0 if found.ok else 1)
+
+
+def _tell(address: str, found: Verification) -> None:
+    wanted = "this environment"
+    document = {"scheduler": address, **found.to_dict(), "wanted": wanted}
+    result(document, lambda: describe(found, wanted, address))
 
 
 def _undone(released: bool) -> str:
