@@ -176,8 +176,9 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         -------
         dict
             ``scheduler``, an entry; ``workers``, entries by address; ``replaced``, whether there was a state
-            before; ``seconds``. Or ``refused``, with the ``owner`` who is there, and the ``process`` if it is
-            another cluster in it that has that owner's; or ``lacking``, the blobs that have to be sent first.
+            before; ``displaced``, the owner of another environment that was there; ``seconds``. Or
+            ``refused``, with the ``owner`` who is there, and the ``process`` if it is another cluster in it
+            that has that owner's; or ``lacking``, the blobs that have to be sent first.
         """
         if restart not in ("auto", "never", "always"):
             raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
@@ -216,6 +217,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 "scheduler": self.own,
                 "workers": workers,
                 "replaced": bool(old),
+                "displaced": None if owned or same or _akin(old, state) else old["owner"],
                 "seconds": time.monotonic() - began,
             }
 
@@ -228,12 +230,13 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         return {}
 
     def _makes_way(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-        """Tell whether a state is of the same person's, by the same client or one that has gone."""
-        mine, theirs = ((one["owner"].get("user"), one["owner"].get("host")) for one in (new, old))
-        client = old["owner"].get("client")
-        return mine == theirs and (
-            client == new["owner"].get("client") or client not in self.scheduler.clients
-        )
+        """Tell whether a person's state may be replaced unasked, by the same person.
+
+        That is where it is of the same folders of code, or from the same client or one that has gone.
+        """
+        gone = old["owner"].get("client") not in self.scheduler.clients
+        again = old["owner"].get("client") == new["owner"].get("client")
+        return _person(old) == _person(new) and (gone or again or _akin(old, new))
 
     async def release(self, owner: str, patience: float = PATIENCE) -> dict[str, Any]:
         """Give the cluster back as it was, if it is that owner's."""
@@ -445,6 +448,23 @@ class _NoGate:
 
 def _whole(scheduler: Any) -> str:
     return f"scheduler {scheduler.id}"
+
+
+def _person(state: Mapping[str, Any]) -> tuple[Any, Any]:
+    return state["owner"].get("user"), state["owner"].get("host")
+
+
+def _akin(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Tell whether two states are of the same environment and the same folders of one person's.
+
+    As when a notebook and ``envsync sync --watch`` beside it want the same, but for an edit between them.
+    """
+
+    def of(state: Mapping[str, Any]) -> tuple[Any, ...]:
+        wanted = {key: one for key, one in state["wanted"].items() if key not in ("trees", "code")}
+        return _person(state), wanted, sorted(state["owner"].get("roots") or ())
+
+    return bool(old["owner"].get("roots")) and of(old) == of(new)
 
 
 def _content(state: Mapping[str, Any]) -> list[Any]:

@@ -190,13 +190,15 @@ class SyncEnvironment:
             settings = await asyncio.to_thread(read_settings, prefix=snapshot.interpreter.prefix)
             packages = await packages_for(names, snapshot, store=store, settings=settings, hooks=self.hooks)
             await asyncio.to_thread(tell_edited, snapshot, self.hooks)
-        mine = owner(self._id, client.id)
+        mine = owner(self._id, client.id, self._roots)
         replaced: bool | None = None  # as the first round found it: what the second replaces is our own
         while True:
             ahead, wanted = _forward(manifests, wanted, self._front)
             state = make_state(wanted, packages, ahead, on_mismatch=self.on_mismatch, owner=mine)
             result = await self._apply(client, state, store)
-            replaced = result["replaced"] if replaced is None else replaced
+            if replaced is None:
+                replaced = result["replaced"]
+                self._tell_displaced(result)
             hidden = hidden_trees(result) - self._front
             # where its other modules would hide what workers need, it stays at the back
             moved = with_trees(snapshot, _forward(manifests, wanted, hidden)[0])
@@ -227,6 +229,12 @@ class SyncEnvironment:
         said = f"{equal} of {len(result['workers'])} workers have this environment"
         self.hooks.done("cluster", said, time.monotonic() - began)
         return verification
+
+    def _tell_displaced(self, result: Mapping[str, Any]) -> None:
+        owner = result.get("displaced")
+        if owner:
+            said = _owned(owner).message.partition(", since")[0].replace(" is in place", "")
+            self.hooks.warning("cluster", f"this took the place of {said}")
 
     def _tell_kept(self, verification: Verification) -> None:
         """Tell once what a scheduler goes on with, which is never restarted."""
@@ -413,7 +421,7 @@ def _owned(owner: Mapping[str, Any], process: int = 0) -> ClusterError:
         )
     return ClusterError(
         f"{whose} in this cluster, since {since}",
-        hint="Agree with them; SyncEnvironment(take_over=True) takes its place, for their tasks too.",
+        hint="Agree with them; take_over=True (envsync sync --take-over) takes its place, for all tasks.",
     )
 
 

@@ -45,10 +45,11 @@ Packages = dict[str, dict[str, dict[str, Any]]]
 """By target and name: the wheel that is laid over what differs there."""
 
 
-def owner(identity: str, client: str) -> dict[str, Any]:
-    """Return who makes a cluster's environment true, for others to read."""
+def owner(identity: str, client: str, roots: Iterable[str] = ()) -> dict[str, Any]:
+    """Return who makes a cluster's environment true, for others to read, and from which folders of code."""
     return {
         "id": identity,
+        "roots": list(roots),
         "client": client,
         "user": getpass.getuser(),
         "host": socket.gethostname(),

@@ -142,15 +142,16 @@ TWO = (
 with Client(scheduler_file=sys.argv[1]) as one, Client(scheduler_file=sys.argv[1]) as two:
     one.wait_for_workers(1, timeout=60)
     one.register_plugin(SyncEnvironment())
-    pathlib.Path("other.py").write_text("VALUE = 1\\n")
-    second = SyncEnvironment()
+    pathlib.Path("elsewhere").mkdir()
+    pathlib.Path("elsewhere/other.py").write_text("VALUE = 1\\n")
+    second = SyncEnvironment(cwd="elsewhere")
     try:
         two.register_plugin(second)
     except ClusterError as error:
         assert "is in place in this cluster" in str(error), error
     else:
         raise AssertionError("two environments at once")
-    two.register_plugin(SyncEnvironment(take_over=True))
+    two.register_plugin(SyncEnvironment(cwd="elsewhere", take_over=True))
     assert everywhere(two, lambda: __import__("other").VALUE) == {1}
     print("refused")
 """
@@ -162,6 +163,46 @@ def test_another_environment_is_refused_unless_it_takes_over(place: Place, tmp_p
         work = tmp_path / "work"
         work.mkdir()
         assert "refused" in place.run(work, TWO, scheduler)
+
+
+SHARED = (
+    BEGIN
+    + """
+import logging
+told = []
+
+class Told(logging.Handler):
+    def emit(self, record):
+        told.append(record.getMessage())
+
+logging.getLogger("envsync").addHandler(Told())
+
+def mine():
+    return __import__("mine").VALUE
+
+# a notebook, and a shell beside it in the same folder
+with Client(scheduler_file=sys.argv[1]) as notebook, Client(scheduler_file=sys.argv[1]) as shell:
+    notebook.wait_for_workers(1, timeout=60)
+    assert notebook.run_on_scheduler(vary) == "1.0"  # so the scheduler has imported it
+    found = notebook.register_plugin(SyncEnvironment())
+    assert found.ok, found  # it runs no tasks
+    kept = "the scheduler keeps what it has imported: vary 1.0 (wanted: 2.0)"
+    assert any(kept in one for one in told), told
+    assert verify(notebook, on_mismatch="ignore").ok, verify(notebook, on_mismatch="ignore")
+    pathlib.Path("mine.py").write_text("VALUE = 1\\n")
+    assert shell.register_plugin(SyncEnvironment()).ok
+    pathlib.Path("mine.py").write_text("VALUE = 22\\n")
+    assert notebook.sync_environment().ok
+    assert set(notebook.run(mine).values()) == {22}
+    assert notebook.run(vary).popitem()[1] == "2.0"
+    print("shared")
+"""
+)
+
+
+def test_a_shell_beside_a_notebook_shares_its_environment(place: Place, tmp_path: Path) -> None:
+    with place.cluster(tmp_path / "cluster", []) as scheduler:
+        assert "shared" in place.run(tmp_path / "work", SHARED, scheduler)
 
 
 IMPORTED = (

@@ -153,15 +153,16 @@ with Gateway(sys.argv[1]) as gateway, started(gateway, 1) as (cluster, client):
     client.register_plugin(SyncEnvironment())
     assert everywhere(client, content) == {sys.argv[2]}
     # another client of this cluster, which wants something else
-    pathlib.Path("other.py").write_text("VALUE = 1\\n")
+    pathlib.Path("elsewhere").mkdir()
+    pathlib.Path("elsewhere/other.py").write_text("VALUE = 1\\n")
     with cluster.get_client(set_as_default=False) as two:
         try:
-            two.register_plugin(SyncEnvironment())
+            two.register_plugin(SyncEnvironment(cwd="elsewhere"))
         except ClusterError as error:
             assert "is in place in this cluster" in str(error), error
         else:
             raise AssertionError("two environments at once")
-        two.register_plugin(SyncEnvironment(take_over=True))
+        two.register_plugin(SyncEnvironment(cwd="elsewhere", take_over=True))
         assert everywhere(two, lambda: __import__("other").VALUE) == {1}
     print("passed")
 """
