@@ -12,7 +12,7 @@ from envsync.hooks import Hooks
 from envsync.images.context import Context, default_base, template, write
 from envsync.images.oci import Platform
 from envsync.images.reference import Reference
-from envsync.runner.imaging import TAG_LENGTH, parse_platform
+from envsync.runner.imaging import TAG_LENGTH, platform_of
 from envsync.runner.storing import gather
 from envsync.scratch import scratch
 from envsync.store import default_store
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from envsync.trees import Manifest
 
 __all__ = ["DockerImage", "DockerOptions", "collect", "push_with_docker"]
-
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,15 +188,9 @@ def target_of(snapshot: Snapshot, options: DockerOptions, lock: Lock | Pulled | 
     known = lock.lock if isinstance(lock, Pulled) else lock
     target = snapshot.target if known is None else known.target
     if options.platform:
-        asked = parse_platform(options.platform)
+        asked = platform_of(options.platform, known)
         if known is None:
-            machine = _MACHINES.get(asked.architecture, asked.architecture)
-            target = replace(target, system="linux", machine=machine)
-        elif not asked.runs(Platform.of(target.system, target.machine)):
-            raise ImageError(
-                f"the lock is for {Platform.of(target.system, target.machine)}, and {asked} is asked for",
-                hint="Leave one of them out.",
-            )
+            target = replace(target, system="linux", machine=asked.machine)
     if target.system != "linux" or target.implementation != "cpython":
         raise ImageError(
             f"images are made of CPython on Linux, and the lock is for {target.describe()}",

@@ -33,13 +33,12 @@ if TYPE_CHECKING:
     from envsync.target import Target
     from envsync.trees import Manifest
 
-__all__ = ["BASE", "ImageOptions", "PushedImage", "parse_platform", "push_image"]
+__all__ = ["BASE", "ImageOptions", "PushedImage", "parse_platform", "platform_of", "push_image"]
 
 BASE = "python:{minor}-slim"
 """What environments are put on top of, if nothing is said."""
 
 TAG_LENGTH = 12
-_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "386": "i686"}
 _T = TypeVar("_T")
 
 
@@ -164,7 +163,7 @@ async def push_image(
         demand_library()
     known = lock.lock if isinstance(lock, Pulled) else lock
     like = snapshot.target if known is None else known.target
-    platform = _platform(options.platform, known)
+    platform = platform_of(options.platform, known)
     found = ImagePlace.parse((options.base or BASE).replace("{minor}", like.minor))
     images = place.open(plain_http=options.plain_http)
     sources = found.open(plain_http=options.plain_http)
@@ -232,8 +231,8 @@ async def _until_ended(places: Sequence[Images], function: Callable[[], _T]) -> 
         raise
 
 
-def _platform(text: str, lock: Lock | None) -> Platform:
-    """Return what the image is for."""
+def platform_of(text: str, lock: Lock | None) -> Platform:
+    """Return what an image is for: what was asked for, which the lock must be for; else what that is for."""
     if lock is not None:
         locked = Platform.of(lock.target.system, lock.target.machine)
         if text and not parse_platform(text).runs(locked):
@@ -265,8 +264,7 @@ def parse_platform(text: str) -> Platform:
 
 def _target(base: Base, here: Target, platform: Platform) -> Target:
     """Return what to lock for: this machine's own target where the base can run what is locked for it."""
-    machine = _MACHINES.get(platform.architecture, platform.architecture)
-    there = base.target(here, machine)
+    there = base.target(here, platform.machine)
     return here if base.facts.libc is not None and there.covers(here) else there
 
 

@@ -63,6 +63,8 @@ _ARCHITECTURES = {
     "i686": ("386", ""),
     "armv7l": ("arm", "v7"),
 }
+# of several names of a machine, the first is Linux's
+_MACHINES = {name: machine for machine, (name, variant) in reversed(_ARCHITECTURES.items()) if not variant}
 
 
 class Images(Protocol):
@@ -161,6 +163,11 @@ class Platform:
         """Return what `platform.system` and `platform.machine` of a target are called here."""
         architecture, variant = _ARCHITECTURES.get(machine, (machine, ""))
         return cls(architecture=architecture, os=system, variant=variant)
+
+    @property
+    def machine(self) -> str:
+        """What Linux calls its machine, as the targets of locks do."""
+        return _MACHINES.get(self.architecture, self.architecture)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Platform:
