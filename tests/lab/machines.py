@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -326,6 +326,26 @@ class Lab:
             address=address,
             scratch="" if kind == HERE else "mount -t tmpfs -o mode=1777 tmp tmp",
         )
+
+        def ready(machine: Machine, process: subprocess.Popen[bytes]) -> None:
+            machine.host_key = host_key.export_public_key().decode()
+            self._introduce(machine)
+            _await_sshd(machine, process)
+
+        return self._launch(name, address, script, behind=behind, ready=ready)
+
+    def _launch(
+        self,
+        name: str,
+        address: str,
+        script: str,
+        *,
+        environment: Mapping[str, str] = SYSTEM,
+        behind: Machine | None = None,
+        ready: Callable[[Machine, subprocess.Popen[bytes]], None] = lambda machine, process: None,
+    ) -> Machine:
+        """Run a script in namespaces of its own, which reads a line once its cable is there; wait for it."""
+        folder = self.folder / name
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
                 [*_UNSHARE, "sh", "-c", script],
@@ -333,18 +353,16 @@ class Lab:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=SYSTEM,
+                env=environment,
             )
         try:
             machine = Machine(self, name, address, process, _first_child(process))
             machine.via = behind
-            machine.host_key = host_key.export_public_key().decode()
             self._connect(machine)
             assert process.stdin is not None
             process.stdin.write(b"go\n")
             process.stdin.close()
-            self._introduce(machine)
-            _await_sshd(machine, process)
+            ready(machine, process)
         except BaseException as error:
             process.kill()
             process.wait()

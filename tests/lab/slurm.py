@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab.install import find
-from tests.lab.machines import _UNSHARE, Lab, LabError, Machine, _first_child
+from tests.lab.machines import Lab, LabError, Machine
 from tests.lab.network import SYSTEM
 from tests.lab.processes import Process
 
@@ -150,29 +150,7 @@ class Slurm(Lab):
                 f"mkdir -p {folder}/tmp/{at}; mount --bind {path} {folder}/tmp/{at}" for path, at in inner
             ),
         )
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [*_UNSHARE, "sh", "-c", script],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**SYSTEM, **self.environment},
-            )
-        try:
-            machine = Machine(self, name, address, process, _first_child(process))
-            self._connect(machine)
-            assert process.stdin is not None
-            process.stdin.write(b"go\n")
-            process.stdin.close()
-        except BaseException as error:
-            process.kill()
-            process.wait()
-            if isinstance(error, LabError):
-                raise LabError(f"{error}\n{(folder / 'log').read_text()}") from error
-            raise
-        self.machines.append(machine)
-        return machine
+        return self._launch(name, address, script, environment={**SYSTEM, **self.environment})
 
     def _await_nodes(self) -> None:
         deadline = time.monotonic() + 30
