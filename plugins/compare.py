@@ -1,8 +1,9 @@
 """One comparison of two environments, used wherever two are compared.
 
 `left` is what is wanted (the client, a lock), `right` what is there (a host, a scheduler, a worker). Either
-is a Report: what `scan.scan` gives, plus what a process knows of itself (`imported`, `trees`), and on the
-left the names of what no task needs (`tools`). A key that a side does not have is not compared.
+is a Report: what `scan.scan` gives, plus what a process knows of itself (`imported`, `trees`, and what of an
+overlay is no longer as it was laid: `altered`), and on the left the names of what no task needs (`tools`). A
+key that a side does not have is not compared.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SCHEDULER = "scheduler"
 
 _RESYNC = "make the two equal (envsync sync), or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
+_LAID_ANEW = "somebody wrote to its files there, or removed them: envsync sync lays it over anew"
 _UNSHIPPED = "the code is not there: cluster.sync(), or envsync sync"
 
 
@@ -91,6 +93,7 @@ def compare(
         *_interpreters(left, right),
         *_platforms(left, right),
         *_distributions(left, right),
+        *_altered(left, right),
         *_imports(left, right),
         *_trees(left, right),
     ]
@@ -203,6 +206,12 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 else:
                     advice = "same version, other files: one of the two was built or edited by hand"
                     yield (ERROR, "content", name, said[0], said[1], advice)
+
+
+def _altered(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
+    for name, said in sorted((right.get("altered") or {}).items()):
+        if name in _winners(left):
+            yield (ERROR, "content", name, _winners(left)[name]["version"], said, _LAID_ANEW)
 
 
 def _foreign(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

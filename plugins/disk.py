@@ -16,7 +16,18 @@ from typing import Iterable
 
 from .hostlock import lives, myself, token
 
-__all__ = ["Adding", "clone", "is_left_behind", "is_whole", "may_load", "part_in", "remove", "root", "traces"]
+__all__ = [
+    "Adding",
+    "clone",
+    "disturbed",
+    "is_left_behind",
+    "is_whole",
+    "may_load",
+    "part_in",
+    "remove",
+    "root",
+    "traces",
+]
 
 _CLONE = 0x40049409  # FICLONE
 _CHUNK = 1 << 16  # bytes; smaller files are copied in less time than it takes to ask for a clone
@@ -135,21 +146,35 @@ def may_load(label: str, folder: str) -> None:
 
 def is_whole(path: str) -> bool:
     """Tell whether a folder is as it appeared; what was added beside, such as bytecode, does not count."""
+    return disturbed(path) == ([], [])
+
+
+def disturbed(path: str) -> tuple[list[str], list[str]]:
+    """Return which files of a folder were written to since it appeared, and which are gone.
+
+    Where that is not known any more, its own notes are what is gone: ``.seen``.
+    """
     try:
         with open(f"{path}/.seen", encoding="utf-8") as file:
-            seen = json.load(file)
-        return bool(traces(path, seen["files"]) == seen["traces"])
-    except (OSError, ValueError, KeyError):
-        return False
+            seen = json.load(file)["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return [], [".seen"]
+    there = traces(path, (name for name, _ in seen))
+    other = [name for name, trace in seen if there[name] not in ("", trace)]
+    return other, [name for name in there if not there[name]]
 
 
-def traces(folder: str, paths: Iterable[str]) -> str:
-    """Return what differs whenever one of these files was written to."""
-    lines = []
+def traces(folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """Return for each file what differs whenever it was written to; "" if it is not there."""
+    found = {}
     for path in paths:
-        status = os.lstat(f"{folder}/{path}")
-        lines.append(f"{path} {status.st_size} {status.st_mtime_ns} {status.st_mode:o}")
-    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        try:
+            status = os.lstat(f"{folder}/{path}")
+        except OSError:  # noqa: PERF203
+            found[path] = ""
+        else:
+            found[path] = f"{status.st_size} {status.st_mtime_ns} {status.st_mode:o}"
+    return found
 
 
 def is_left_behind(name: str) -> bool:

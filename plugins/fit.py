@@ -13,15 +13,17 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Mapping, Sequence, cast
 
-from .activate import activate, deactivate, elsewhere
+from .activate import activate, active_folders, deactivate, elsewhere
 from .compare import compare
 from .gate import check
 from .overlay import Overlays, root
 from .scan import scan
 from .sources import code_here
-from .survey import repairable, target_of_process
+from .survey import repairable, surveyed, target_of_process
+from .whole import altered_here, altered_in, overlay_of
 
 __all__ = [
+    "disturbed_here",
     "fetch_and_build",
     "is_owner",
     "laid_over",
@@ -116,7 +118,7 @@ def put_in(who: str, built: Mapping[str, Any], *, python_path: bool = False) -> 
     kept = sys.__dict__.setdefault(_KEPT, {"users": {}})
     kept["users"][who] = python_path
     restart = _replaced(built)
-    kept["outlived"] = _imported_so_far()  # somebody may hold on to it, however often it is replaced
+    kept["outlived"] = _imported_so_far(built)  # somebody may hold on to it, however often it is replaced
     if built:
         kept["built"] = dict(built)
         restart += activate(built, python_path=any(kept["users"].values()))["restart"]
@@ -141,6 +143,13 @@ def take_out(who: str) -> bool:
     return True
 
 
+def disturbed_here(state: Mapping[str, Any]) -> bool:
+    """Tell whether what was laid over this process is no longer what a state has. For a thread."""
+    code = state["wanted"].get("code") or {}
+    wanted = {name: tree["digest"] for name, tree in code.items()}
+    return not is_owner(state) and bool(altered_here(active_folders()) or code_here(code) != wanted)
+
+
 def look_again(state: Mapping[str, Any], *, process: str = "") -> list[dict[str, Any]]:
     """Return how this process differs from what is wanted. For a thread.
 
@@ -148,7 +157,10 @@ def look_again(state: Mapping[str, Any], *, process: str = "") -> list[dict[str,
     """
     wanted = state["wanted"]
     kept = sys.__dict__.setdefault(_KEPT, {"users": {}})
-    key = signature(state)
+    key = (signature(state), (kept.get("built") or {}).get("site"))
+    known = surveyed(wanted)
+    if kept.get("looked") != key and known is not None and not kept.get("built", {}).get("packages"):
+        kept["rest"], kept["looked"] = known, key
     if kept.get("looked") != key:
         found = check(wanted, process=process)
         kept["rest"] = [one for one in found if one["kind"] != "source"]
@@ -166,17 +178,25 @@ def _replaced(built: Mapping[str, Any]) -> list[str]:
     after = built.get("packages") or {}
     return [
         name
-        for name, hashes in _imported_so_far().items()
+        for name, hashes in _imported_so_far(built).items()
         if hashes - {(after.get(name) or {}).get("sha256")}
     ]
 
 
-def _imported_so_far() -> dict[str, set[str]]:
-    """Return which wheels, by distribution, this process has imported from the overlays that it was given."""
+def _imported_so_far(built: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return which wheels, by distribution, this process has imported from the overlays that it was given.
+
+    What somebody has altered in the one that `built` replaces is no wheel's any more.
+    """
     kept = sys.__dict__.get(_KEPT) or {}
     found = {name: set(hashes) for name, hashes in kept.get("outlived", {}).items()}
+    old = kept.get("built") or {"site": "", "packages": {}}
+    altered = altered_in(overlay_of(old["site"])) if old["site"] and old["site"] != built.get("site") else {}
     for name in laid_over():
-        found.setdefault(name, set()).add(kept["built"]["packages"][name]["sha256"])
+        hashes = found.setdefault(name, set())
+        hashes.add(old["packages"][name]["sha256"])
+        if altered.get(name, ([], []))[0]:
+            hashes.add("altered")
     return found
 
 

@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import Any, Iterable, Iterator, List, Mapping, Sequence, cast
 
+from .whole import altered_in
+
 __all__ = ["Plan", "below", "forget", "imported", "lingering", "move", "plan_for"]
 
 
@@ -73,7 +75,10 @@ def plan_for(roots: Iterable[str], folders: Sequence[str], packages: Mapping[str
 
 
 def _compared(overlay: str, packages: Mapping[str, Any]) -> tuple[dict[str, list[str]], set[str]]:
-    """Return the distributions of an overlay by their modules, and which of them are others in `packages`."""
+    """Return the distributions of an overlay by their modules, and which of them are others in `packages`.
+
+    Those whose files were altered since are others too: this process may have imported the altered ones.
+    """
     try:
         with open(os.path.join(overlay, "overlay.json"), encoding="utf-8") as file:
             made = json.load(file)["packages"]
@@ -84,7 +89,7 @@ def _compared(overlay: str, packages: Mapping[str, Any]) -> tuple[dict[str, list
         for module in one["modules"]:
             roots.setdefault(module, []).append(name)
     others = {name for name, one in made.items() if (packages.get(name) or {}).get("sha256") != one["sha256"]}
-    return roots, others
+    return roots, others | set(altered_in(overlay))
 
 
 def _owners(module: str, roots: Mapping[str, list[str]]) -> list[str]:

@@ -26,9 +26,11 @@ import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from distributed.protocol.pickle import loads
 
+from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
 from .scan import imported_distributions, scan
 from .sources import code_here
+from .whole import altered_here
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
@@ -75,6 +77,7 @@ def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, An
     report["who"] = who
     report["host"] = socket.gethostname()
     report["imported"] = imported_distributions(report)
+    report["altered"] = altered_here(active_folders())
     wanted = wanted or {}
     if wanted.get("code"):
         report["trees"] = code_here(wanted["code"])

@@ -21,9 +21,9 @@ from .blobs import Blobs, blobs_of
 from .calls import Calls
 from .compare import SCHEDULER, WARNING, Difference
 from .drain import Restarts
-from .fit import fetch_and_build, look_again, put_in, take_out
+from .fit import disturbed_here, fetch_and_build, look_again, put_in, take_out
 from .gate import Gate, refuses
-from .mend import NAME, PATIENCE, Orders, exchange, leave
+from .mend import NAME, PATIENCE, Orders, exchange, is_disturbed, leave
 
 if TYPE_CHECKING:
     from distributed import Scheduler
@@ -203,9 +203,9 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 self.wanted = {**old, "owner": state["owner"]}
             else:
                 await self._announce(state)
-            done = {name for name, entry in self.gate.workers.items() if same and entry["state"] == "equal"}
+            done = await self._sound() if same else set()
             await asyncio.gather(
-                self._mend_self() if not same or self.own["state"] != "equal" else asyncio.sleep(0),
+                self._mend_self() if _whole(self.scheduler) not in done else asyncio.sleep(0),
                 self._mend_all(sorted(set(self.scheduler.workers) - done), restart, patience),
             )
             if not same:
@@ -220,6 +220,18 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 "displaced": None if owned or same or _akin(old, state) else old["owner"],
                 "seconds": time.monotonic() - began,
             }
+
+    async def _sound(self) -> set[str]:
+        """Return which processes have the state, and whose files nobody has written to since."""
+        equal = [name for name, entry in self.gate.workers.items() if entry["state"] == "equal"]
+        own, answers = await asyncio.gather(
+            self._aside(lambda: self.own["state"] != "equal" or disturbed_here(self.wanted)),
+            self._calls.run(equal, is_disturbed, None, lambda _: {}),
+        )
+        sound = {address for address, answer in answers.items() if not answer["restart"]}
+        for address in set(equal) - sound:
+            self._equipped.pop(self._nanny(address), None)
+        return sound if own else {*sound, _whole(self.scheduler)}
 
     def _beside(self) -> dict[str, Any]:
         """Return what is wanted of another cluster whose scheduler is in this process, which has one path."""

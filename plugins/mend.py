@@ -21,14 +21,14 @@ from distributed.protocol.pickle import loads
 from distributed.worker_state_machine import PauseEvent, UnpauseEvent
 
 from .activate import active
-from .fit import fetch_and_build, laid_over, look_again, put_in, stale, take_out
+from .fit import disturbed_here, fetch_and_build, laid_over, look_again, put_in, stale, take_out
 from .gate import by_value, check
 from .survey import repairable
 
 if TYPE_CHECKING:
     from distributed import Nanny, Worker
 
-__all__ = ["NAME", "Mend", "MendNanny", "Orders", "exchange", "leave"]
+__all__ = ["NAME", "Mend", "MendNanny", "Orders", "exchange", "is_disturbed", "leave"]
 
 logger = logging.getLogger("distributed.envsync")
 
@@ -125,6 +125,10 @@ class Mend(WorkerPlugin):  # type: ignore[misc]
             differences, trouble = [], trouble or f"{type(error).__name__}: {error}"
         return _said(differences=differences, trouble=trouble, restart=restart)
 
+    async def disturbed(self) -> bool:
+        """Tell whether this worker no longer has what it was given: somebody wrote to the files."""
+        return await asyncio.get_running_loop().run_in_executor(None, lambda: disturbed_here(self.state))
+
     def _hopeless(self) -> bool:
         """Tell whether a restarted worker would be refused, for what no overlay can mend."""
         return self.state["on_mismatch"] == "raise" and bool(repairable(check(self.state["wanted"]))[1])
@@ -190,6 +194,16 @@ async def exchange(order: Mapping[str, Any], dask_worker: Any, **options: Any) -
     plugin = kind(order["state"], order["code"])
     dask_worker.plugins[order["name"]] = plugin
     return cast(Dict[str, Any], await plugin.renew(dask_worker, **options))
+
+
+async def is_disturbed(_: Any, dask_worker: Any) -> dict[str, Any]:
+    """Ask a worker's plugin whether all is still as it was given, in ``restart``: what has to be mended."""
+    plugin = dask_worker.plugins.get(NAME)
+    try:
+        sound = plugin is not None and not await plugin.disturbed()
+    except Exception:  # noqa: BLE001 - then it is to be mended, which tells why it cannot be
+        sound = False
+    return _said(restart=() if sound else (NAME,))
 
 
 async def leave(patience: float, dask_worker: Any) -> dict[str, Any]:

@@ -239,7 +239,7 @@ class Overlays:
             os.mkdir(part, 0o700)
             paths = sorted(set(fill(part)))
             with open(f"{part}/.seen", "x", encoding="utf-8") as file:
-                json.dump({"files": paths, "traces": traces(part, paths)}, file)
+                json.dump({"files": traces(part, paths)}, file)
             for _, target in self._numbered(kind, name):
                 try:
                     os.rename(part, target)

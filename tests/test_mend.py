@@ -16,6 +16,7 @@ import cloudpickle
 import pytest
 from distributed import Client, LocalCluster
 
+from envsync.plugins.gate import Carried, check
 from tests.index_server import write_wheel
 from tests.running import Elsewhere, Wish, states, until
 
@@ -444,3 +445,35 @@ def test_a_nanny_of_another_python_is_given_nothing_that_it_could_not_load(wish:
     there = pickled.replace(bytes([75, sys.version_info[1], 134]), bytes([75, 99, 134]))
     assert there != pickled
     assert type(pickle.loads(there)) is NannyPlugin
+
+
+async def test_what_somebody_altered_or_removed_is_laid_anew(
+    elsewhere: Elsewhere, wish: Wish, tmp_path: Path
+) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "zz_mine.py").write_text("x = 1\n")
+    wish.tree(code)
+    elsewhere.worker("n", host="one")
+    elsewhere.worker("w", nanny=False, host="other")
+    async with Client(elsewhere.address, asynchronous=True) as client:
+        for victim, kind in (("zz_pack/__init__.py", "content"), ("zz_mine.py", "source")):
+            await wish.apply(client)
+            for path in (tmp_path / "overlays").rglob(victim):
+                path.unlink()
+            assert await _differences(client, wish) == {kind}
+            assert states(await wish.apply(client)) == {"n": "equal", "w": "equal"}
+            assert await _differences(client, wish) == set()
+            assert set((await client.run(_version)).values()) == {"2.0"}
+        # what was imported may be what somebody wrote
+        for path in (tmp_path / "overlays").rglob("zz_pack/__init__.py"):
+            path.write_text("__version__ = 'of somebody'\n")
+        answer = await wish.apply(client)
+        assert states(answer) == {"n": "equal", "w": "restart-needed"}
+        assert set((await client.run(_version)).values()) == {"2.0"}
+
+
+async def _differences(client: Client, wish: Wish) -> set[str]:
+    """What `envsync check` would say of the workers."""
+    told = await client.run(Carried(check), wish.wanted)
+    return {one["kind"] for found in told.values() for one in found if one["severity"] == "error"}
