@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import threading
 import time
 from typing import Any, Iterable, Mapping
@@ -77,6 +78,17 @@ class Blobs:
         dict
             ``size``, the bytes that are here; ``refused``, why the chunk was not taken, if it was not.
         """
+        try:
+            return self._put(sha256, offset, data, last, upload)
+        except OSError as error:
+            with self._lock:
+                part = self._parts.pop((sha256, upload), None)
+            if part is not None:
+                part.remove()  # it takes room, and nobody knows how much of it is whole
+            said = f"{error.strerror or error}: {self.folder} on {socket.gethostname()}"
+            return {"size": 0, "refused": said}
+
+    def _put(self, sha256: str, offset: int, data: bytes, last: bool, upload: str) -> dict[str, Any]:
         path = self.path(sha256)
         if not _UPLOAD.match(upload):
             return {"size": 0, "refused": "the name of an upload is letters and digits, 64 at most"}

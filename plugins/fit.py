@@ -7,6 +7,7 @@ has to be found again is in ``sys.__dict__``.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -39,6 +40,7 @@ Get = Callable[[str, int], Mapping[str, Any]]
 AT_ONCE = 4  # blobs that are fetched at the same time
 
 _KEPT = "_envsync_fit"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _UNUSED = 86400.0  # seconds that unused overlays stay on a host's disk
 
 
@@ -82,15 +84,24 @@ def fetch_and_build(state: Mapping[str, Any], get: Get) -> dict[str, Any]:
     trees: Sequence[Mapping[str, Any]] = state["trees"]
     if not packages and not trees:
         return {}
-    overlays = Overlays(root())
-    with overlays.lock():  # one process of a host fetches: the others find it there
-        lacking = overlays.lacking(packages, trees)
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            list(threads.map(lambda sha256: _fetch(overlays, sha256, get), lacking))
-        built = overlays.build(packages, trees)
-        overlays.hold(built)
-        if lacking:
-            overlays.sweep((), _UNUSED)
+    folder = root()
+    try:
+        overlays = Overlays(folder)
+        with overlays.lock():  # one process of a host fetches: the others find it there
+            lacking = overlays.lacking(packages, trees)
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                list(threads.map(lambda sha256: _fetch(overlays, sha256, get), lacking))
+            built = overlays.build(packages, trees)
+            overlays.hold(built)
+            if lacking:
+                overlays.sweep((), _UNUSED)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            f"{os.strerror(error.errno)}: {folder} on {socket.gethostname()}: "
+            "make room there, or set ENVSYNC_OVERLAYS to a folder elsewhere"
+        ) from error
     return built.to_dict()
 
 

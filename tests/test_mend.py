@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from distributed import Client, LocalCluster
 
 from envsync.plugins.gate import Carried, check
 from tests.index_server import write_wheel
-from tests.running import Elsewhere, Wish, states, until
+from tests.running import Elsewhere, Wish, digest_of, put, states, until
+from tests.test_store import needs_mounts
 
 pytestmark = pytest.mark.slow
 
@@ -477,3 +479,44 @@ async def _differences(client: Client, wish: Wish) -> set[str]:
     """What `envsync check` would say of the workers."""
     told = await client.run(Carried(check), wish.wanted)
     return {one["kind"] for found in told.values() for one in found if one["severity"] == "error"}
+
+
+SMALL = """#!/bin/sh
+mkdir -p "$ENVSYNC_OVERLAYS"
+exec unshare --user --map-root-user --mount sh -c \
+    'mount -t tmpfs -o size=200k,mode=700 none "$ENVSYNC_OVERLAYS" && exec "$0" "$@"' {python} "$@"
+"""
+
+
+@needs_mounts
+async def test_a_full_disk_is_told_and_once_there_is_room_the_first_try_works(
+    elsewhere: Elsewhere, others: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "python"
+    small.write_text(SMALL.format(python=others))
+    small.chmod(0o755)
+    elsewhere.worker("w", nanny=False, python=small)
+    wish = Wish(others)
+    wish.ship(write_wheel(tmp_path / "wheels", "zz-pack", "2.0", body=f"x = {os.urandom(200_000).hex()!r}\n"))
+    async with Client(elsewhere.address, asynchronous=True) as client:
+        [entry] = (await wish.apply(client))["workers"].values()
+        assert entry["state"] == "different"
+        where = f"{tmp_path / 'overlays' / 'host'} on {socket.gethostname()}"
+        assert f"No space left on device: {where}" in entry["trouble"]
+        await client.scheduler.envsync_release(owner="ada")  # as a client does
+        await client.run(_make_room)
+        assert states(await wish.apply(client)) == {"w": "equal"}
+        # and on the scheduler's own disk
+        folder = await client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.local_directory)
+        blobs = Path(folder, "envsync-blobs")
+        blobs.rename(blobs.with_suffix(".away"))
+        answer = await put(client, digest_of(b"x"), b"x")
+        assert answer["refused"] == f"No such file or directory: {blobs} on {socket.gethostname()}"
+        blobs.with_suffix(".away").rename(blobs)
+        assert not (await put(client, digest_of(b"x"), b"x")).get("refused")
+
+
+def _make_room() -> None:
+    import subprocess
+
+    subprocess.run(["mount", "-o", "remount,size=50m", os.environ["ENVSYNC_OVERLAYS"]], check=True)
