@@ -1,4 +1,4 @@
-"""Files and folders that never ship, by their names: secrets, caches, build output."""
+"""Files and folders that never ship, by what they are called or hold: secrets, caches, build output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["has_init", "is_package", "refused_file", "refused_folder"]
+__all__ = ["has_init", "is_package", "made_here", "refused_file", "refused_folder"]
 
 _FOLDERS = {
     **dict.fromkeys((".git", ".hg", ".svn", ".bzr", "_darcs", "CVS"), "version control"),
@@ -63,6 +63,19 @@ def refused_folder(name: str, beside: set[str], at: str, *, top: bool) -> str:
         return "build output"
     if name == "target" and "Cargo.toml" in beside:
         return "build output"
+    return ""
+
+
+def made_here(names: set[str], at: str) -> str:
+    """Return what a folder with these names in it is, if tools make such and nobody's code is in it."""
+    if "pyvenv.cfg" in names or "conda-meta" in names:
+        return "a virtual environment"
+    if {"install", "image"} <= names and os.path.lexists(f"{at}/install/envsync.pth"):
+        return "written by envsync build"
+    if {"oci-layout", "blobs"} <= names:
+        return "images"
+    if {"blobs", "environments", "pushes"} <= names:
+        return "a store"
     return ""
 
 

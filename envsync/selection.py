@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envsync.errors import CaptureError
-from envsync.exclusions import has_init, is_package, refused_file, refused_folder
+from envsync.exclusions import has_init, is_package, made_here, refused_file, refused_folder
 from envsync.gitignore import IgnoreRules
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class Selection:
             return
         names = {entry.name for entry in found}
         top = not path
-        if not top and ("pyvenv.cfg" in names or "conda-meta" in names):
-            self.left_out[f"{path}/"] = "a virtual environment"
+        if not top and (made := made_here(names, source)):
+            self.left_out[f"{path}/"] = made
             return
         whole = whole or (not top and is_package(names))
         bare = top and around[0] in _crowded()
@@ -279,7 +279,10 @@ class Selection:
         """Take a folder without Python if all of it is small, else list it."""
         limit, allowed = self._limits.beside, 500
         size = count = 0
-        for folder, _, files in os.walk(at):
+        for folder, folders, files in os.walk(at):
+            if folder == at and (made := made_here({*folders, *files}, at)):
+                self.left_out[f"{path}/"] = made
+                return
             for name in files:
                 count += 1
                 with contextlib.suppress(OSError):
@@ -304,7 +307,7 @@ class Selection:
             except OSError:
                 continue
             names = {entry.name for entry in entries}
-            if "pyvenv.cfg" in names or "conda-meta" in names:
+            if made_here(names, folder):
                 continue
             for entry in entries:
                 seen += 1

@@ -19,6 +19,7 @@ _USUAL = frozenset(
         *("version control", "a cache", "bytecode", "a virtual environment", "build output", "hidden"),
         "hidden, and not in a package",
         *("JavaScript packages", "Dask's scratch space", "belongs to a lock", "a lock"),
+        *("written by envsync build", "images", "a store"),
     )
 )
 _WANTED = frozenset(("ignored by .gitignore", "a notebook"))  # left out by somebody's own wish

@@ -118,6 +118,23 @@ def test_a_scientists_folder_ships_its_code_and_not_its_gigabytes(root: Path, st
         assert path in left
 
 
+def test_what_envsync_wrote_beside_the_code_does_not_ship(root: Path, store: FolderStore) -> None:
+    """Else each push would take the one before along, and no environment would be the same again."""
+    context = ("Dockerfile", "image/opt/x.py", "install/envsync.pth", "install/scan.py")
+    fill(root, "train.py", *(f"context/{path}" for path in context))
+    fill(root, "images/oci-layout", "images/index.json", "images/blobs/sha256/00", "image/install/b.py")
+    fill(root, *(f"shared/{path}" for path in ("blobs/00/00", "environments/x", "pushes/y/z.json")))
+    fill(root, "deep/er/oci-layout", "deep/er/blobs/x.py", "deep/a.txt")
+    manifest = pack(tree(root), store)
+    assert names(manifest) == ["deep/a.txt", "image/install/b.py", "train.py"]
+    assert dict(manifest.left_out) == {
+        "context/": "written by envsync build",
+        "images/": "images",
+        "shared/": "a store",
+        "deep/er/": "images",
+    }
+
+
 def test_everything_is_either_packed_or_listed(root: Path, store: FolderStore) -> None:
     fill(
         root, "a.py", "b/c.py", "b/.env", "d/e.txt", ".git/config", "b/x.pem", "b/y.so", "build/x", "setup.py"
