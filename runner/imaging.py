@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from envsync.errors import ImageError
+from envsync.errors import ImageError, RegistryError, RegistryLoginError
 from envsync.hooks import Hooks
-from envsync.images.base import Base, fit, interpreter_for
+from envsync.images.base import Base, interpreter_for
 from envsync.images.build import Built, build
 from envsync.images.oci import Platform
 from envsync.images.places import ImagePlace
@@ -168,12 +168,11 @@ async def push_image(
     images = place.open(plain_http=options.plain_http)
     sources = found.open(plain_http=options.plain_http)
     try:
-        base = await _until_ended(
-            (sources,),
-            lambda: Base.open(sources, found.version, platform, reference=found.reference, hooks=hooks),
-        )
+        base = await _until_ended((sources,), lambda: _base(found, sources, platform, options, hooks))
         target = like if known is not None else _target(base, snapshot.target, platform)
-        fit(base, target)  # what does not go together is said before anything is locked or downloaded
+        supply = Supply(store, settings, snapshot, hooks=hooks)
+        # what does not go together, or cannot be had, is said before anything is locked or downloaded
+        interpreter = await interpreter_for(base, target, supply)
         gathered = await gather(
             snapshot,
             lock=lock,
@@ -184,8 +183,6 @@ async def push_image(
             supplies=False,
             hooks=hooks,
         )
-        supply = Supply(store, settings, snapshot, hooks=hooks)
-        interpreter = await interpreter_for(base, gathered.lock.target, supply)
         planned = plan(
             gathered.lock,
             gathered.manifests,
@@ -217,6 +214,15 @@ async def push_image(
         seconds=time.monotonic() - began,
         sbom=attached.digest,
     )
+
+
+def _base(place: ImagePlace, images: Images, platform: Platform, options: ImageOptions, hooks: Hooks) -> Base:
+    try:
+        return Base.open(images, place.version, platform, reference=place.reference, hooks=hooks)
+    except RegistryError as error:
+        if not options.base and not isinstance(error, RegistryLoginError):
+            error.hint = f"An image goes on top of {place}, unless you name one that you reach: --base."
+        raise
 
 
 async def _until_ended(places: Sequence[Images], function: Callable[[], _T]) -> _T:

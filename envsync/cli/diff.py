@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.check import look_at_cluster, tls_options
+from envsync.cli.image import plain_http_option
 from envsync.cli.output import command as make_command
 from envsync.cli.output import result, watch
 from envsync.cli.sides import demand_side, is_cluster, is_image, look
@@ -26,8 +27,9 @@ __all__ = ["command"]
 @make_command("diff", short_help="Compare two environments.")
 @click.argument("left", metavar="A")
 @click.argument("right", metavar="B")
+@plain_http_option
 @tls_options
-def command(left: str, right: str, **tls: str | None) -> None:
+def command(left: str, right: str, plain_http: bool, **tls: str | None) -> None:
     """Compare two environments: A, which is wanted, and B, which is there.
 
     What only A has is missing in B, an error. What only B has does no harm to code that runs with A: a note.
@@ -49,7 +51,7 @@ def command(left: str, right: str, **tls: str | None) -> None:
         "://" in side or is_image(side) for side in (left, right)
     )  # what is here is looked at in no time
     with watch() if remote else nullcontext(Hooks()) as hooks:
-        found, processes = compare_sides(left, right, tls, hooks)
+        found, processes = compare_sides(left, right, tls, hooks, plain_http=plain_http)
     result(
         {"left": left, "right": right, "differences": [one.to_dict() for one in found]},
         lambda: describe(found, left, right, processes),
@@ -73,7 +75,7 @@ def describe(found: Sequence[Difference], left: str, right: str, processes: Sequ
 
 
 def compare_sides(
-    left: str, right: str, tls: dict[str, Any], hooks: Hooks
+    left: str, right: str, tls: dict[str, Any], hooks: Hooks, *, plain_http: bool = False
 ) -> tuple[Sequence[Difference], Sequence[str]]:
     """Look at both sides and compare them.
 
@@ -96,7 +98,8 @@ def compare_sides(
         demand_side(side)
     if is_cluster(left) or is_cluster(right):
         address, other = (left, right) if is_cluster(left) else (right, left)
-        wanted = None if other == "." else look(other, hooks)  # None: this environment, its local code too
+        # None: this environment, its local code too
+        wanted = None if other == "." else look(other, hooks, plain_http=plain_http)
         cluster = look_at_cluster(address, tls, wanted=wanted, hooks=hooks)
         found = cluster.differences if address == right else [_swapped(one) for one in cluster.differences]
         for one in cluster.processes:
@@ -105,7 +108,7 @@ def compare_sides(
         return found, [one.process for one in cluster.processes]
     from envsync.plugins.compare import compare
 
-    return compare(look(left, hooks), look(right, hooks)), ()
+    return compare(*(look(side, hooks, plain_http=plain_http) for side in (left, right))), ()
 
 
 def _swapped(difference: Difference) -> Difference:

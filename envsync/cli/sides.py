@@ -45,7 +45,7 @@ def demand_side(text: str) -> None:
         raise CaptureError("there is no such file or folder", where=text, hint=_WHAT)
 
 
-def look(text: str, hooks: Hooks) -> dict[str, Any]:
+def look(text: str, hooks: Hooks, *, plain_http: bool = False) -> dict[str, Any]:
     """Return the Report of what the user named.
 
     Parameters
@@ -55,6 +55,8 @@ def look(text: str, hooks: Hooks) -> dict[str, Any]:
         image's name.
     hooks : Hooks
         Told about progress.
+    plain_http : bool
+        Whether an image's registry may be talked to without TLS.
 
     Raises
     ------
@@ -69,7 +71,7 @@ def look(text: str, hooks: Hooks) -> dict[str, Any]:
         assert scan.__file__ is not None
         return asyncio.run(_scan_there(text, Path(scan.__file__).read_bytes(), hooks))
     if is_image(text):
-        return _report_of_image(text)
+        return _report_of_image(text, plain_http=plain_http)
     return _report_here(text)
 
 
@@ -91,11 +93,11 @@ def _report_here(text: str) -> dict[str, Any]:
     return _live(text)
 
 
-def _report_of_image(text: str) -> dict[str, Any]:
+def _report_of_image(text: str, *, plain_http: bool) -> dict[str, Any]:
     """Look at what an image says of itself."""
     from envsync.cli.inspect import look_at_image
 
-    found = look_at_image(text)
+    found = look_at_image(text, plain_http=plain_http)
     return {**found.report(), "who": text, "trees": {tree.name: tree.digest for tree in found.trees}}
 
 

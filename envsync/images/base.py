@@ -107,14 +107,9 @@ class Base:
                 )
             except (KeyError, TypeError, AttributeError, ImageError):
                 pass  # damaged: it is looked at again
-        found = None if digest is None else select(images, digest, platform)
-        if found is None:
-            raise ImageError(
-                f"there is no image {version!r}" if version else "it does not hold exactly one image",
-                where=images.name,
-                hint="Look at the name, and at which tags there are." if version else "Name its tag.",
-            )
-        where, manifest_text = found
+        if digest is None:
+            raise _no_image(images, version)
+        where, manifest_text = select(images, digest, platform)
         manifest = Manifest.from_bytes(manifest_text)
         config_text = small(images, manifest.config, "configuration")
         config = Config.from_bytes(config_text)
@@ -147,7 +142,7 @@ class Base:
         return replace(like, system="linux", machine=machine, libc=self.facts.libc)
 
 
-def select(images: Images, version: str, platform: Platform | None) -> tuple[str, bytes] | None:
+def select(images: Images, version: str, platform: Platform | None) -> tuple[str, bytes]:
     """Return digest and text of an image's manifest for a platform.
 
     Parameters
@@ -155,19 +150,19 @@ def select(images: Images, version: str, platform: Platform | None) -> tuple[str
     images : Images
         Where it is.
     version : str
-        A tag or digest, of a manifest or of an index of several.
+        A tag or digest, of a manifest or of an index of several; for a layout also nothing, for its only one.
     platform : Platform or None
         What it has to run on; None if that does not matter, as long as there is only one.
 
     Raises
     ------
     ImageError
-        It is for other platforms.
+        There is no such image, or it is for other platforms.
     """
     got = images.manifest(version)
     for _ in range(3):  # an index may hold an index
         if got is None:
-            return None
+            raise _no_image(images, version)
         media_type, digest, text = got
         if media_type not in INDEXES:
             if media_type not in MANIFESTS:
@@ -181,6 +176,14 @@ def select(images: Images, version: str, platform: Platform | None) -> tuple[str
         chosen = _choose(images, entries, platform)
         got = images.manifest(chosen.digest)
     raise ImageError("its index holds an index that holds an index", where=images.name)
+
+
+def _no_image(images: Images, version: str) -> ImageError:
+    return ImageError(
+        f"there is no image {version!r}" if version else "it does not hold exactly one image",
+        where=images.name,
+        hint="Look at the name, and at which tags there are." if version else "Name its tag.",
+    )
 
 
 def _choose(images: Images, entries: list[Descriptor], platform: Platform | None) -> Descriptor:

@@ -148,7 +148,9 @@ class _Building:
                 began = time.monotonic()
                 self.hooks.step("here", f"making {len(todo)} of {len(plan.layers)} layers")
                 self._all(todo, copied, made, workers)
-                self.hooks.done("here", f"made {len(todo)} layers", time.monotonic() - began)
+                self.hooks.done(
+                    "here", f"made {len(todo)} layer{'s' * (len(todo) != 1)}", time.monotonic() - began
+                )
             titles = tuple(layer.title for layer in todo)
             layers = [made[layer.key] for layer in plan.layers]
             config, manifest = plan.image(layers)

@@ -98,14 +98,7 @@ def inspect(images: Images, version: str = "", platform: Platform | None = None)
     ImageError
         There is no such image, or envsync did not make it.
     """
-    found = select(images, version, platform)
-    if found is None:
-        raise ImageError(
-            f"there is no image {version!r}" if version else "it does not hold exactly one image",
-            where=images.name,
-            hint="Look at the name, and at which tags there are." if version else "Name its tag.",
-        )
-    digest, text = found
+    digest, text = select(images, version, platform)
     manifest = Manifest.from_bytes(text)
     config = Config.from_bytes(small(images, manifest.config, "configuration"))
     labels = {**config.labels(), **manifest.annotations}

@@ -114,14 +114,8 @@ def read_sbom(images: Images, version: str = "", platform: Platform | None = Non
     ImageError
         There is no such image, or it has none.
     """
-    found = select(images, version, platform)
-    if found is None:
-        raise ImageError(
-            f"there is no image {version!r}" if version else "it does not hold exactly one image",
-            where=images.name,
-            hint="Look at the name, and at which tags there are." if version else "Name its tag.",
-        )
-    listed = [one for one in referrers(images, found[0]) if one.artifact_type == CYCLONEDX]
+    digest, _ = select(images, version, platform)
+    listed = [one for one in referrers(images, digest) if one.artifact_type == CYCLONEDX]
     listed.sort(key=lambda one: (LOCK_LABEL not in one.annotations, one.digest))
     for one in listed:
         got = images.manifest(one.digest)
