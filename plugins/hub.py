@@ -51,11 +51,17 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
     """Keeps a running cluster as one client wants it.
 
     Sent by value and registered as a scheduler plugin; `install` does the same within the process.
+
+    Parameters
+    ----------
+    classes : bytes, optional
+        ``Orders().classes``, where that is pickled already: it is much work for a scheduler.
     """
 
     name = NAME
 
-    def __init__(self) -> None:
+    def __init__(self, classes: bytes = b"") -> None:
+        self.classes = classes
         self.scheduler: Any = None
         self.gate: Any = None
         self.wanted: dict[str, Any] = {}  # the state; empty if there is none
@@ -312,7 +318,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
     async def _announce(self, state: dict[str, Any]) -> None:
         """Have all that join from now on get the state."""
         if self._orders is None:
-            self._orders = await self._aside(Orders)
+            self._orders = await self._aside(lambda: Orders(self.classes))
         orders = self._orders
         plugin, nanny_plugin = await self._aside(
             lambda: (orders.pickled(state), orders.pickled(state, nanny=True))

@@ -39,7 +39,7 @@ _NOT_CONTENT = frozenset(
 )
 _INFO = re.compile(r"^(?P<name>[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)-(?P<version>[^-]+)\.dist-info$")
 _SITE = ("site-packages", "dist-packages")
-_MODULE = re.compile(r"^((?:[^,/\n]+/){0,3}__init__|[^,/\n.]+)\.(?:py|(?:[^,/\n]*\.)?so),", re.MULTILINE)
+_MODULE = re.compile(r"((?:[^,/]+/){0,3}__init__|[^,/.]+)\.(?:py|(?:[^,/]*\.)?so),")
 _SIGNED = re.compile(
     r"(?i)(?:^|[&;])[^=&;]*(?:sig|token|key|secret|passw|credential|expires|auth|x-amz|x-goog)"
 )
@@ -603,9 +603,16 @@ def _below(path: str, site: str) -> str:
 def _module_names(location: str) -> list[str]:
     """Return a distribution's modules: ``google.protobuf`` and not ``google``; private ones come last."""
     record = _read(location + "/RECORD", 1 << 16) or b""
+    # most lines are of files inside packages: those are told by less than a regular expression
+    lines = [
+        line
+        for line in record.decode("utf-8", "replace").split("\n")
+        if "/" not in line or "/__init__." in line
+    ]
+    found = {match.group(1) for match in map(_MODULE.match, lines) if match}
     names = set()
     packages: set[str] = set()
-    for path in sorted(set(_MODULE.findall(record.decode("utf-8", "replace"))), key=len):
+    for path in sorted(found, key=len):
         package = path[: -len("/__init__")] if path.endswith("/__init__") else ""
         parts = (package or path).split("/")
         if any("/".join(parts[:depth]) in packages for depth in range(1, len(parts))):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
 import sysconfig
-from typing import Any, Iterable, Mapping, cast
+import time
+from typing import Any, Iterable, List, Mapping, cast
 
 from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
@@ -14,7 +16,10 @@ from .gate import look
 from .scan import libc
 from .sources import covered_here
 
-__all__ = ["repairable", "survey", "target_of_process"]
+__all__ = ["repairable", "survey", "surveyed", "target_of_process"]
+
+_KEPT = "_envsync_survey"
+_FRESH = 60.0  # seconds that a survey counts for what follows it
 
 
 def survey(wanted: Mapping[str, Any], who: str = "") -> dict[str, Any]:
@@ -39,15 +44,33 @@ def survey(wanted: Mapping[str, Any], who: str = "") -> dict[str, Any]:
     found = compare(cast(Any, wanted), cast(Any, report), where=where, process=who)
     differing = {one.subject for one in found if one.kind == "source"}
     code = {name: tree for name, tree in (wanted.get("code") or {}).items() if name in differing}
+    differences = [difference.to_dict() for difference in found]
+    sys.__dict__[_KEPT] = {"wanted": _packages_of(wanted), "at": time.monotonic(), "differences": differences}
     return {
         "target": target_of_process(),
         "prefix": sys.prefix,
         "host": report["host"],
         "pid": os.getpid(),
-        "differences": [difference.to_dict() for difference in found],
+        "differences": differences,
         "imported": {name: held.get("version", "") for name, held in report["imported"].items()},
         "covered": covered_here(code, active_folders()),
     }
+
+
+def surveyed(wanted: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """Return how this process differed, local code aside, when `survey` saw it a moment ago; once.
+
+    None if it did not, or was asked for something else.
+    """
+    kept = sys.__dict__.pop(_KEPT, None)
+    if not kept or time.monotonic() - kept["at"] > _FRESH or kept["wanted"] != _packages_of(wanted):
+        return None
+    return cast(List[Any], [one for one in kept["differences"] if one["kind"] != "source"])
+
+
+def _packages_of(wanted: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in wanted.items() if key not in ("trees", "code")}
+    return json.dumps(kept, sort_keys=True)  # as JSON: what has come by msgpack has tuples for lists
 
 
 def target_of_process() -> str:

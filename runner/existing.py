@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -21,6 +22,7 @@ from envsync.plugins.blobs import blobs_of
 from envsync.plugins.compare import ERROR, FATAL, WARNING, Difference
 from envsync.plugins.gate import TOPIC, by_value, other_python
 from envsync.plugins.hub import Hub
+from envsync.plugins.mend import Orders
 from envsync.plugins.survey import survey
 from envsync.runner.code import look_here, with_code
 from envsync.runner.logged import LoggedHooks
@@ -382,8 +384,7 @@ async def release(client: Client, *, take_over: bool = False) -> bool:
             "the scheduler runs another Python than this one, which code sent from here would end",
             hint="Give it back from where it was changed, or from the scheduler's Python.",
         )
-    # a lambda goes by value: the scheduler has nothing of ours to import
-    if not await client.run_on_scheduler(lambda dask_scheduler: _NAME in dask_scheduler.plugins):
+    if not await _has_hub(client):
         return False
     by = (await client.scheduler.envsync_state()).get("owner")
     if not by:
@@ -404,9 +405,21 @@ def _register(client: Client, plugin: SyncEnvironment, *_: object, **__: object)
 Client._register_plugin.register(SyncEnvironment, _register)
 
 
+@functools.cache
+def _hub() -> bytes:
+    return by_value(Hub(Orders().classes))
+
+
+async def _has_hub(client: Client) -> bool:
+    # a lambda goes by value: the scheduler has nothing of ours to import
+    return bool(await client.run_on_scheduler(lambda dask_scheduler: _NAME in dask_scheduler.plugins))
+
+
 async def _install_hub(client: Client) -> None:
+    if await _has_hub(client):
+        return  # it is half a megabyte to send, and to load
     try:
-        await client.scheduler.register_scheduler_plugin(plugin=by_value(Hub()), name=_NAME, idempotent=True)
+        await client.scheduler.register_scheduler_plugin(plugin=_hub(), name=_NAME, idempotent=True)
     except RuntimeError as error:  # the Hub's own words, where envsync started the cluster
         raise ClusterError(str(error)) from None
 

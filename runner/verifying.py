@@ -6,6 +6,7 @@ Works on any cluster that Dask can talk to: what looks travels by value, so work
 from __future__ import annotations
 
 import asyncio
+import functools
 import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -259,7 +260,7 @@ async def ask_all(
         names.setdefault(address, f"worker {address}")
         foreign[address] = _foreign(wanted, theirs, names[address])
     names = {"": "scheduler", **names}
-    carried, arguments = pickle.dumps(Carried(function)), pickle.dumps((dict(wanted),))
+    carried, arguments = _carried(function), pickle.dumps((dict(wanted),))
 
     async def ask(address: str) -> Asked:
         asked = Asked(kind="worker" if address else "scheduler", address=address, name=names[address])
@@ -290,6 +291,11 @@ async def ask_all(
         return replace(asked, answer=answer["result"])
 
     return list(await asyncio.gather(*map(ask, names)))
+
+
+@functools.cache
+def _carried(function: Callable[..., Any]) -> bytes:
+    return pickle.dumps(Carried(function))
 
 
 async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Checked]:
