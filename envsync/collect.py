@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 import time
 import zipfile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["collect", "uv_binary"]
 
 RELOCK = "Make the lock again, here and now: envsync snapshot"
+_THIS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 UV_MACHINES = ("x86_64", "aarch64")  # of which uv has static builds that it can also be asked for
 
 
@@ -85,8 +87,10 @@ async def collect(
             async with Downloader(settings, hooks=hooks) as downloader:
                 try:
                     await downloader.fetch_all(remote, store, folder)
-                except StoreError:
-                    mark_unobtainable(lock, True)
+                except StoreError as error:
+                    # a disk that is full, here, says nothing of the wheels
+                    if getattr(error.__cause__, "errno", None) not in _THIS_DISK:
+                        mark_unobtainable(lock, True)
                     raise
         hooks.done("here", f"downloaded {_count(len(remote), 'wheel')}", time.monotonic() - began)
 

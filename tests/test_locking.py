@@ -162,6 +162,23 @@ async def test_a_lock_whose_wheels_are_gone_is_made_again_once(bench: Bench) -> 
     assert not any("could not be had" in text for text in told.notes)
 
 
+class Full(FolderStore):
+    """A store on a disk that has no room left."""
+
+    def _part(self) -> tuple[int, str]:
+        handle, name = super()._part()
+        os.close(handle)
+        return os.open("/dev/full", os.O_WRONLY), name
+
+
+async def test_a_disk_that_is_full_here_is_not_held_against_the_wheels(bench: Bench) -> None:
+    lock, _ = bench.lock()
+    with pytest.raises(StoreError, match="the disk is full"):
+        await collect(lock, Full(bench.store.root), bench.settings)
+    again, told = bench.lock()
+    assert (again, told.steps) == (lock, [])
+
+
 def test_a_snapshot_renews_what_the_cache_remembers(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_DEFAULT_INDEX", bench.index.url)
     bench.settings, bench.store = read_settings(prefix=str(bench.prefix)), default_store()
