@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from envsync.store import FolderStore
 from envsync.trees import pack
 from envsync.uv import find_uv
 from tests.images import base_of_here, lock_of
-from tests.index_server import write_wheel
+from tests.index_server import IndexServer, write_wheel
 from tests.lab.bases import TAG
 from tests.lab.registry import Authority, DockerRegistry, Handler, Proxy, answers, breaks, free_port
 
@@ -243,6 +244,33 @@ def test_an_image_in_a_folder(project: Project, tmp_path: Path) -> None:
     assert project.run("diff", f"oci:{folder}:v1", project.lock).returncode == 0
 
 
+def test_a_lock_gives_the_same_image_on_two_machines(made: Project, tmp_path: Path) -> None:
+    """Two that share nothing: caches, homes, folders, umask, time zone and what is in variables."""
+    digests = []
+    for name, mask in (("ada", 0o022), ("grace", 0o077)):
+        machine = tmp_path / name
+        shutil.copytree(made.folder, machine / "work/code", copy_function=shutil.copy)
+        shutil.copy(made.lock, machine)
+        shutil.copytree(made.lock.parent / "envsync-wheels", machine / "envsync-wheels")
+        shutil.copytree(made.base.split(":")[1], machine / "base")
+        environment = {
+            **made.environment,
+            "ENVSYNC_CACHE": str(machine / "cache"),
+            "HOME": str(machine / "home"),
+            "TZ": f"Etc/GMT+{len(name)}",
+            "LANG": "C.UTF-8" if name == "ada" else "C",
+        }
+        one = Project(
+            machine / "work/code", machine / made.lock.name, f"oci:{machine / 'base'}:{TAG}", environment
+        )
+        before = os.umask(mask)
+        try:
+            digests.append(one.push(f"oci:{machine / 'images'}:x")["digest"])
+        finally:
+            os.umask(before)
+    assert digests[0] == digests[1]
+
+
 def test_the_base_is_taken_from_a_registry(project: Project, proxy: Proxy, image: str) -> None:
     """Its layers are mounted where it is the same registry: they are not sent at all."""
     base = f"{proxy.host}/bases/here"
@@ -403,18 +431,38 @@ def test_two_push_the_same_at_once(project: Project, image: str) -> None:
     assert len(digests) == 1
 
 
+@pytest.fixture
+def private(tmp_path: Path) -> Iterator[IndexServer]:
+    """An index of a company's own, which wants a password."""
+    write_wheel(tmp_path / "private", "inhouse", "1.0")
+    with IndexServer(tmp_path / "private", username="ada", password=CANARY) as server:
+        yield server
+
+
 @pytest.mark.slow
 def test_a_user_with_an_environment_and_no_lock(
-    made: Project, proxy: Proxy, image: str, tmp_path: Path
+    made: Project, proxy: Proxy, image: str, private: IndexServer, tmp_path: Path
 ) -> None:
+    """And with a password in pip.conf, which opens the index and is in no layer."""
     root = Path(__file__).resolve().parent.parent
     prefix, code = tmp_path / "environment", tmp_path / "mine"
-    uv = str(find_uv())
+    uv, url = str(find_uv()), f"http://ada:{CANARY}@{private.host}/simple"
     subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(prefix)], check=True)
-    subprocess.run([uv, "pip", "install", "-q", "-p", str(prefix), str(root)], check=True)
+    subprocess.run(
+        [uv, "pip", "install", "-q", "-p", str(prefix), str(root), "inhouse"],
+        env={**os.environ, "UV_INDEX": url},
+        check=True,
+    )
     code.mkdir()
     (code / "mine.py").write_text("ANSWER = 42\n")
-    environment = {**made.environment, "ENVSYNC_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)}
+    (tmp_path / "pip.conf").write_text(f"[global]\nextra-index-url = {url}\n")
+    shutil.copy(tmp_path / "pip.conf", code)  # people keep it there, too
+    environment = {
+        **made.environment,
+        "ENVSYNC_CACHE": str(tmp_path / "cache"),
+        "HOME": str(tmp_path),
+        "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"),
+    }
 
     def envsync(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -428,12 +476,30 @@ def test_a_user_with_an_environment_and_no_lock(
         assert done.returncode == 0, done.stdout + done.stderr
         return done
 
+    private.requests.clear()
     done = envsync("push", "--json", "--base", made.base, image)
     (pushed,) = json.loads(done.stdout)["images"]
     assert pushed["tags"] == [pushed["environment"][:12]]
     assert [tree["name"] for tree in pushed["trees"]] == ["mine"]
-    assert "distributed" in envsync("inspect", "-v", pushed["reference"]).stdout
+    shown = envsync("inspect", "-v", pushed["reference"]).stdout
+    assert "distributed" in shown
+    assert "inhouse 1.0" in shown
+    assert any(path.endswith(".whl") and status == 200 for path, status in private.requests)
     envsync("diff", pushed["reference"], ".")
     proxy.requests.clear()
     again = json.loads(envsync("push", "--json", "--base", made.base, image).stdout)["images"][0]
     assert (again["digest"], again["sent"], len(proxy.requests)) == (pushed["digest"], 0, 1)
+
+    target = tmp_path / "layout"
+    skopeo(
+        "copy",
+        "--src-tls-verify=false",
+        f"docker://{pushed['reference'].partition('@')[0]}",
+        f"oci:{target}:x",
+    )
+    blobs = [one.read_bytes() for one in (target / "blobs/sha256").iterdir()]
+    texts = [gzip.decompress(one) if one[:2] == b"\x1f\x8b" else one for one in blobs]
+    assert sum(b"inhouse" in text for text in texts) >= 2, "its layer, and the lock's"
+    encoded = base64.b64encode(f"ada:{CANARY}".encode())
+    assert [text[:80] for text in texts if CANARY.encode() in text or encoded in text] == []
+    assert CANARY not in done.stdout + done.stderr

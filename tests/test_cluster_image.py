@@ -31,6 +31,8 @@ from envsync.images.oci import Platform
 from envsync.images.places import ImagePlace
 from envsync.indexes import read_settings
 from envsync.lock import Lock
+from envsync.plugins import scan
+from envsync.plugins.compare import NOTE, compare
 from envsync.runner import SSH, SyncedCluster
 from envsync.runner.containers import Container, contained, image_of
 from envsync.runner.imaging import ImageOptions, push_image
@@ -53,6 +55,7 @@ from tests.small import equal_but_for_the_client, processes_in, wait_until_none
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
+SCAN = Path(scan.__file__).resolve()
 
 
 @dataclass
@@ -281,6 +284,24 @@ def test_docker(
         (agent,) = agents()
         os.kill(agent, signal.SIGKILL)
         until(lambda: not containers())
+
+
+def test_engines_run_the_environment_of_the_lock(
+    made: Made, podman: Podman, docker_engine: DockerEngine
+) -> None:
+    """As anybody runs it, in Docker and in podman; in runc: test_images_run."""
+    image = f"{made.name}@{made.digest}"
+    docker_engine.docker("pull", "-q", image)
+    podman("pull", "-q", "--tls-verify=false", image)
+    for run in (
+        docker_engine.run,
+        lambda image, *command, options: podman("run", "--rm", *options, image, *command),
+    ):
+        told = run(image, "python", "-B", "/scan.py", options=("-v", f"{SCAN}:/scan.py:ro"))
+        report = json.loads(told)
+        assert {one["name"]: one["record"] for one in report["distributions"]} == dict(made.lock.records)
+        assert [one for one in compare(made.lock.report(), report) if one.severity != NOTE] == []
+        assert report["interpreter"]["prefix"] == "/opt/envsync/env"
 
 
 def test_envsync_run(made: Made, podman: Podman) -> None:

@@ -30,6 +30,7 @@ from envsync.trees import Manifest as Tree
 from tests.images import artifact_of, base_of_here, contents, documents, here, lock_of, tree_of
 from tests.lab.bases import TAG
 from tests.overlays import make_wheel
+from tests.test_store import needs_mounts
 
 MINOR = "{}.{}".format(*sys.version_info[:2])
 SITE = f"opt/envsync/env/lib/python{MINOR}/site-packages"
@@ -366,6 +367,34 @@ def test_a_folder_that_cannot_be_written(bench: Bench) -> None:
     (bench.folder / "file").write_text("")
     with pytest.raises(ImageError, match="the image cannot be written"):
         build(bench.plan([]), bench.store, Layout(bench.folder / "file" / "layout"))
+
+
+@needs_mounts
+def test_a_full_disk_is_told_and_nothing_half_is_left(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from envsync.errors import ImageError\n"
+        "from envsync.images.layout import Layout\n"
+        "layout = Layout(sys.argv[1] + '/images')\n"
+        "layout.put([b'small'])\n"
+        "try: layout.put([bytes(1 << 19)] * 4)\n"
+        "except ImageError as error: print(error)\n"
+        "print('left:', sorted(len(f) for _, _, files in os.walk(sys.argv[1]) for f in files))\n"
+    )
+    command = 'mount -t tmpfs -o size=1m none "$1" && exec "$2" -c "$3" "$1"'
+    arguments = ["sh", "-c", command, "sh", str(tmp_path), sys.executable, code]
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"oci:{tmp_path}/images: the image cannot be written: the disk is full\n")
+    assert "Make room there" in done.stdout
+    assert done.stdout.endswith(f"left: {[len('oci-layout'), 64]}\n"), (
+        "the blob that fitted, and nothing else"
+    )
 
 
 def test_progress_is_told(bench: Bench) -> None:
