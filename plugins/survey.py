@@ -8,7 +8,7 @@ import platform
 import sys
 import sysconfig
 import time
-from typing import Any, Iterable, List, Mapping, cast
+from typing import Any, Iterable, Mapping, cast
 
 from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
@@ -65,7 +65,7 @@ def surveyed(wanted: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     kept = sys.__dict__.pop(_KEPT, None)
     if not kept or time.monotonic() - kept["at"] > _FRESH or kept["wanted"] != _packages_of(wanted):
         return None
-    return cast(List[Any], [one for one in kept["differences"] if one["kind"] != "source"])
+    return [one for one in kept["differences"] if one["kind"] != "source"]
 
 
 def _packages_of(wanted: Mapping[str, Any]) -> str:

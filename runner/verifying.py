@@ -295,7 +295,8 @@ async def ask_all(
 
 @functools.cache
 def _carried(function: Callable[..., Any]) -> bytes:
-    return pickle.dumps(Carried(function))
+    carried: bytes = pickle.dumps(Carried(function))
+    return carried
 
 
 async def _look_at_all(connection: Any, wanted: Mapping[str, Any]) -> list[Checked]:
