@@ -24,6 +24,7 @@ from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, Work
 from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
+from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
     lock : Lock, Pulled, path or URL, optional
         The lock to run in; this environment as it is now if not given. What was pushed to a store
         (``"s3://bucket/team#analysis"``) comes from there alone, local code as it was then too.
+    store : str, optional
+        The URL of a store, such as ``"s3://bucket/team"``: what a host lacks and the store has, the host
+        takes from there by itself; the rest is sent as always. Dask's setting ``envsync.store`` if not given.
     cwd : path, optional
         A working directory whose code goes along; code on ``sys.path`` does anyhow.
     on_mismatch : {"raise", "warn", "ignore"}
@@ -126,6 +130,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         lock: Lock | Pulled | str | Path | None = None,
         env: Mapping[str, Any] | str | None = None,
         engine: str | None = None,
+        store: str | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
         processes: bool = True,
@@ -178,6 +183,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
+        self.store = store if store is not None else dask.config.get("envsync.store", None)
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
         self.hooks = hooks or LoggedHooks()
@@ -243,11 +249,13 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             from envsync.runner.containers import image_of
 
             image = await asyncio.to_thread(image_of, self.image, self.engine)
+        shared = await asyncio.to_thread(open_store, self.store) if self.store else None
         self._hosts = self.backend.hosts()
         self.prepared = await prepare(
             self._hosts,
             lock=wanted,
             image=image,
+            shared=shared,
             cache=self.backend.cache,
             grace=self.backend.grace,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",

@@ -31,7 +31,8 @@ _NAMESPACES = frozenset(
         *("distributed", "shuffle", "rmm", "ucx"),
     )
 )
-_OURS = frozenset(("scheduler", "scheduler-address", "pool", "num-workers"))  # of this process alone
+# of this process alone
+_OURS = frozenset(("scheduler", "scheduler-address", "pool", "num-workers", "envsync"))
 _TLS = frozenset(("distributed.comm.tls", "distributed.scheduler.dashboard.tls"))
 _SECRET = re.compile(r"passw|passphrase|secret|credential|token|auth|keys?(?![a-z])")
 _HARMLESS = frozenset(("optimization.fuse.rename-keys",))

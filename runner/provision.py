@@ -21,6 +21,7 @@ from envsync.runner.local_code import look
 from envsync.runner.locking import demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
 from envsync.runner.session import Environment, Session
+from envsync.runner.taking import Taking
 from envsync.runner.telling import tell_findings
 from envsync.store import default_store
 from envsync.stores.pulling import Pulled, StoredSupply, fetch_async
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from envsync.runner.hosts.base import Host
     from envsync.snapshot import Snapshot
     from envsync.store import Store
+    from envsync.stores import SharedStore
     from envsync.target import Target
     from envsync.trees import Manifest
 
@@ -86,6 +88,7 @@ async def prepare(
     lock: Lock | Pulled | None = None,
     image: ImageName | None = None,
     store: Store | None = None,
+    shared: SharedStore | None = None,
     settings: IndexSettings | None = None,
     cache: str | None = None,
     allow_substitutes: bool = False,
@@ -110,6 +113,9 @@ async def prepare(
         What to run from instead: hosts pull it, and nothing is locked or made.
     store : Store, optional
         Where blobs are; the cache if not given.
+    shared : SharedStore, optional
+        What other machines take from it by themselves, if they lack it; the one that `lock` was pulled from
+        if not given.
     settings : IndexSettings, optional
         Where packages come from; this machine's if not given.
     cache : str, optional
@@ -141,11 +147,13 @@ async def prepare(
         The first failure of any host; those of others are its notes. All sessions are closed.
     """
     pulled = lock if isinstance(lock, Pulled) else None
+    shared = shared or (pulled.store if pulled is not None else None)
     work = _Work(
         snapshot=snapshot,
         lock=lock.lock if isinstance(lock, Pulled) else lock,
         pulled=pulled,
         store=store or default_store(),
+        taking=Taking(shared, hooks or Hooks()) if shared is not None else None,
         settings=settings if settings is not None else await asyncio.to_thread(_read_settings),
         allow_substitutes=allow_substitutes,
         hooks=hooks or Hooks(),
@@ -187,6 +195,7 @@ class _Work:
     hooks: Hooks
     limit: int
     pulled: Pulled | None = None
+    taking: Taking | None = None
     supply: Supply | None = None
     locks: Sequence[Lock] = ()
     again: bool = False
@@ -327,6 +336,7 @@ class _Work:
                 await collect(lock, self.store, self.settings, only=digests, hooks=self.hooks)
 
         here = isinstance(session.host, Local)
+        session.taking = None if here else self.taking
         with self._telling(session.host):
             environment = await session.realise(
                 lock,
@@ -336,6 +346,7 @@ class _Work:
                 environment=self.settings.uv_environment() if here else None,
             )
             folders = await session.place_trees(manifests)
+        session.taking = None  # what comes later is new, and not there
         differences = compare(lock.report(), environment.report, where=session.host.name)
         return Prepared(
             session=session,

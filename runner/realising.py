@@ -12,7 +12,7 @@ from envsync.runner.session import Environment
 from envsync.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.lock import Lock
@@ -37,14 +37,21 @@ async def realise(
     began = time.monotonic()
     here = isinstance(session.host, Local)
     digest = lock.digest  # worked out anew each time it is asked for
-    request = _request(lock, digest, online=online)
+    # A store comes before an index: the host says all that it lacks, before it asks anybody.
+    asking_store = session.taking is not None
+    request = _request(lock, digest, online=online and not asking_store)
     if here:
         request |= {"uv": _installed_uv(), "here": True, "environment": dict(environment)}
     failures = 0
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS + asking_store):
         answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
         if "prefix" in answer:
             break
+        if asking_store:
+            answer["lacking"] = await _not_taken(session, answer["lacking"])
+            if online:  # perhaps the index has the rest
+                answer["lacking"], request["online"] = [], True
+            asking_store = False
         await _give(session, lock, answer, request, hooks, fetch)
         failures += bool(answer.get("failed"))
         if failures == _FAILURES:
@@ -110,6 +117,12 @@ def _installed_uv() -> dict[str, str] | None:
         return {"path": find_uv()}
     except ToolError:
         return None
+
+
+async def _not_taken(session: Session, digests: Sequence[str]) -> list[str]:
+    """Have the host take wheels from the shared store; return the others."""
+    took = await session.taking.take(session, digests, "wheels") if session.taking and digests else set()
+    return [digest for digest in digests if digest not in took]
 
 
 async def _give(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from envsync.errors import EnvsyncError
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
+    from envsync.runner.taking import Taking
     from envsync.supply import Supply
     from envsync.trees import Manifest
 
@@ -75,6 +76,8 @@ class Session:
         The interpreter that runs the agent.
     facts : dict
         What the probe found: python, libc, machine, cores, memory, numa, gpus, nics, disk, addresses.
+    taking : Taking or None
+        The store that the host may take blobs from by itself.
     """
 
     def __init__(self, host: Host, supply: Supply, hooks: Hooks) -> None:
@@ -85,6 +88,7 @@ class Session:
         self.agent = ""
         self.python = ""
         self.facts: dict[str, Any] = {}
+        self.taking: Taking | None = None
         self._wire: Wire | None = None
         self._remotes: dict[str, Remote] = {}
         self._sending = asyncio.Lock()
@@ -170,7 +174,9 @@ class Session:
         return f"{self.cache}/runs/{cluster}/{name}"
 
     async def send(self, digests: Collection[str], *, what: str = "") -> int:
-        """Send the blobs that the host lacks from the store; return how many went.
+        """Have the host have blobs; return how many were sent to it.
+
+        What it lacks it takes from the shared store, where it is given one; the rest is sent.
 
         Parameters
         ----------
@@ -188,6 +194,9 @@ class Session:
         """
         async with self._sending:
             lacking = await self.request("lacking", digests=sorted(set(digests)))
+            if lacking and self.taking is not None:
+                took = await self.taking.take(self, lacking, what)
+                lacking = [digest for digest in lacking if digest not in took]
             if lacking:
                 await send(self, lacking, what=what)
             return len(lacking)

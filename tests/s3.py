@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -134,10 +135,30 @@ class Between:
         Asked for each request with its method, path (and query), and how often the same was asked for before;
         returns a status to answer with, ``"cut"`` to break off in the middle of the answer, ``"hang"`` to
         wait until the end, or None to pass the request on.
+    address : str
+        Where it listens.
+    tls : (path, path), optional
+        The certificate and the key with which it speaks TLS.
+
+    Attributes
+    ----------
+    requests : list of (method, path)
+        What was asked for.
+    ranges : list of str
+        The parts that were asked for.
     """
 
-    def __init__(self, server: str, fault: Callable[[str, str, int], int | str | None] | None = None) -> None:
+    def __init__(
+        self,
+        server: str,
+        fault: Callable[[str, str, int], int | str | None] | None = None,
+        *,
+        address: str = "127.0.0.1",
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         self.requests: list[tuple[str, str]] = []
+        self.ranges: list[str] = []
+        self.scheme = "https" if tls else "http"
         self.fault = fault or (lambda *_: None)
         self.released = threading.Event()
         outer, guard = self, threading.Lock()
@@ -149,6 +170,7 @@ class Between:
                 with guard:
                     before = outer.requests.count((self.command, self.path))
                     outer.requests.append((self.command, self.path))
+                    outer.ranges += [self.headers["Range"]] if "Range" in self.headers else []
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
                 if len(body) < length:  # whoever sent it was killed
@@ -191,13 +213,19 @@ class Between:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as it is called there
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer((address, 0), Handler)
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.server.daemon_threads = True
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"{self.scheme}://{self.server.server_address[0]!s}:{self.server.server_port}"
 
     def __enter__(self) -> Self:
         self.thread.start()

@@ -70,6 +70,7 @@ class _Server:
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
             "lacking": self.lacking,
+            "fetch": self.fetch,
             "realise": self.realise,
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
             "place_trees": self.place_trees,
@@ -197,6 +198,12 @@ class _Server:
         from .blobs import lacking
 
         return lacking(self.cache, request["digests"])
+
+    def fetch(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Take blobs from a store."""
+        from .fetching import fetch
+
+        return fetch(self.cache, self._about(request), request)
 
     def place_trees(self, request: Mapping[str, Any]) -> list[str]:
         """Make source trees exist."""

@@ -28,6 +28,7 @@ __all__ = [
     "lock_there",
     "lock_to_write",
     "memory_limit",
+    "other_store",
     "python_there",
     "scheduler",
     "store_url",
@@ -119,6 +120,11 @@ def store_url(_ctx: object, _parameter: object, value: str) -> str:
             "other URLs that fsspec knows; hosts are ssh://host."
         )
     return value
+
+
+def other_store(_ctx: object, _parameter: object, value: str | None) -> str | None:
+    """Refuse what cannot be the URL of a store, where there need be none."""
+    return None if value is None else store_url(None, None, value)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.arguments import demand_hosts, lock_or_store, memory_limit
+from envsync.cli.arguments import demand_hosts, lock_or_store, memory_limit, other_store
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
@@ -72,6 +72,13 @@ _NOT_EXECUTABLE = 126
     "what was pushed to a store, local code as it was then too.",
 )
 @click.option(
+    "--store",
+    metavar="URL",
+    callback=other_store,
+    help="A store such as s3://bucket/team: what a host lacks and the store has, the host takes from "
+    "there by itself.",
+)
+@click.option(
     "--env",
     "image",
     metavar="image:NAME",
@@ -99,6 +106,7 @@ def command(
     threads_per_worker: int | None,
     memory_limit: str | float | None,
     lock_file: str | None,
+    store: str | None,
     image: str | None,
     engine: str | None,
     on_mismatch: str,
@@ -132,6 +140,7 @@ def command(
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
         "lock": lock_file,
+        "store": store,
         "env": image,
         "engine": engine,
         "on_mismatch": on_mismatch,

@@ -68,6 +68,10 @@ class SharedStore(Store, Protocol):
         """
         ...
 
+    def authority(self) -> str:
+        """Return the certificates (PEM) of the store's own authority; empty if the system's do."""
+        ...
+
     def read(self, name: str) -> bytes:
         """Return a record.
 

@@ -70,6 +70,10 @@ class SharedFolder(FolderStore):
             raise CorruptBlobError(error.message, where=where, hint=self._remedy()) from error
         return path.stat().st_size
 
+    def authority(self) -> str:
+        """Return nothing: it is no server."""
+        return ""
+
     def read(self, name: str) -> bytes:
         """Return a record."""
         with self._reading(name):

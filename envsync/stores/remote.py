@@ -172,6 +172,24 @@ class FsspecStore:
                 raise CorruptBlobError(message, where=where, hint=self._remedy()) from error
             return path.stat().st_size
 
+    def authority(self) -> str:
+        """Return the certificates that fsspec's or the vendor's configuration names for this store."""
+        named = (getattr(self._fs, "client_kwargs", None) or {}).get("verify")
+        if named is None and self._scheme in _S3:
+            with self._telling("opened"):
+                self._fs.connect()
+                named = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or a profile's
+        if not isinstance(named, str):
+            return ""
+        try:
+            return Path(named).expanduser().read_text(encoding="ascii", errors="ignore")
+        except OSError as error:
+            raise StoreError(
+                f"the certificates of its authority cannot be read: {error.strerror}",
+                where=named,
+                hint="Correct ca_bundle, AWS_CA_BUNDLE or fsspec's client_kwargs.",
+            ) from error
+
     def read(self, name: str) -> bytes:
         """Return a record."""
         with self._telling("read", f"there is no {name}"):
