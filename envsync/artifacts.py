@@ -6,19 +6,29 @@ import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-
-from packaging.pylock import Package, PackageWheel
-from packaging.utils import canonicalize_name
-from packaging.version import Version
 
 from envsync.errors import LockError
 from envsync.indexes import without_credentials
 
-__all__ = ["RELOCK", "WHEELS_FOLDER", "Artifact", "Excluded", "Substitution", "TreeRef", "wheel_tags"]
+if TYPE_CHECKING:
+    from packaging.pylock import Package
+
+__all__ = [
+    "RELOCK",
+    "SCHEMA",
+    "WHEELS_FOLDER",
+    "Artifact",
+    "Excluded",
+    "Substitution",
+    "TreeRef",
+    "wheel_tags",
+]
 
 WHEELS_FOLDER = "envsync-wheels"
+SCHEMA = 1
+"""Of the lock's own table."""
 RELOCK = "Locks are not edited by hand: make it again with: envsync snapshot"
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
@@ -59,6 +69,10 @@ class Artifact:
 
     def package(self) -> Package:
         """Return the PEP 751 entry."""
+        from packaging.pylock import Package, PackageWheel
+        from packaging.utils import canonicalize_name
+        from packaging.version import Version
+
         url, index = _shown(self.url), _shown(self.index)
         wheel = PackageWheel(
             name=self._unsaid(url),

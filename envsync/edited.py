@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
+import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["edited_files", "touched_files"]
 
+_INERT = (".pyi", "py.typed", ".h", ".hpp", ".c", ".pxd", ".pxi", ".po", ".pot")
 _RACY = 2.0  # seconds: installers write RECORD last, and not all clocks of file systems are fine
 
 
@@ -43,7 +45,8 @@ def edited_files(distributions: Iterable[Distribution]) -> list[Finding]:
 def touched_files(distributions: Iterable[Distribution]) -> list[Finding]:
     """Report what `edited_files` does, but hash only files of another size, or younger than their RECORD.
 
-    That is quick, and finds what an editor did; not what hides its traces.
+    That is quick, and finds what an editor did; not what hides its traces. What no running process reads is
+    passed over: stubs, headers, sources of translations, metadata.
 
     Parameters
     ----------
@@ -65,18 +68,25 @@ def _edited(distribution: Distribution) -> list[Finding]:
 
 def _rows(distribution: Distribution) -> Iterator[list[str]]:
     """Return the files of a RECORD that have a hash there; bytecode is made anew as Python likes."""
-    record = Path(distribution.location, "RECORD")
-    with record.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        yield from (row for row in csv.reader(file) if len(row) > 1 and row[1] and row[0][-4:] != ".pyc")
+    text = Path(distribution.location, "RECORD").read_bytes().decode("utf-8", "surrogateescape")
+    if '"' in text or "\r" in text:
+        rows: Iterable[list[str]] = csv.reader(io.StringIO(text, newline=""))
+    else:  # of tens of thousands of lines, what csv makes of them in twice the time
+        rows = (line.rsplit(",", 2) for line in text.split("\n"))
+    yield from (row for row in rows if len(row) > 1 and row[1] and row[0][-4:] != ".pyc")
 
 
 def _touched(distribution: Distribution) -> Iterator[list[str]]:
     info = distribution.location
     site = os.path.dirname(info)  # noqa: PTH120 - much quicker, for tens of thousands of files
-    written = os.stat(f"{info}/RECORD").st_mtime + _RACY  # noqa: PTH116
+    stat = os.stat
+    written = stat(f"{info}/RECORD").st_mtime + _RACY
     for row in _rows(distribution):
+        path = row[0]
+        if path.endswith(_INERT) or ".dist-info/" in path:
+            continue
         try:
-            status = os.stat(f"{site}/{row[0]}")  # noqa: PTH116
+            status = stat(f"{site}/{path}")
         except OSError:
             yield row
             continue

@@ -6,8 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from pathspec import GitIgnoreSpec
-
 __all__ = ["IgnoreRules"]
 
 
@@ -18,6 +16,8 @@ class _File:
     """The rules of one file, for paths relative to the folder that they hold in."""
 
     def __init__(self, base: str, lines: list[str]) -> None:
+        from pathspec import GitIgnoreSpec  # many folders have no rules
+
         self.base = base
         lines = [f"{line}*/" if line.endswith("/**/") else line for line in lines]
         self._all = GitIgnoreSpec.from_lines(lines)

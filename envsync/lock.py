@@ -27,7 +27,16 @@ from packaging.pylock import (
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from envsync.artifacts import RELOCK, WHEELS_FOLDER, Artifact, Excluded, Substitution, TreeRef, wheel_tags
+from envsync.artifacts import (
+    RELOCK,
+    SCHEMA,
+    WHEELS_FOLDER,
+    Artifact,
+    Excluded,
+    Substitution,
+    TreeRef,
+    wheel_tags,
+)
 from envsync.errors import EnvsyncError, LockError, LockVersionError, StoreError
 from envsync.snapshot import CondaRecord
 from envsync.target import Target
@@ -44,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SCHEMA", "WHEELS_FOLDER", "Artifact", "Excluded", "Lock", "Substitution", "TreeRef", "lock_path"]
 
-SCHEMA = 1
 _temporary = itertools.count()
 
 

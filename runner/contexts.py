@@ -103,6 +103,11 @@ class DockerImage:
         """What gives this very image, always."""
         return f"{self.name}:{self.tags[0]}@{self.digest}"
 
+    @property
+    def environment(self) -> str:
+        """The lock's digest."""
+        return self.lock.digest
+
 
 async def collect(
     folder: Path,

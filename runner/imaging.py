@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import platform as this
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from envsync.errors import ImageError, RegistryError, RegistryLoginError
 from envsync.hooks import Hooks
 from envsync.images.base import Base, interpreter_for
-from envsync.images.build import Built, build
+from envsync.images.built import Built, image_key, recall_built, remember_built
 from envsync.images.oci import Platform
 from envsync.images.places import ImagePlace
-from envsync.images.plan import Options, plan
-from envsync.images.referrers import Attached
-from envsync.images.sbom import attach_sbom, demand_library
-from envsync.runner.storing import gather
+from envsync.runner.local_code import look
+from envsync.runner.locking import known_lock, say_again
+from envsync.runner.telling import tell_findings
 from envsync.store import default_store
-from envsync.stores.pulling import Pulled
 from envsync.supply import Supply
+
+# What makes an image is imported by the functions that do: mostly there is nothing to make.
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from envsync.lock import Lock
     from envsync.snapshot import Snapshot
     from envsync.store import Store
+    from envsync.stores.pulling import Pulled
     from envsync.target import Target
     from envsync.trees import Manifest
 
@@ -88,14 +90,16 @@ class PushedImage:
         What it runs on.
     base : str
         What it was put on top of.
-    lock : Lock
-        The packages.
+    environment : str
+        The lock's digest.
     trees : tuple of Manifest
         The local code.
     seconds : float
         From the first look to the last answer.
     sbom : str
         Digest of the manifest that attaches an SBOM to it; empty if none was asked for.
+    text : str
+        The lock's.
     """
 
     name: str
@@ -104,15 +108,24 @@ class PushedImage:
     sent: int
     platform: str
     base: str
-    lock: Lock = field(repr=False)
+    environment: str
     trees: tuple[Manifest, ...] = field(repr=False)
     seconds: float
     sbom: str = ""
+    text: str = field(repr=False)
 
     @property
     def reference(self) -> str:
         """What gives this very image, always."""
         return f"{self.name}:{self.tags[0]}@{self.built.digest}"
+
+    @property
+    def lock(self) -> Lock:
+        """The packages, read from `text`: mostly nobody wants to know."""
+        from envsync.lock import Lock
+
+        trees = tuple(tree.reference() for tree in self.trees)
+        return replace(Lock.loads(self.text, source="the image's lock"), trees=trees)
 
 
 async def push_image(
@@ -160,8 +173,10 @@ async def push_image(
             hint="Leave out what begins with @.",
         )
     if options.sbom:
+        from envsync.images.sbom import demand_library
+
         demand_library()
-    known = lock.lock if isinstance(lock, Pulled) else lock
+    known = None if lock is None else _packages(lock)
     like = snapshot.target if known is None else known.target
     platform = platform_of(options.platform, known)
     found = ImagePlace.parse((options.base or BASE).replace("{minor}", like.minor))
@@ -173,6 +188,36 @@ async def push_image(
         supply = Supply(store, settings, snapshot, hooks=hooks)
         # what does not go together, or cannot be had, is said before anything is locked or downloaded
         interpreter = await interpreter_for(base, target, supply)
+        manifests = None
+        if lock is None:
+            tell_findings(snapshot, hooks)
+            manifests = await asyncio.to_thread(look, snapshot, None, store, hooks)
+        plain = interpreter is None and options.compression == "gzip"  # so that `image_key` names it
+        if manifests is not None and plain and not options.sbom:
+            lock_of = functools.partial(
+                known_lock, snapshot, target, settings=settings, allow_substitutes=allow_substitutes
+            )
+            there = await _until_ended(
+                (images,), lambda: _unchanged(place, images, base, manifests, options, lock_of, hooks)
+            )
+            if there is not None:
+                tags, built, environment, text = there
+                return PushedImage(
+                    name=images.name,
+                    tags=tags,
+                    built=built,
+                    sent=0,
+                    platform=str(platform),
+                    base=base.name,
+                    environment=environment,
+                    trees=tuple(manifests),
+                    seconds=time.monotonic() - began,
+                    text=text,
+                )
+        from envsync.images.build import build
+        from envsync.images.plan import Options, plan
+        from envsync.runner.storing import gather
+
         gathered = await gather(
             snapshot,
             lock=lock,
@@ -181,6 +226,7 @@ async def push_image(
             settings=settings,
             allow_substitutes=allow_substitutes,
             supplies=False,
+            manifests=manifests,
             hooks=hooks,
         )
         planned = plan(
@@ -190,12 +236,18 @@ async def push_image(
             Options(compression=options.compression),
             interpreter=interpreter,
         )
-        tags = _tags(place, gathered.lock, options.tags)
+        environment = gathered.lock.digest
+        tags = _tags(place, environment, options.tags)
         built = await _until_ended(
             (images, sources), lambda: build(planned, store, images, tags=tags, hooks=hooks)
         )
-        attached = Attached(digest="", sent=0)
+        if manifests is not None and plain:
+            key = image_key(gathered.lock.dumps(), gathered.manifests, base)
+            remember_built(key, built, environment)
+        attached = None
         if options.sbom:
+            from envsync.images.sbom import attach_sbom
+
             attached = await _until_ended(
                 (images,), lambda: attach_sbom(planned, store, images, built.manifest)
             )
@@ -206,14 +258,49 @@ async def push_image(
         name=images.name,
         tags=tags,
         built=built,
-        sent=getattr(images, "sent", built.sent + attached.sent),
+        sent=getattr(images, "sent", built.sent + (attached.sent if attached else 0)),
         platform=str(platform),
         base=base.name,
-        lock=planned.lock,
+        environment=environment,
         trees=gathered.manifests,
         seconds=time.monotonic() - began,
-        sbom=attached.digest,
+        sbom=attached.digest if attached else "",
+        text=planned.lock.dumps(),
     )
+
+
+def _unchanged(
+    place: ImagePlace,
+    images: Images,
+    base: Base,
+    manifests: Sequence[Manifest],
+    options: ImageOptions,
+    lock_of: Callable[[], tuple[str, Sequence[tuple[str, str, str]]] | None],
+    hooks: Hooks,
+) -> tuple[tuple[str, ...], Built, str, str] | None:
+    """Return tags, image, environment and the lock's text if all of it is there: one request for each tag.
+
+    What the same things gave before is remembered, so that no lock is read and no layer planned.
+    """
+    known = lock_of()
+    if known is None:
+        return None
+    text, said = known
+    found = recall_built(image_key(text, manifests, base))
+    if found is None:
+        return None
+    built, environment = found
+    tags = _tags(place, environment, options.tags)
+    if any(images.manifest_digest(tag) != built.digest for tag in tags):
+        return None
+    say_again(said, hooks)
+    return tags, built, environment, text
+
+
+def _packages(lock: Lock | Pulled) -> Lock:
+    from envsync.stores.pulling import Pulled
+
+    return lock.lock if isinstance(lock, Pulled) else lock
 
 
 def _base(place: ImagePlace, images: Images, platform: Platform, options: ImageOptions, hooks: Hooks) -> Base:
@@ -274,6 +361,6 @@ def _target(base: Base, here: Target, platform: Platform) -> Target:
     return here if base.facts.libc is not None and there.covers(here) else there
 
 
-def _tags(place: ImagePlace, lock: Lock, more: Sequence[str]) -> tuple[str, ...]:
+def _tags(place: ImagePlace, environment: str, more: Sequence[str]) -> tuple[str, ...]:
     named = place.tag if place.reference is None else place.reference.tag
-    return tuple(dict.fromkeys([named or lock.digest[:TAG_LENGTH], *more]))
+    return tuple(dict.fromkeys([named or environment[:TAG_LENGTH], *more]))

@@ -10,24 +10,26 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import envsync
+from envsync.artifacts import SCHEMA
 from envsync.errors import BuildError, EnvsyncError, UnfitHostError
 from envsync.hooks import Hooks
-from envsync.lock import SCHEMA, Lock
 from envsync.store import recall, remember
 from envsync.target import Target
 from envsync.unobtainable import is_unobtainable, mark_unobtainable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from envsync.indexes import IndexSettings
+    from envsync.lock import Lock
     from envsync.runner.session import Session
     from envsync.snapshot import Snapshot
     from envsync.store import Store
     from envsync.stores.pulling import Pulled
     from envsync.trees import Manifest
 
-__all__ = ["demand_fit", "lock_anew", "lock_for", "read_lock", "target_of"]
+__all__ = ["demand_fit", "known_lock", "lock_anew", "lock_for", "read_lock", "say_again", "target_of"]
 
 
 def read_lock(wanted: Lock | Pulled | str | os.PathLike[str] | None) -> Lock | Pulled | None:
@@ -45,7 +47,11 @@ def read_lock(wanted: Lock | Pulled | str | os.PathLike[str] | None) -> Lock | P
             from envsync.stores.pulling import pull_from
 
             return pull_from(wanted)
-    return Lock.read(wanted) if isinstance(wanted, (str, os.PathLike)) else wanted
+    if not isinstance(wanted, (str, os.PathLike)):
+        return wanted
+    from envsync.lock import Lock
+
+    return Lock.read(wanted)
 
 
 def target_of(session: Session, snapshot: Snapshot) -> Target:
@@ -79,8 +85,7 @@ def lock_for(
     if lock is not None and is_unobtainable(lock):
         hooks.note("here", "wheels of the lock that was made before could not be had: it is made again")
     elif lock is not None:
-        for severity, where, text in said:
-            (hooks.warning if severity == "warning" else hooks.note)(where, text)
+        say_again(said, hooks)
         return lock
     return lock_anew(
         snapshot,
@@ -90,6 +95,34 @@ def lock_for(
         allow_substitutes=allow_substitutes,
         hooks=hooks,
     )
+
+
+def known_lock(
+    snapshot: Snapshot, target: Target, *, settings: IndexSettings, allow_substitutes: bool = False
+) -> tuple[str, list[tuple[str, str, str]]] | None:
+    """Return the text of the lock that was made for the same before, and what was said then.
+
+    It is not read, which takes longer than to find it, and nothing says that its wheels can still be had.
+
+    Parameters
+    ----------
+    snapshot, target, settings, allow_substitutes
+        As for `lock_for`.
+    """
+    key = _lock_key(snapshot, target, settings, allow_substitutes)
+    kept: Any = recall("locks", key) if key else None
+    try:
+        if _files(kept["files"], snapshot) == kept["files"]:
+            return str(kept["lock"]), kept["said"]
+    except (KeyError, TypeError):  # there is none, or it is damaged
+        pass
+    return None
+
+
+def say_again(said: Sequence[tuple[str, str, str]], hooks: Hooks) -> None:
+    """Tell what was told when a lock was made."""
+    for severity, where, text in said:
+        (hooks.warning if severity == "warning" else hooks.note)(where, text)
 
 
 def lock_anew(
@@ -123,7 +156,7 @@ def lock_anew(
         hooks=listener,
     )
     key = _lock_key(snapshot, target, settings, allow_substitutes)
-    files = _files(lock, snapshot, since=began)
+    files = _files(_local(lock), snapshot, since=began)
     if key and None not in files.values():
         remember("locks", key, {"lock": lock.dumps(), "files": files, "said": listener.said})
         mark_unobtainable(lock, False)
@@ -152,21 +185,31 @@ class _Listener(Hooks):
 
 def _known(kept: Any, snapshot: Snapshot, store: Store) -> tuple[Lock | None, list[tuple[str, str, str]]]:
     """Return a remembered lock and what was said of it, if it is still what would be made."""
+    from envsync.lock import Lock
+
     if not isinstance(kept, dict):
         return None, []
     with contextlib.suppress(EnvsyncError):
         lock = replace(Lock.loads(kept["lock"], source="a lock in the cache"), trees=())
         local = {artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None}
-        if len(store.has(local)) == len(local) and _files(lock, snapshot) == kept["files"]:
+        if len(store.has(local)) == len(local) and _files(_local(lock), snapshot) == kept["files"]:
             return lock, kept["said"]
     return None, []
 
 
-def _files(lock: Lock, snapshot: Snapshot, *, since: float | None = None) -> dict[str, str | None]:
-    """Name the installed files of which a lock has local wheels: these ship as they are, edited or not."""
+def _local(lock: Lock) -> set[str]:
+    """Return the packages of which a lock has local wheels."""
+    return {artifact.name for artifact in lock.artifacts() if artifact.path is not None}
+
+
+def _files(
+    local: Collection[str], snapshot: Snapshot, *, since: float | None = None
+) -> dict[str, str | None]:
+    """Name the installed files of packages with local wheels: these ship as they are, edited or not."""
+    if not local:
+        return {}
     from envsync.wheels import files_key
 
-    local = {artifact.name for artifact in lock.artifacts() if artifact.path is not None}
     files: dict[str, str | None] = {}
     for one in snapshot.winners:
         if one.name in local and not one.editable:
@@ -190,7 +233,7 @@ def _lock_key(
         for place in (*settings.indexes, *settings.find_links)
     ]
     essentials = [
-        *(SCHEMA, version("uv"), version("dask-envsync"), snapshot.digest, target.to_dict(), places),
+        *(SCHEMA, version("uv"), envsync.__version__, snapshot.digest, target.to_dict(), places),
         *(settings.no_index, settings.strategy, sorted(settings.uv), settings.notes, allow_substitutes),
     ]
     text = json.dumps(essentials, sort_keys=True, default=str)

@@ -19,7 +19,7 @@ from envsync.supply import Supply
 from envsync.unobtainable import is_unobtainable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from envsync.indexes import IndexSettings
     from envsync.lock import Lock
@@ -64,6 +64,7 @@ async def gather(
     settings: IndexSettings,
     allow_substitutes: bool = False,
     supplies: bool = True,
+    manifests: Sequence[Manifest] | None = None,
     hooks: Hooks | None = None,
 ) -> Gathered:
     """Have everything of an environment here: lock, wheels, local code, uv and an interpreter.
@@ -84,6 +85,8 @@ async def gather(
         Whether another version may stand in for one that has no wheel for the target.
     supplies : bool
         Whether uv and an interpreter are gathered too: images need neither, or find their own.
+    manifests : sequence of Manifest, optional
+        Local code, where the caller has looked at it, and told of it.
     hooks : Hooks, optional
         Told about progress.
 
@@ -97,8 +100,9 @@ async def gather(
         blobs = blobs_of(lock.push, lock.lock, lock.manifests)
         await fetch_async(lock.store, blobs, store, hooks=hooks, what="files")
         return Gathered(lock=lock.lock, manifests=lock.manifests, supplies=lock.push.supplies, store=store)
-    tell_findings(snapshot, hooks, locked=lock is not None)
-    manifests = await asyncio.to_thread(look, snapshot, lock, store, hooks)
+    if manifests is None:
+        tell_findings(snapshot, hooks, locked=lock is not None)
+        manifests = await asyncio.to_thread(look, snapshot, lock, store, hooks)
 
     async def locked() -> Lock:
         return await asyncio.to_thread(

@@ -37,6 +37,19 @@ pytestmark = pytest.mark.lab
 
 BIN = Path(sys.executable).parent
 CANARY = "hunter2-canary"
+HEAVY = (
+    *("envsync.images.build", "envsync.images.plan", "envsync.lock", "envsync.resolve", "packaging.pylock"),
+    *(
+        "asyncssh",
+        "dask",
+        "distributed",
+        "pathspec",
+        "rich",
+        "tarfile",
+        "tomli_w",
+        "trio",
+    ),
+)
 
 
 @dataclass
@@ -464,9 +477,9 @@ def test_a_user_with_an_environment_and_no_lock(
         "PIP_CONFIG_FILE": str(tmp_path / "pip.conf"),
     }
 
-    def envsync(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [prefix / "bin/envsync", *arguments],
+            [str(one) for one in arguments],
             cwd=code,
             env=environment,
             capture_output=True,
@@ -475,6 +488,9 @@ def test_a_user_with_an_environment_and_no_lock(
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done
+
+    def envsync(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return run(prefix / "bin/envsync", *arguments)
 
     private.requests.clear()
     done = envsync("push", "--json", "--base", made.base, image)
@@ -487,8 +503,26 @@ def test_a_user_with_an_environment_and_no_lock(
     assert any(path.endswith(".whl") and status == 200 for path, status in private.requests)
     envsync("diff", pushed["reference"], ".")
     proxy.requests.clear()
-    again = json.loads(envsync("push", "--json", "--base", made.base, image).stdout)["images"][0]
+    arguments = ["push", "--json", "--base", made.base, image]
+    program = f"import sys; from envsync.cli import cli; cli({arguments!r}, standalone_mode=False)\n"
+    program += f"print(sorted(set(sys.modules) & set({HEAVY!r})))"
+    done = run(prefix / "bin/python", "-c", program)
+    document, _, heavy = done.stdout.strip().rpartition("\n")
+    again = json.loads(document)["images"][0]
     assert (again["digest"], again["sent"], len(proxy.requests)) == (pushed["digest"], 0, 1)
+    assert again["environment"] == pushed["environment"]
+    assert heavy == "[]", "what is only there to make an image"
+
+    (code / "mine.py").write_text("ANSWER = 43\n")
+    edited = json.loads(envsync(*arguments).stdout)["images"][0]
+    assert (edited["layers_made"], edited["tags"]) == (1, pushed["tags"])
+    assert edited["digest"] != pushed["digest"]
+    assert 0 < edited["sent"] < 1_000_000
+    # the first image is remembered, and its tag is another's meanwhile
+    (code / "mine.py").write_text("ANSWER = 42\n")
+    back = json.loads(envsync(*arguments).stdout)["images"][0]
+    assert (back["digest"], back["layers_made"]) == (pushed["digest"], 0)
+    assert back["sent"] > 0
 
     target = tmp_path / "layout"
     skopeo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from dataclasses import dataclass
@@ -168,9 +169,11 @@ platform_option = click.option(
 
 def _template(_ctx: object, _parameter: object, value: str | None) -> str | None:
     """Refuse what is neither one of our Dockerfiles nor a file."""
+    if value is None:
+        return None
     from envsync.images.context import TEMPLATES
 
-    if value is not None and value not in TEMPLATES and not Path(value).is_file():
+    if value not in TEMPLATES and not Path(value).is_file():
         raise click.BadParameter(f"{value!r} is neither a file nor one of {', '.join(TEMPLATES)}")
     return value
 
@@ -329,10 +332,17 @@ def _push_with_docker(
 
 
 def leave_httpx_its_command() -> None:
-    """Keep httpx from importing its command line, which takes longer than all that we ask of it."""
+    """Keep httpx from importing its command line, and trio: each takes longer than all that we ask of it."""
     stub = ModuleType("httpx._main")
     stub.main = lambda: None  # type: ignore[attr-defined]
     sys.modules.setdefault("httpx._main", stub)
+    if "trio" in sys.modules:
+        return
+    sys.modules["trio"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        importlib.import_module("httpcore")
+    finally:
+        del sys.modules["trio"]
 
 
 def describe_image(one: PushedImage | DockerImage) -> str:
@@ -342,9 +352,9 @@ def describe_image(one: PushedImage | DockerImage) -> str:
 
 
 def _described(one: PushedImage | DockerImage) -> str:
-    from envsync.runner.contexts import DockerImage
+    from envsync.runner.imaging import PushedImage
 
-    if isinstance(one, DockerImage):
+    if not isinstance(one, PushedImage):
         sent = f"{one.sent} of {plural(one.sent + one.there, 'layer')} sent" if one.sent else "nothing sent"
         return f"built by Docker, {sent}, {_amount(one.size)} unpacked"
     layers = len(one.built.layers)
@@ -367,7 +377,7 @@ def image_to_dict(one: PushedImage | DockerImage) -> dict[str, Any]:
         "tags": list(one.tags),
         "platform": one.platform,
         "base": one.base,
-        "environment": one.lock.digest,
+        "environment": one.environment,
         **_amounts(one),
         "seconds": round(one.seconds, 3),
         "trees": [
@@ -378,9 +388,9 @@ def image_to_dict(one: PushedImage | DockerImage) -> dict[str, Any]:
 
 
 def _amounts(one: PushedImage | DockerImage) -> dict[str, Any]:
-    from envsync.runner.contexts import DockerImage
+    from envsync.runner.imaging import PushedImage
 
-    if isinstance(one, DockerImage):
+    if not isinstance(one, PushedImage):
         return {
             "builder": "docker",
             "digest": one.digest,

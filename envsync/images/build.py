@@ -9,12 +9,12 @@ import tarfile
 import threading
 import time
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
 from envsync.agent.layout import TREES_PTH
 from envsync.errors import ImageError, StoreError
 from envsync.hooks import Hooks
+from envsync.images.built import Built
 from envsync.images.deflate import CHUNK
 from envsync.images.oci import CONFIG, MANIFEST, Descriptor, sha256_of
 from envsync.images.plan import LOCK_FILE, PYTHON, TREES, LayerPlan, Plan
@@ -35,36 +35,6 @@ __all__ = ["Built", "build", "lacking", "present"]
 
 _ASKED = 8  # questions at once: each is a round trip
 _WORKERS = 4  # no more help: unpacking lets other threads run, and what is between files does not
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Built:
-    """An image that is where it was to go.
-
-    Attributes
-    ----------
-    manifest : Descriptor
-        Its manifest.
-    size : int
-        Bytes of all that a machine without any of it has to fetch.
-    layers : tuple of Descriptor
-        Those above the base, lowest first.
-    made : tuple of str
-        Titles of the layers that were made; the others were there.
-    sent : int
-        Bytes that were put there.
-    """
-
-    manifest: Descriptor
-    size: int
-    layers: tuple[Descriptor, ...]
-    made: tuple[str, ...]
-    sent: int
-
-    @property
-    def digest(self) -> str:
-        """The manifest's: what the image is pulled by."""
-        return self.manifest.digest
 
 
 def lacking(plan: Plan, images: Images) -> tuple[Artifact, ...]:

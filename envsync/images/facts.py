@@ -12,8 +12,6 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from envsync.elf import read_elf_from
-from envsync.images.reading import members
 from envsync.target import version_numbers
 
 if TYPE_CHECKING:
@@ -98,6 +96,8 @@ class Facts:
 
 def look(images: Images, layers: Iterable[Descriptor], variables: Mapping[str, str]) -> Facts:
     """Read the layers of an image, lowest first; `variables` are those that its configuration sets."""
+    from envsync.images.reading import members  # mostly it is remembered what a base holds
+
     seen = _Seen(variables.get("PYTHON_VERSION", ""))
     for layer in layers:
         above: set[str] = set()
@@ -236,6 +236,8 @@ def _facts_of(path: str, member: tarfile.TarInfo, content: Content) -> dict[str,
         versions = [one for one, before in told if before == b"\0"] or [
             one for one, before in told if before not in b".0123456789"
         ]
+        from envsync.elf import read_elf_from
+
         elf = read_elf_from(io.BytesIO(data)) if python else None
         return {
             "versions": sorted(set(versions), key=version_numbers, reverse=True),

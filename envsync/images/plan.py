@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.errors import ImageError
 from envsync.images.base import Base, fit, have_of
+from envsync.images.built import SCHEMA
 from envsync.images.oci import CONFIG, Config, Descriptor, Manifest
 from envsync.images.tar import COMPRESSIONS
 from envsync.images.wheels import Place
@@ -32,7 +33,6 @@ LOCK_LABEL = "org.envsync.lock"
 TREES_LABEL = "org.envsync.trees"
 CREATED = "1980-01-02T00:00:00Z"
 
-SCHEMA = 1  # raised when the same key would name other bytes
 BUCKETS = 16
 LARGE = 16 << 20  # bytes of a wheel that has a layer of its own
 MOST_LARGE = 60  # an engine takes about 120 layers, and the base has some
