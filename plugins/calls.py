@@ -61,7 +61,7 @@ class Calls:
         dict
             What it returned, by address. Where it could not be run, ``trouble`` says why.
         """
-        foreign = self._foreign()
+        foreign = self.foreign()
         addresses = list(addresses)
         passed = {address: _nothing() for address in addresses if address in foreign}
         addresses = [address for address in addresses if address not in foreign]
@@ -78,7 +78,7 @@ class Calls:
         answers = await asyncio.gather(*(one(address) for address in addresses))
         return {**passed, **dict(zip(addresses, answers))}
 
-    def _foreign(self) -> set[Any]:
+    def foreign(self) -> set[Any]:
         """Return the workers, and their nannies, that run another Python minor version than the scheduler."""
         return {
             address

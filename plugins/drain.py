@@ -142,9 +142,10 @@ class Restarts:
 
     async def _gone(self, nanny: str) -> None:
         """Wait until a nanny does not answer any more: its job was cancelled, or its machine went off."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
             while True:
-                comm = await connect(nanny, timeout=SILENT, **self.scheduler.connection_args)
+                # connect's own timeout does not end where somebody listens and says nothing
+                comm = await asyncio.wait_for(connect(nanny, **self.scheduler.connection_args), SILENT)
                 await comm.close()
                 await asyncio.sleep(1)
 

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Callable, Collection, Dict, List, Mapping, cast
 
+from distributed.comm import connect
 from distributed.core import Status
 from distributed.diagnostics.plugin import SchedulerPlugin
 
@@ -34,6 +35,7 @@ logger = logging.getLogger("distributed.envsync")
 
 PROTOCOL = 1  # of what a client and a Hub say to each other
 REPORT_TIMEOUT = 900.0  # seconds: a late joiner may have to fetch and build
+LONE = 3.0  # seconds that a nanny whose worker is not here has to answer
 READERS = 4  # chunks that may be on their way out at the same time
 
 _HANDLERS = {
@@ -44,6 +46,7 @@ _HANDLERS = {
     "envsync_release": "release",
     "envsync_state": "state",
     "envsync_report": "report",
+    "envsync_nanny": "nanny",
 }
 
 
@@ -93,7 +96,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         self._readers = asyncio.Semaphore(READERS)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="envsync")
         self._calls = Calls(scheduler, self._threads)
-        self._equipped: dict[str, str] = {}
+        self._equipped: dict[str, str] = {}  # nannies, and the digest of the state that each was given
+        self._restarted = 0  # workers, for the state that is being made true
         self._orders: Any = None
         self._tasks: set[Any] = set()
         self.blobs = Blobs(os.path.join(scheduler.local_directory, "envsync-blobs"))
@@ -182,7 +186,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         -------
         dict
             ``scheduler``, an entry; ``workers``, entries by address; ``replaced``, whether there was a state
-            before; ``displaced``, the owner of another environment that was there; ``seconds``. Or
+            before; ``displaced``, the owner of another environment that was there; ``restarted``, how many
+            workers; ``seconds``. Or
             ``refused``, with the ``owner`` who is there, and the ``process`` if it is another cluster in it
             that has that owner's; or ``lacking``, the blobs that have to be sent first.
         """
@@ -190,6 +195,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             raise ValueError(f"restart must be 'auto', 'never' or 'always', not {restart!r}")
         async with self._turn:
             began, now = time.monotonic(), time.time()
+            self._restarted = 0
             await self._settled()
             old = self.wanted
             state = _with_what_is_laid_over(state, old)
@@ -224,6 +230,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                 "workers": workers,
                 "replaced": bool(old),
                 "displaced": None if owned or same or _akin(old, state) else old["owner"],
+                "restarted": self._restarted,
                 "seconds": time.monotonic() - began,
             }
 
@@ -266,7 +273,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             self.scheduler.worker_plugins.pop(NAME, None)
             self.scheduler.nanny_plugins.pop(NAME, None)
             self._drop_gate()
-            told, answers = await self._take_leave(set(), patience)
+            told, answers = await self._take_leave(None, patience)
             again = [
                 address
                 for address, answer in answers.items()
@@ -286,14 +293,38 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
             troubles = [answer["trouble"] for answer in told.values() if answer["trouble"]]
             self.wanted = {}
             self.uninstall()
-            return {"workers": workers, "nannies": troubles, "seconds": time.monotonic() - began}
+            return {
+                "workers": workers,
+                "nannies": troubles,
+                "restarted": len(again),
+                "seconds": time.monotonic() - began,
+            }
 
-    async def _take_leave(self, done: set[str], patience: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    async def _take_leave(
+        self, done: set[str] | None, patience: float
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Take our plugins out of nannies and workers; what each said."""
-        present = [one for one in self.scheduler.workers if one not in done]
+        present = [one for one in self.scheduler.workers if one not in (done or ())]
         nannies = {self._nanny(one) for one in present} - {None, ""}
+        # those whose workers have just died, or never came up, will start others
+        lone = set(self._equipped) - nannies if done is None else set()
+        answering = await asyncio.gather(*(self._answers(nanny) for nanny in lone))
+        nannies.update(nanny for nanny, there in zip(lone, answering) if there)
         told = await self._calls.run(nannies, leave, patience, lambda _: {})
         return told, await self._calls.run(present, leave, patience, lambda _: {})
+
+    async def _answers(self, nanny: str) -> bool:
+        try:
+            # connect's own timeout does not end where somebody listens and says nothing
+            comm = await asyncio.wait_for(connect(nanny, **self.scheduler.connection_args), LONE)
+            await comm.close()
+        except (OSError, asyncio.TimeoutError):
+            return False
+        return True
+
+    async def nanny(self, address: str, digest: str) -> None:
+        """Remember a nanny that has been given a state, before it has a worker."""
+        self._equipped[address] = digest
 
     async def report(
         self, address: str, digest: str = "", restart: Collection[str] = (), **found: Any
@@ -374,10 +405,11 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         ]
         return [one.to_dict() for one in found]
 
-    async def _mend_nannies(self, nannies: Collection[Any]) -> None:
-        """Give the state to nannies; those that have it are left in peace."""
+    async def _mend_nannies(self, nannies: Collection[Any]) -> dict[str, str]:
+        """Give the state to nannies; those that have it are left in peace. What went wrong, by nanny."""
         state = self.wanted
         lacking = {one for one in nannies if one and self._equipped.get(one) != state["digest"]}
+        lacking -= self._calls.foreign()
         self._equipped.update(dict.fromkeys(lacking, state["digest"]))
         answers = await self._calls.run(lacking, exchange, self._orders.of(state, nanny=True), lambda _: {})
         for nanny, answer in answers.items():
@@ -386,6 +418,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
                     "The nanny %s could not be given the environment: %s", nanny, answer["trouble"]
                 )
                 self._equipped.pop(nanny, None)
+        return {nanny: answer["trouble"] for nanny, answer in answers.items() if answer["trouble"]}
 
     async def _mend_all(self, addresses: Collection[str], restart: str, patience: float) -> None:
         """Mend workers that are here, and their nannies; then restart those that need it and may."""
@@ -399,12 +432,16 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         answers = await self._calls.run(present, exchange, order, options)
         again = [address for address, answer in answers.items() if answer["untouched"]]
         # Whatever else a nanny starts meanwhile is mended as a late joiner: that need not be waited for.
-        await self._mend_nannies({self._nanny(address) for address in again})
+        troubles = await self._mend_nannies({self._nanny(address) for address in again})
         self._later(self._mend_nannies({known.nanny for known in self.scheduler.workers.values()}))
         ready = [address for address in again if self._nanny(address) in self._equipped]
-        told = dict.fromkeys(again, ("", "its nanny could not be given the environment"))
+        told = {}
+        for address in again:
+            why = troubles.get(self._nanny(address))
+            told[address] = "", "its nanny could not be given the environment" + (f": {why}" if why else "")
         if ready:
             told.update(await Restarts(self.scheduler, self.gate, patience=patience).restart(ready))
+            self._restarted += sum(new != address and not why for address, (new, why) in told.items())
         # what could not be restarted goes on as it was, but for what can come without
         here = self.scheduler.workers
         as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble and address in here}

@@ -158,7 +158,14 @@ class MendNanny(NannyPlugin):  # type: ignore[misc]
         self.code = code
 
     async def setup(self, nanny: Nanny) -> None:
-        """Build, and put it in this process's path and environment, which its worker will inherit."""
+        """Build, and put it in this process's path and environment, which its worker will inherit.
+
+        The scheduler knows of nannies by their workers only: so it is told, should this one never have any.
+        """
+        await nanny.scheduler.envsync_nanny(address=nanny.address, digest=self.state["digest"])
+        await self._fit(nanny)
+
+    async def _fit(self, nanny: Nanny) -> None:
         loop = asyncio.get_running_loop()
         get = _getter(nanny, loop)
         built = await loop.run_in_executor(None, lambda: fetch_and_build(self.state, get))
@@ -167,7 +174,7 @@ class MendNanny(NannyPlugin):  # type: ignore[misc]
     async def renew(self, nanny: Nanny, **_: Any) -> dict[str, Any]:
         """`setup`, for a nanny that runs; what went wrong is said."""
         try:
-            await self.setup(nanny)
+            await self._fit(nanny)
         except Exception as error:
             logger.exception("This nanny could not be given the wanted environment")
             return _said(trouble=f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,9 +15,11 @@ from typing import Any
 import cloudpickle
 import pytest
 from distributed import Client
+from distributed.core import rpc
+from distributed.protocol.pickle import dumps
 
 from tests.index_server import write_wheel
-from tests.running import Elsewhere, Wish, digest_of, put, states
+from tests.running import Elsewhere, Wish, digest_of, put, states, until
 
 pytestmark = pytest.mark.slow
 
@@ -207,6 +210,53 @@ async def _both(client: Client, **where: Any) -> Any:
         return zz_pack.__version__, zz_mine.x
 
     return await client.submit(run, pure=False, **where)
+
+
+async def test_nannies_without_a_worker_are_given_back_too(
+    elsewhere: Elsewhere, others: Path, tmp_path: Path
+) -> None:
+    wish = Wish(others)
+    wish.ship(write_wheel(tmp_path / "wheels", "zz-pack", "2.0"))
+    elsewhere.worker("alone")
+    async with Client(elsewhere.address, asynchronous=True) as client:
+        await wish.apply(client)
+        elsewhere.worker("silent")  # one that came later, and had it from its start
+        silent = elsewhere.processes[-1].process.pid
+        gone = elsewhere.worker("gone")
+        nannies = await _addresses_of_nannies(client)
+        pids = await client.run(_lose_the_worker, nanny=True, workers=await _addresses(client, "alone"))
+        gone.end()
+        os.kill(silent, signal.SIGSTOP)
+        try:
+            workers = await client.run(os.getpid, workers=await _addresses(client, "silent"))
+            for pid in [*pids.values(), *workers.values()]:
+                os.kill(pid, signal.SIGKILL)
+            await until(lambda: _no_workers(client))
+            answer = await client.scheduler.envsync_release(owner="ada")
+            assert answer["seconds"] < 8
+            async with rpc(nannies["alone"]) as nanny:
+                told = await nanny.run(function=dumps(_process), args=dumps(()), kwargs=dumps({}), wait=True)
+            assert (told["result"]["plugins"], told["result"]["ours"]) == ([], [])
+            assert told["result"]["environ"]["PYTHONPATH"] is None
+        finally:
+            os.kill(silent, signal.SIGCONT)
+
+
+async def _addresses_of_nannies(client: Client) -> dict[str, str]:
+    known = (await client.scheduler.identity())["workers"].values()
+    return {str(one["name"]): one["nanny"] for one in known}
+
+
+async def _no_workers(client: Client) -> bool:
+    return not (await client.scheduler.identity())["workers"]
+
+
+def _lose_the_worker(dask_worker: Any) -> int:
+    """Have a nanny not start another worker for now; the process of the one that it has."""
+    from distributed.core import Status
+
+    dask_worker.status = Status.init
+    return int(dask_worker.pid)
 
 
 async def test_a_second_apply_is_quick_and_another_one_replaces(
