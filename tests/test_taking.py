@@ -7,11 +7,16 @@ import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+import dask.config
 import pytest
+from click.testing import CliRunner
 
+from envsync.cli import cli
 from envsync.errors import StoreError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
+from envsync.runner import SyncedCluster
+from envsync.runner.options import plain_config
 from envsync.runner.session import Session
 from envsync.runner.taking import Taking
 from envsync.store import blob_name
@@ -304,3 +309,16 @@ async def test_a_store_that_cannot_be_asked_is_an_error_at_once(
     session = await client.session(Taking(open_store("s3://taking/x"), Hooks()))
     with pytest.raises(StoreError, match="it cannot be listed"):
         await client.take(session)
+
+
+async def test_the_store_is_an_option_and_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dask.config.set({"envsync.store": "file:///of/the/settings"}):
+        assert SyncedCluster(asynchronous=True).store == "file:///of/the/settings"
+        assert SyncedCluster(asynchronous=True, store="file:///mine").store == "file:///mine"
+        hooks = Told()
+        assert "envsync" not in plain_config(dask.config.global_config, hooks)
+        assert hooks.notes == []  # it is nothing that Dask's processes miss
+    assert SyncedCluster(asynchronous=True).store is None
+    refused = CliRunner().invoke(cli, ["run", "--store", "nonsense", "--", "true"])
+    assert refused.exit_code == 2
+    assert "'nonsense' is not the URL of a store" in refused.stderr
