@@ -117,6 +117,7 @@ def test_what_is_in_it(bench: Bench) -> None:
     assert b"ENVSYNC_TREES" in files[f"{SITE}/envsync.pth"]
     assert files[f"opt/envsync/trees/{front.digest}/proj.py"] == b"A = 1\n"
     assert Lock.loads(files["opt/envsync/pylock.toml"].decode()) == planned.lock
+    assert not [path for path in files if path.endswith(".pyc")]
     assert files.keys() >= set(contents(bench.layout, replace(manifest, layers=manifest.layers[:1])))
     assert config.variables() == {
         "PATH": "/opt/envsync/env/bin:/usr/local/bin:/usr/bin",

@@ -133,6 +133,10 @@ def test_skopeo_inspects_and_copies_it(made: Made, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     subprocess.run(["skopeo", "copy", "-q", f"oci:{made.layout}:made", f"oci:{copy}:copied"], check=True)
     assert inspect(Layout(copy), "copied").lock == made.lock
+    archive = tmp_path / "made.tar"  # a folder in a tar archive is what others call oci-archive
+    subprocess.run(["tar", "-cf", archive, "-C", made.layout, "."], check=True)
+    command = ["skopeo", "inspect", f"oci-archive:{archive}:made"]
+    assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == found
 
 
 def test_docker_archives_of_it_are_the_same_layers(made: Made, tmp_path: Path) -> None:
