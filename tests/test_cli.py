@@ -305,11 +305,15 @@ def test_a_reader_that_goes_away_is_no_error(prefixes: dict[str, Path], tmp_path
     assert process.returncode == 141
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_it_soon(tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "ignored"),
+    [(signal.SIGINT, 130, ""), (signal.SIGTERM, 143, ""), (signal.SIGTERM, 143, "INT HUP")],
+)
+def test_signals_end_it_soon(tmp_path: Path, number: int, code: int, ignored: str) -> None:
+    ignoring = ["sh", "-c", f"trap '' {ignored}; exec \"$@\"", "sh"] if ignored else []  # as nohup, and &
     with socket.create_server(("127.0.0.1", 0)) as server:  # takes connections and says nothing
         process = subprocess.Popen(
-            [BIN / "envsync", "push", f"ssh://127.0.0.1:{server.getsockname()[1]}"],
+            [*ignoring, BIN / "envsync", "push", f"ssh://127.0.0.1:{server.getsockname()[1]}"],
             env={**os.environ, "ENVSYNC_CACHE": str(tmp_path / "cache"), "HOME": str(tmp_path)},
             cwd=tmp_path,
             stderr=subprocess.PIPE,
@@ -319,6 +323,10 @@ def test_signals_end_it_soon(tmp_path: Path, number: int, code: int) -> None:
         try:
             server.settimeout(30)
             with server.accept()[0]:
+                for name in ignored.split():
+                    process.send_signal(signal.Signals[f"SIG{name}"])
+                    time.sleep(0.3)
+                    assert process.poll() is None, name
                 process.send_signal(number)
                 said = process.communicate(timeout=20)[1]
         finally:

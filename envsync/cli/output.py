@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -153,13 +153,16 @@ def watch() -> Iterator[Hooks]:
         return
     from envsync.cli.display import JsonLines, Live, Plain
 
+    hooks: Hooks
     if output.json:
-        yield JsonLines(sys.stderr)
+        hooks = JsonLines(sys.stderr)
     elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-        with Live() as live:
-            yield live
+        hooks = Live()
     else:
-        yield Plain(sys.stderr)
+        hooks = Plain(sys.stderr)
+    hooks.verbose = output.verbose
+    with hooks if isinstance(hooks, Live) else nullcontext():
+        yield hooks
 
 
 @contextmanager
@@ -174,8 +177,14 @@ def terminated_as_interrupted() -> Iterator[None]:
             raise KeyboardInterrupt
         handler(signal.SIGINT, frame)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
+    # what is ignored, by nohup for instance, stays so
+    numbers = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    previous: dict[int, Any] = {number: signal.signal(number, interrupt) for number in numbers}
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As in a job that a script began with &. asyncio ends in order only where it may handle SIGINT: so it
+        # may, and no real one comes through.
+        previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     except KeyboardInterrupt:
@@ -186,6 +195,8 @@ def terminated_as_interrupted() -> Iterator[None]:
     finally:
         for number, before in previous.items():
             signal.signal(number, before)
+        if signal.SIGINT in previous:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def plural(number: int, noun: str, plural: str = "") -> str:
