@@ -12,7 +12,14 @@ class Hooks:
     event loop's thread and from worker threads (locking, packing), also at the
     same time: guard what they share with a lock. They must return at once and
     must not raise.
+
+    Attributes
+    ----------
+    verbose : bool
+        Whether texts have their lists whole; by default they name a few and count the rest.
     """
+
+    verbose = False
 
     def step(self, where: str, what: str) -> None:
         """A phase begins.

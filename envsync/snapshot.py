@@ -289,7 +289,7 @@ class Snapshot:
         """
         libc = self.target.libc
         return {
-            "who": "client",
+            "who": "this environment",
             "interpreter": {
                 "implementation": self.interpreter.implementation,
                 "version": self.interpreter.version,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distributed.protocol import pickle
 
-from envsync.errors import ClusterError
+from envsync.errors import CaptureError, ClusterError
 from envsync.plugins.activate import swap
 from envsync.plugins.gate import Carried
 from envsync.runner.places import wanted_of
@@ -100,12 +101,19 @@ def look_here(cwd: str | None) -> tuple[Snapshot, list[Manifest], dict[str, Any]
     -------
     Snapshot, list of Manifest, Report
         This environment, as it ships; its local code, put into the store; both as what is wanted.
+
+    Raises
+    ------
+    CaptureError
+        The working directory is not there.
     """
     from envsync.snapshot import capture
     from envsync.store import default_store
     from envsync.trees import pack_all
     from envsync.wheels import as_shipped
 
+    if cwd is not None and not Path(cwd).is_dir():
+        raise CaptureError(f"{cwd} is no folder", hint="cwd= is the folder of the modules that tasks import.")
     store = default_store()
     snapshot = as_shipped(capture(cwd=cwd), store)
     report = snapshot.report(tools=True)

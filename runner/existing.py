@@ -8,7 +8,6 @@ import functools
 import logging
 import secrets
 import time
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,12 @@ from envsync.runner.shipment import (
     upload,
 )
 from envsync.runner.telling import tell_edited, tell_left_out
-from envsync.runner.verification import Checked, Verification
+from envsync.runner.verification import Checked, Verification, warn
 from envsync.runner.verifying import ask_all, verify
 from envsync.shadowing import refuse_shadowing, shadowing, with_trees
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.verifying import Asked
@@ -55,6 +54,7 @@ _NAME = "envsync"  # of the plugin, in whatever cluster
 _ROUNDS = 3
 _UNCHANGED = ", and nothing was changed"
 _GIVEN_BACK = ", and the cluster has its own environment again, not the one that was laid over it before"
+_RESTARTED = ", and the cluster has its own environment again; workers were restarted on the way"
 _LOST = "distributed.deploy.lost-worker-timeout"
 _AWAY = 600.0  # seconds, that a worker may be away because of us
 
@@ -114,6 +114,9 @@ class SyncEnvironment:
         self._roots: tuple[str, ...] = ()
         self._front: set[str] = set()
         self._kept: tuple[str, ...] = ()
+        self._scheduler = ""  # the one that all this is in
+        self._shows = hooks is not None  # what is found is shown by whoever gave hooks
+        self._awaited = False
 
     def sync(self) -> Any:
         """Bring the cluster up to this environment as it is now: an edited module, a package just installed.
@@ -131,21 +134,50 @@ class SyncEnvironment:
         ClusterError
             The plugin is not registered, or another client's environment is in place.
         """
-        client = self._registered()
-        return client.sync(self._mend, client)
+        return self._run(self._mend, self._registered())
 
     def verify(self, **options: Any) -> Any:
         """Compare every process of the cluster with this environment; see `envsync.verify`."""
         return verify(self._registered(), cwd=self.cwd, **options)
 
     def unregister(self) -> Any:
-        """Restore every process to what it was before."""
-        client = self._registered()
-        return client.sync(self._release)
+        """Restore every process to what it was before; where nothing is registered, say so."""
+        if self.client is None:
+            self.hooks.warning("cluster", "nothing was given back: the plugin is not registered")
+            return asyncio.sleep(0) if self._awaited else None
+        return self.client.sync(self._release)
 
     def roots(self) -> tuple[str, ...]:
         """Return the folders of this environment's local code, as they were at the last sync."""
         return self._roots
+
+    def is_elsewhere(self) -> bool:
+        """Tell whether the scheduler is another one than at the last sync, at the same address."""
+        there = _scheduler_of(self._registered())
+        return bool(there and self._scheduler) and there != self._scheduler
+
+    def _run(self, action: Callable[[Client], Coroutine[Any, Any, Verification]], client: Client) -> Any:
+        if client.asynchronous:
+            return self._run_async(action, client)
+        verification: Verification = client.sync(action, client)
+        self._warn(verification)
+        return verification
+
+    async def _run_async(
+        self, action: Callable[[Client], Coroutine[Any, Any, Verification]], client: Client
+    ) -> Verification:
+        verification = await action(client)
+        self._warn(verification)
+        return verification
+
+    def _warn(self, verification: Verification) -> None:
+        if not verification.ok and not self._shows:
+            warn(verification)
+
+    def register(self, client: Client) -> Any:
+        """Do what ``client.register_plugin`` is asked to, which calls it."""
+        self._awaited = client.asynchronous
+        return self._run(self._attach, client)
 
     def _registered(self) -> Client:
         if self.client is None:
@@ -154,8 +186,7 @@ class SyncEnvironment:
             )
         return self.client
 
-    async def attach(self, client: Client) -> Verification:
-        """Register with a client's cluster. ``client.register_plugin`` calls it."""
+    async def _attach(self, client: Client) -> Verification:
         if self.client is not None and self.client is not client:
             raise ClusterError(
                 "the plugin is registered with another client",
@@ -169,8 +200,8 @@ class SyncEnvironment:
         return verification
 
     async def _mend(self, client: Client) -> Verification:
-        first = self.client is None
         began = time.monotonic()
+        first = self._is_new_to(client) or self.client is None
         from envsync.indexes import read_settings
         from envsync.store import default_store
 
@@ -213,24 +244,35 @@ class SyncEnvironment:
             processes=tuple(one for one in verification.processes if one.kind == "worker")
         ).ok
         if not workers_ok and self.on_mismatch == "raise":
+            how = ""
             if first:
                 with _not_lost():
-                    await client.scheduler.envsync_release(owner=self._id)
+                    released = await client.scheduler.envsync_release(owner=self._id)
+                restarted = result["restarted"] + (released or {}).get("restarted", 0)
+                how = _GIVEN_BACK if replaced else _RESTARTED if restarted else _UNCHANGED
             raise MismatchError(
-                "not every process could be made equal"
-                + (_GIVEN_BACK if first and replaced else _UNCHANGED if first else "")
-                + f"\n{verification}",
+                f"not every process could be made equal{how}\n{verification}",
                 differences=verification.differences,
                 verification=verification,
             )
         self.state, self._snapshot = state, snapshot.digest
         self._tell_kept(verification)
-        if not verification.ok:
-            warnings.warn(str(verification), stacklevel=2)
         equal = sum(entry["state"] == "equal" for entry in result["workers"].values())
         said = f"{equal} of {len(result['workers'])} workers have this environment"
         self.hooks.done("cluster", said, time.monotonic() - began)
         return verification
+
+    def _is_new_to(self, client: Client) -> bool:
+        """Tell whether the scheduler is another one than before, which has nothing of ours yet."""
+        there, before = _scheduler_of(client), self._scheduler
+        self._scheduler = there or before
+        if self.client is None or not there or before in ("", there):
+            return False
+        self.hooks.warning("cluster", "the scheduler is another one than before: it gets everything again")
+        self.state, self._kept = None, ()
+        self._front.clear()
+        client.subscribe_topic(TOPIC, self._heard)
+        return True
 
     def _tell_displaced(self, result: Mapping[str, Any]) -> None:
         owner = result.get("displaced")
@@ -315,6 +357,7 @@ class SyncEnvironment:
             client.unsubscribe_topic(TOPIC)
             del client.sync_environment
         self.client = self.state = None
+        self._scheduler = ""
         self._snapshot, self._told = "", []
         result = result or {}  # None: it was given back already
         if result.get("refused"):
@@ -330,10 +373,12 @@ class SyncEnvironment:
         if not isinstance(said, dict) or said.get("action") not in ("refused", "admitted-different"):
             return
         found = [one for one in said.get("differences", ()) if one["severity"] in (FATAL, ERROR)]
+        few = len(found) if self.hooks.verbose else 3
         parts = [
-            f"{one['subject']} {one['right'] or 'missing'}, not {one['left'] or 'there'}" for one in found[:3]
+            f"{one['subject']} {one['right'] or 'missing'}, not {one['left'] or 'there'}"
+            for one in found[:few]
         ]
-        parts += [f"and {len(found) - 3} more"] if len(found) > 3 else []
+        parts += [f"and {len(found) - few} more"] if len(found) > few else []
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
@@ -399,7 +444,7 @@ async def release(client: Client, *, take_over: bool = False) -> bool:
 
 def _register(client: Client, plugin: SyncEnvironment, *_: object, **__: object) -> Any:
     """What ``client.register_plugin`` does with a SyncEnvironment: neither name nor idempotent matter."""
-    return client.sync(plugin.attach, client)
+    return plugin.register(client)
 
 
 Client._register_plugin.register(SyncEnvironment, _register)
@@ -408,6 +453,11 @@ Client._register_plugin.register(SyncEnvironment, _register)
 @functools.cache
 def _hub() -> bytes:
     return by_value(Hub(Orders().classes))
+
+
+def _scheduler_of(client: Client) -> str:
+    """Return what the scheduler that a client is connected to is called, as no other is."""
+    return str(getattr(client, "_scheduler_identity", {}).get("id") or "")
 
 
 async def _has_hub(client: Client) -> bool:

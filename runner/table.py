@@ -46,7 +46,9 @@ class Row:
         return "" if self.kind in _PLAIN else f"({_KINDS.get(self.kind, self.kind)})"
 
 
-def rows(differences: Iterable[Difference], processes: Sequence[str] = ()) -> list[Row]:
+def rows(
+    differences: Iterable[Difference], processes: Sequence[str] = (), *, singly: bool = False
+) -> list[Row]:
     """Put what is the same for several processes together, the worst first, and the same advice together.
 
     Parameters
@@ -55,6 +57,8 @@ def rows(differences: Iterable[Difference], processes: Sequence[str] = ()) -> li
         Of one comparison or of several.
     processes : sequence of str
         All that were compared, where a side is a cluster.
+    singly : bool
+        Whether they are named, however many they are.
     """
     found: dict[tuple[str, str, str, str, str, str], dict[str, str]] = {}
     for one in differences:
@@ -64,7 +68,15 @@ def rows(differences: Iterable[Difference], processes: Sequence[str] = ()) -> li
     for severity, advice, subject, *_ in found:
         first[severity, advice] = min(subject, first.get((severity, advice), subject))
     return [
-        Row(key[0], _place(found[key], processes), key[2], key[4], key[5], key[1], key[3])
+        Row(
+            key[0],
+            _place(found[key], () if singly else processes, singly),
+            key[2],
+            key[4],
+            key[5],
+            key[1],
+            key[3],
+        )
         for key in sorted(found, key=lambda key: (_rank(key[0]), first[key[:2]], key[2:4]))
     ]
 
@@ -77,6 +89,7 @@ def table(
     processes: Sequence[str] = (),
     width: int | None = None,
     paint: Paint = lambda text, _: text,
+    singly: bool = False,
 ) -> str:
     """Return one line for each difference, the worst first, where it is, and what to do about it.
 
@@ -95,8 +108,10 @@ def table(
         Of the terminal, if not the one that there is.
     paint : callable
         Colours severities and the head; plain text if not given.
+    singly : bool
+        Whether processes are named, however many they are.
     """
-    found = rows(differences, processes)
+    found = rows(differences, processes, singly=singly)
     if not found:
         return f"no difference between {left} and {right}"
     width = width or shutil.get_terminal_size(_PIPED).columns
@@ -146,7 +161,7 @@ def _lines(row: Row, subject: int, first: int, width: int, paint: Paint) -> list
     return [paint(row.severity, row.severity) + lines[0][len(row.severity) :], *lines[1:]]
 
 
-def _place(found: dict[str, str], processes: Sequence[str]) -> str:
+def _place(found: dict[str, str], processes: Sequence[str], singly: bool) -> str:
     """Name the processes that a difference was found in: singly while they are few."""
     if not any(found):
         return ", ".join(sorted({where for where in found.values() if where}))
@@ -154,7 +169,7 @@ def _place(found: dict[str, str], processes: Sequence[str]) -> str:
         return f"all {len(processes)} processes"
     workers = {name for name in found if name.startswith("worker")}
     total = sum(name.startswith("worker") for name in processes)
-    together = workers if len(workers) > 2 or 1 < len(workers) == total else set()
+    together = set() if singly else workers if len(workers) > 2 or 1 < len(workers) == total else set()
     parts = [f"{name} on {where}" if where else name for name, where in found.items() if name not in together]
     if together:
         parts.append(f"{len(together)} of {total} workers" if total else f"{len(together)} workers")

@@ -62,12 +62,11 @@ def tell_left_out(manifests: Iterable[Manifest], hooks: Hooks, *, before: Iterab
         if not missed:
             continue
         grave = sorted(missed, key=lambda entry: entry[1] in _WANTED)
-        shown = ", ".join(f"{path} ({why})" for path, why in grave[:_SHOWN])
-        more = f" and {len(missed) - _SHOWN} more" if len(missed) > _SHOWN else ""
-        text = (
-            f"source tree {manifest.name}: {len(missed)} left out: {shown}{more} "
-            "(envsync snapshot -v shows all)"
-        )
+        few = len(missed) if hooks.verbose else _SHOWN
+        shown = ", ".join(f"{path} ({why})" for path, why in grave[:few])
+        more = f" and {len(missed) - few} more" if len(missed) > few else ""
+        hint = "" if hooks.verbose else " (envsync snapshot -v shows all)"
+        text = f"source tree {manifest.name}: {len(missed)} left out: {shown}{more}{hint}"
         tell = hooks.note if grave[0][1] in _WANTED else hooks.warning
         tell("here", text)
 
@@ -89,9 +88,10 @@ def tell_edited(snapshot: Snapshot, hooks: Hooks) -> None:
     for one in touched_files(each for each in snapshot.winners if from_index(each)):
         found.setdefault(one.subject, []).append(one.text)
     for name, texts in found.items():
-        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 else ""
+        more = f" (and {len(texts) - 1} more)" if len(texts) > 1 and not hooks.verbose else ""
+        said = ", ".join(texts) if hooks.verbose else texts[0]
         hooks.warning(
             "here",
-            f"{name} {texts[0]}{more}; what ships is the index's own: reinstall it, or install your copy "
+            f"{name} {said}{more}; what ships is the index's own: reinstall it, or install your copy "
             "from a folder of yours",
         )

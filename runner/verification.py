@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import sys
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +16,11 @@ from envsync.runner.table import Row, rows, table
 if TYPE_CHECKING:
     from envsync.runner.table import Paint
 
-__all__ = ["Checked", "Verification"]
+__all__ = ["Checked", "Verification", "warn"]
+
+_NOT_THEIRS = frozenset(
+    ["asyncio", "concurrent", "distributed", "envsync", "functools", "threading", "tornado"]
+)
 
 _HEAD = ("", "", "wanted", "there", "where", "next step")
 
@@ -106,7 +112,12 @@ class Verification:
         return f"{who}: not as wanted"
 
     def describe(
-        self, wanted: str = "", there: str = "the cluster", paint: Paint = lambda text, _: text
+        self,
+        wanted: str = "",
+        there: str = "the cluster",
+        paint: Paint = lambda text, _: text,
+        *,
+        singly: bool = False,
     ) -> str:
         """Return the table and the verdict.
 
@@ -116,6 +127,8 @@ class Verification:
             What the two sides are called.
         paint : callable
             Colours severities; see `envsync.runner.table.Paint`.
+        singly : bool
+            Whether processes are named, however many they are.
         """
         lines = [
             f"{paint(ERROR, ERROR)}: {one.process}: {one.trouble}" for one in self.processes if one.trouble
@@ -129,6 +142,7 @@ class Verification:
                     there,
                     processes=names,
                     paint=paint,
+                    singly=singly,
                 )
             ]
         return "\n".join([*lines, self.summary()])
@@ -152,6 +166,14 @@ class Verification:
         head = "".join(_cell(name, kind="th") for name in _HEAD)
         body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         return f"{body if lines else ''}<p>{html.escape(self.summary())}</p>"
+
+
+def warn(verification: Verification) -> None:
+    """Warn whoever called us: of their line, and not of one of ours or Dask's."""
+    frame, level = sys._getframe(1), 2
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THEIRS:
+        frame, level = frame.f_back, level + 1  # type: ignore[assignment]
+    warnings.warn(str(verification), stacklevel=level)
 
 
 def _cell(text: str, *, kind: str = "td", rows: int = 1) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from distributed.protocol import pickle
 from envsync.errors import MismatchError
 from envsync.plugins.compare import CORE, ERROR, FATAL, Difference, compare
 from envsync.plugins.gate import Carried, check_aside
-from envsync.runner.verification import Checked, Verification
+from envsync.runner.verification import Checked, Verification, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +78,13 @@ def verify(
             verify_async(target, on_mismatch=on_mismatch, wanted=wanted, security=security, cwd=cwd)
         )
     runs = target if hasattr(target, "sync") else target.gateway  # a GatewayCluster leaves it to that
-    result: Verification = runs.sync(verify_async, target, on_mismatch=on_mismatch, wanted=wanted, cwd=cwd)
+    # a warning is for the caller's line, which this thread knows
+    later = on_mismatch == "warn" and not getattr(runs, "asynchronous", True)
+    result: Verification = runs.sync(
+        verify_async, target, on_mismatch="ignore" if later else on_mismatch, wanted=wanted, cwd=cwd
+    )
+    if later and not result.ok:
+        warn(result)
     return result
 
 
@@ -127,7 +132,7 @@ async def verify_async(
                 differences=verification.differences,
                 verification=verification,
             )
-        warnings.warn(str(verification), stacklevel=2)
+        warn(verification)
     return verification
 
 

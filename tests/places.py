@@ -129,7 +129,7 @@ class Place:
         return done.stdout
 
     @contextlib.contextmanager
-    def cluster(self, work: Path, *workers: list[str]) -> Iterator[str]:
+    def cluster(self, work: Path, *workers: list[str], port: int = 0) -> Iterator[str]:
         """Start a scheduler and workers of the other environment, with these options each."""
         running = []
         work.mkdir()
@@ -150,7 +150,7 @@ class Place:
 
         try:
             start(
-                *("scheduler", "--host", "127.0.0.1", "--port", "0", "--dashboard-address", ":0"),
+                *("scheduler", "--host", "127.0.0.1", "--port", str(port), "--dashboard-address", ":0"),
                 *("--scheduler-file", str(scheduler_file)),
             )
             for number, options in enumerate(workers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
@@ -42,6 +43,7 @@ with Client(scheduler_file=sys.argv[1]) as client:
     assert client.register_plugin(plugin).ok  # twice is once
     # and given back
     plugin.unregister()
+    plugin.unregister()  # there is nothing left to give back, which is said
     after = client.run(path), client.run_on_scheduler(path)
     assert sorted(map(str, after[0].values())) == sorted(map(str, before[0].values()))
     assert after[1] == before[1]
@@ -208,50 +210,62 @@ def test_a_shell_beside_a_notebook_shares_its_environment(place: Place, tmp_path
 IMPORTED = (
     BEGIN
     + """
+def versions(client):
+    return sorted(client.run(vary).values())
+
 with Client(scheduler_file=sys.argv[1]) as client:
-    client.wait_for_workers(1, timeout=60)
-    assert client.run(vary).popitem()[1] == "1.0"  # so it is imported there, and stays
-    before = client.run(path)
+    client.wait_for_workers(2, timeout=60)
+    try:
+        client.register_plugin(SyncEnvironment(cwd="nowhere"))
+    except EnvsyncError as error:
+        assert "nowhere is no folder" in str(error), error
+    else:
+        raise AssertionError("a folder that is not there was taken")
+    assert versions(client) == ["1.0", "1.0"]  # so it is imported there, and stays in the one without a nanny
+    before = sorted(client.run(path).values())
     try:
         client.register_plugin(SyncEnvironment())
     except MismatchError as error:
-        assert "nothing was changed" in str(error), error
+        assert "its own environment again; workers were restarted on the way" in str(error), error
         assert "vary" in str(error), error
     else:
         raise AssertionError("what is imported was pretended to be exchanged")
-    assert client.run(path) == before
-    assert client.run(extra).popitem()[1] == "no"
+    assert sorted(client.run(path).values()) == before
+    assert set(client.run(extra).values()) == {"no"}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         found = client.register_plugin(SyncEnvironment(on_mismatch="warn"))
     assert not found.ok
-    assert any("vary" in str(one.message) for one in told)
-    assert client.run(vary).popitem()[1] == "1.0"
-    assert client.run(extra).popitem()[1] == "extra"
+    assert [one.filename for one in told if "vary" in str(one.message)] == [__file__]
+    assert versions(client) == ["1.0", "2.0"]
+    assert set(client.run(extra).values()) == {"extra"}
     try:
         client.register_plugin(SyncEnvironment())
     except MismatchError as error:
         assert "its own environment again" in str(error), error
     else:
         raise AssertionError("what is imported was pretended to be exchanged")
-    assert client.run(extra).popitem()[1] == "no"
+    assert set(client.run(extra).values()) == {"no"}
     print("said")
 """
 )
 
 
 def test_what_is_imported_already_is_said_and_never_pretended(place: Place, tmp_path: Path) -> None:
-    with place.cluster(tmp_path / "cluster", ["--no-nanny"]) as scheduler:
+    with place.cluster(tmp_path / "cluster", ["--no-nanny"], []) as scheduler:
         assert "said" in place.run(tmp_path / "work", IMPORTED, scheduler)
         address = json.loads(Path(scheduler).read_text())["address"]
         done = place.envsync(tmp_path / "work", "sync", "--json", address)
+        warned = place.envsync(tmp_path / "work", "sync", "--on-mismatch", "warn", address)
     assert done.returncode == 1, done.stdout + done.stderr
     document = json.loads(done.stdout)
     assert (document["scheduler"], document["ok"]) == (address, False)
-    (worker,) = [one for one in document["processes"] if one["kind"] == "worker"]
+    (worker,) = [one for one in document["processes"] if one["process"] == "worker w0"]
     assert "vary" in {one["subject"] for one in worker["differences"]}
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert "nothing was changed" in events[-1]["message"]
+    assert (warned.stdout + warned.stderr).count("not as wanted") == 1, "one table"
+    assert "_mend" not in warned.stderr
 
 
 LATE = (
@@ -294,7 +308,7 @@ from distributed import Client
 with Client(sys.argv[1]) as client:
     def value():
         import importlib
-        return importlib.import_module("mine").VALUE
+        return importlib.import_module("mine").VALUE, importlib.import_module("vary").__version__
     print(sorted({*client.run(value).values(), client.run_on_scheduler(value)}))
 """
 
@@ -303,43 +317,59 @@ def test_from_the_shell_and_at_every_save(place: Place, tmp_path: Path) -> None:
     work = tmp_path / "project"
     work.mkdir()
     (work / "mine.py").write_text("VALUE = 1\n")
+    (work / "old.py").write_text("VALUE = 1\n")
     elsewhere = tmp_path / "elsewhere"
-    with place.cluster(tmp_path / "cluster", [], []) as scheduler:
-        deadline = time.monotonic() + 60
-        while not Path(scheduler).exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        address = json.loads(Path(scheduler).read_text())["address"]
-        assert place.envsync(work, "check", address).returncode == 1
-        done = place.envsync(work, "sync", address)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "all as wanted" in done.stdout or "usable" in done.stdout
-        checked = place.envsync(work, "check", address)
-        assert checked.returncode == 0, checked.stdout
-        assert place.run(elsewhere, VALUE, address) == "[1]\n"
-        with (tmp_path / "watch.log").open("wb") as log:
+    log = tmp_path / "watch.log"
+    with contextlib.ExitStack() as stack:
+        with place.cluster(tmp_path / "cluster", [], []) as scheduler:
+            address = address_of(scheduler)
+            assert place.envsync(work, "check", address).returncode == 1
+            done = place.envsync(work, "sync", address)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "all as wanted" in done.stdout or "usable" in done.stdout
+            checked = place.envsync(work, "check", address)
+            assert checked.returncode == 0, checked.stdout
+            assert place.run(elsewhere, VALUE, address) == "[(1, '2.0')]\n"
             watching = subprocess.Popen(
-                [place.ours / "bin" / "envsync", "sync", address, "--watch"],
+                [place.ours / "bin" / "envsync", "sync", address, "--watch", "--timeout", "60"],
                 cwd=work,
                 env=place.environment,
-                stdout=log,
-                stderr=log,
+                stdout=log.open("wb"),
+                stderr=subprocess.STDOUT,
             )
-            try:
-                deadline = time.monotonic() + 60
-                while "scheduler" not in (tmp_path / "watch.log").read_text():
-                    assert time.monotonic() < deadline
-                    assert watching.poll() is None, (tmp_path / "watch.log").read_text()
-                    time.sleep(0.1)
-                time.sleep(1)
-                (work / "mine.py").write_text("VALUE = 22\n")
-                while "mine.py is on every process" not in (tmp_path / "watch.log").read_text():
-                    assert time.monotonic() < deadline, (tmp_path / "watch.log").read_text()
-                    time.sleep(0.1)
-                assert place.run(elsewhere, VALUE, address) == "[22]\n"
-            finally:
-                end(watching)
-        undone = place.envsync(work, "sync", address, "--undo")
-        assert "its own environment again" in undone.stdout, undone.stdout + undone.stderr
-        assert "nothing to undo" in place.envsync(work, "sync", address, "--undo").stdout
-        assert place.envsync(work, "check", address).returncode == 1
+            stack.callback(end, watching)
+            said(log, "scheduler", watching)
+            time.sleep(1)
+            (work / "mine.py").write_text("VALUE = 22\n")
+            said(log, "mine.py is on every process", watching)
+            assert place.run(elsewhere, VALUE, address) == "[(22, '2.0')]\n"
+            (work / "old.py").unlink()
+            said(log, "old.py is gone from every process", watching)
+        # another one in its place, which has never heard of any of this
+        port = int(address.rpartition(":")[2])
+        with place.cluster(tmp_path / "again", [], port=port) as scheduler:
+            assert address_of(scheduler) == address
+            said(log, "it gets everything again", watching)
+            said(log, "all is on every process", watching)
+            assert place.run(elsewhere, VALUE, address) == "[(22, '2.0')]\n"
+            end(watching)
+            undone = place.envsync(work, "sync", address, "--undo")
+            assert "its own environment again" in undone.stdout, undone.stdout + undone.stderr
+            assert "nothing to undo" in place.envsync(work, "sync", address, "--undo").stdout
+            assert place.envsync(work, "check", address).returncode == 1
+
+
+def address_of(scheduler: str) -> str:
+    deadline = time.monotonic() + 60
+    while not Path(scheduler).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return str(json.loads(Path(scheduler).read_text())["address"])
+
+
+def said(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while text not in log.read_text():
+        assert time.monotonic() < deadline, log.read_text()
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)

@@ -70,6 +70,10 @@ def test_files_that_may_be_missed_are_counted_and_three_are_named(tmp_path: Path
     assert "and 2 more (envsync snapshot -v shows all)" in text
     tell_left_out([manifest], told, before=[manifest])
     assert len(told.said) == 1
+    whole = Told()
+    whole.verbose = True
+    tell_left_out([manifest], whole)
+    assert whole.said[0][1].endswith("d.key (looks like a secret), e.key (looks like a secret)")
     tell_left_out([packed(tmp_path / "code", "f.key")], told, before=[manifest])
     assert told.said[1][1].startswith("source tree mine: 1 left out: f.key")
 

@@ -13,7 +13,7 @@ import click
 from envsync.cli.arguments import lock_there, scheduler
 from envsync.cli.gateway import SCHEME, gateway_security
 from envsync.cli.output import command as make_command
-from envsync.cli.output import plural, result, watch
+from envsync.cli.output import current, plural, result, watch
 from envsync.errors import ClusterError
 from envsync.hooks import Hooks
 
@@ -104,7 +104,7 @@ def describe(found: Verification, wanted: str, address: str) -> str:
     """
     from envsync.cli.table import paint
 
-    return found.describe(wanted, address, paint)
+    return found.describe(wanted, address, paint, singly=current().verbose)
 
 
 def look_at_cluster(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_SHOWN = 3
+_LOOK_UP = 1000  # ms, after which to see whether the scheduler is still the same
+
 
 @make_command("sync", short_help="Make a running cluster's environment this one.")
 @click.argument("address", metavar="tcp://SCHEDULER:PORT", callback=scheduler)
@@ -110,20 +113,50 @@ def _undone(released: bool) -> str:
 
 def _stay(client: Client, plugin: SyncEnvironment, hooks: Hooks) -> None:
     """Ship every save until the user has enough, or the cluster ends."""
-    for paths in _saves(plugin):
+    waiting: dict[str, bool] = {}
+    lost = False
+    for saved in _saves(plugin):
+        waiting.update(saved)
+        if client.status == "connecting":
+            if not lost:
+                hooks.warning("cluster", "its scheduler does not answer: waiting for it")
+            lost = True
+            continue
         if client.status != "running":
             raise ClusterError("the cluster went away", hint="See whether its scheduler still runs.")
+        lost = False
+        if not waiting and not plugin.is_elsewhere():
+            continue
         began = time.monotonic()
-        names = ", ".join(sorted({Path(path).name for path in paths})[:3])
+        names = _named(waiting, whole=hooks.verbose)
         try:
             plugin.sync()
         except EnvsyncError as error:  # the next save may mend it
-            hooks.warning("here", f"{names}: {error.message}")
+            hooks.warning("here", f"{names}: {error.message}" if names else error.message)
+        except OSError as error:
+            if client.status == "running":
+                raise
+            hooks.warning("cluster", f"its scheduler went away: {error}")
+            continue  # nothing of it is lost: there may be one again in a moment
         else:
-            hooks.done("here", f"{names} is on every process", time.monotonic() - began)
+            hooks.done("here", names or "all is on every process", time.monotonic() - began)
+        waiting.clear()
 
 
-def _saves(plugin: SyncEnvironment) -> Iterator[set[str]]:
+def _named(saved: dict[str, bool], *, whole: bool) -> str:
+    """Say what became of files."""
+
+    def said(gone: bool, how: str) -> str:
+        names = sorted({Path(path).name for path, one in saved.items() if one == gone})
+        few = names if whole or len(names) <= _SHOWN else [*names[:_SHOWN], f"{len(names) - _SHOWN} more"]
+        verb = "is" if len(names) == 1 else "are"
+        return f"{', '.join(few)} {verb} {how}" if names else ""
+
+    return ", ".join(filter(None, (said(False, "on every process"), said(True, "gone from every process"))))
+
+
+def _saves(plugin: SyncEnvironment) -> Iterator[dict[str, bool]]:
+    """Yield the source files that were saved, and whether each is gone; every now and then without any."""
     from watchfiles import PythonFilter, watch
 
     roots: list[Any] = [root for root in plugin.roots() if Path(root).is_dir()]
@@ -132,5 +165,13 @@ def _saves(plugin: SyncEnvironment) -> Iterator[set[str]]:
             "there is no local code to watch",
             hint="Run it in the folder of your modules, or install your project as editable.",
         )
-    for changes in watch(*roots, watch_filter=PythonFilter(ignore_paths=()), debounce=100, step=20):
-        yield {path for _, path in changes}
+    for changes in watch(
+        *roots,
+        watch_filter=PythonFilter(ignore_paths=()),
+        debounce=100,
+        step=20,
+        rust_timeout=_LOOK_UP,
+        yield_on_timeout=True,
+    ):
+        # an editor may write beside a file, and rename
+        yield {path: not Path(path).exists() for _, path in changes}
