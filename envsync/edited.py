@@ -9,6 +9,7 @@ import io
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import ST_MTIME, ST_SIZE
 from typing import TYPE_CHECKING
 
 from envsync.snapshot import Finding
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["edited_files", "touched_files"]
 
-_INERT = (".pyi", "py.typed", ".h", ".hpp", ".c", ".pxd", ".pxi", ".po", ".pot")
+_INERT = (".pyc", ".pyi", "py.typed", ".h", ".hpp", ".c", ".pxd", ".pxi", ".po", ".pot")
+_BESIDE = os.stat in os.supports_dir_fd  # a short path is found in half the time
 _RACY = 2.0  # seconds: installers write RECORD last, and not all clocks of file systems are fine
 
 
@@ -63,43 +65,60 @@ def touched_files(distributions: Iterable[Distribution]) -> list[Finding]:
 
 
 def _edited(distribution: Distribution) -> list[Finding]:
-    return _check(distribution, _rows(distribution))
+    return _check(distribution, _rows(_record(distribution.location)))
 
 
-def _rows(distribution: Distribution) -> Iterator[list[str]]:
-    """Return the files of a RECORD that have a hash there; bytecode is made anew as Python likes."""
-    text = Path(distribution.location, "RECORD").read_bytes().decode("utf-8", "surrogateescape")
-    if '"' in text or "\r" in text:
-        rows: Iterable[list[str]] = csv.reader(io.StringIO(text, newline=""))
-    else:  # of tens of thousands of lines, what csv makes of them in twice the time
-        rows = (line.rsplit(",", 2) for line in text.split("\n"))
-    yield from (row for row in rows if len(row) > 1 and row[1] and row[0][-4:] != ".pyc")
+def _record(info: str) -> str:
+    return Path(info, "RECORD").read_bytes().decode("utf-8", "surrogateescape")
 
 
-def _touched(distribution: Distribution) -> Iterator[list[str]]:
+def _lines(record: str) -> list[str]:
+    """Return the lines of a RECORD without quotes: the last two commas part path, hash and size."""
+    if '"' in record or "\r" in record:
+        rows = csv.reader(io.StringIO(record, newline=""))
+        return [",".join((*row, "", "")[:3]) for row in rows]
+    return record.split("\n")
+
+
+def _rows(record: str) -> Iterator[tuple[str, str]]:
+    """Return path and hash of the files that have one; bytecode is made anew as Python likes."""
+    for line in _lines(record):
+        path = line.rpartition(",")[0]
+        path, _, hashed = path.rpartition(",")
+        if hashed and path[-4:] != ".pyc":
+            yield path, hashed
+
+
+def _touched(distribution: Distribution) -> Iterator[tuple[str, str]]:
+    """Return what is to be hashed. Of tens of thousands of files, each step of Python counts."""
     info = distribution.location
-    site = os.path.dirname(info)  # noqa: PTH120 - much quicker, for tens of thousands of files
-    stat = os.stat
-    written = stat(f"{info}/RECORD").st_mtime + _RACY
-    for row in _rows(distribution):
-        path = row[0]
-        if path.endswith(_INERT) or ".dist-info/" in path:
-            continue
-        try:
-            status = stat(f"{site}/{path}")
-        except OSError:
-            yield row
-            continue
-        size = row[2] if len(row) > 2 else ""
-        if status.st_mtime > written or (size.isdigit() and int(size) != status.st_size):
-            yield row
+    site, stat = os.path.dirname(info), os.stat  # noqa: PTH120
+    written = int(stat(f"{info}/RECORD").st_mtime + _RACY)
+    folder = os.open(site, os.O_RDONLY) if _BESIDE else None
+    start = "" if _BESIDE else f"{site}/"
+    try:
+        for line in _lines(_record(info)):
+            path, _, size = line.rpartition(",")
+            path, _, hashed = path.rpartition(",")
+            if not hashed or path.endswith(_INERT) or ".dist-info/" in path:
+                continue
+            try:
+                status = stat(start + path, dir_fd=folder)
+            except OSError:
+                yield path, hashed
+                continue
+            if status[ST_MTIME] > written or (size.isdigit() and int(size) != status[ST_SIZE]):
+                yield path, hashed
+    finally:
+        if folder is not None:
+            os.close(folder)
 
 
-def _check(distribution: Distribution, rows: Iterable[list[str]]) -> list[Finding]:
+def _check(distribution: Distribution, rows: Iterable[tuple[str, str]]) -> list[Finding]:
     site = Path(distribution.location).parent
     found = []
-    for row in rows:
-        path, (algorithm, _, wanted) = row[0], row[1].partition("=")
+    for path, hashed_then in rows:
+        algorithm, _, wanted = hashed_then.partition("=")
         try:
             with (site / path).open("rb") as content:
                 hashed = hashlib.file_digest(content, algorithm) if _FAST else _digest(content, algorithm)

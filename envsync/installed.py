@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.utils import canonicalize_name
-
 from envsync.errors import BuildError
+from envsync.plugins.scan import normalize
 from envsync.wheelfile import Entry
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _name_in_wheel(
     if folder == "bin":
         return None if name in generated else f"{data}/scripts/{name}"
     header = _HEADER.fullmatch(relative)
-    if header and canonicalize_name(header["name"]) == distribution:
+    if header and normalize(header["name"]) == distribution:
         return f"{data}/headers/{header['rest']}"
     inside = _IN_SITE.fullmatch(relative)
     return inside["rest"] if inside else f"{data}/data/{relative}"

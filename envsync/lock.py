@@ -172,7 +172,7 @@ class Lock:
         return self._text
 
     @classmethod
-    def loads(cls, text: str, source: str = "") -> Lock:
+    def loads(cls, text: str, source: str = "", *, dumped: bool = False) -> Lock:
         """Read a lock from a file's text.
 
         Parameters
@@ -181,6 +181,8 @@ class Lock:
             TOML.
         source : str
             What errors call it.
+        dumped : bool
+            Whether `dumps` gave the text, so that it need not write it anew.
 
         Raises
         ------
@@ -189,7 +191,10 @@ class Lock:
         LockError
             It is not TOML, not PEP 751, not ours, or was changed by hand.
         """
-        return _read(text, source)
+        lock = _read(text, source)
+        if dumped:
+            lock.__dict__["_text"] = text
+        return lock
 
     def write(self, path: str | os.PathLike[str], store: Store | None = None) -> Path:
         """Write the file, whole or not at all, and its local wheels beside it.

@@ -14,13 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from packaging.utils import canonicalize_name, parse_wheel_filename
-from packaging.version import InvalidVersion, Version
-
 from envsync.artifacts import WHEELS_FOLDER, Artifact
 from envsync.errors import BuildError, StoreError, ToolError
 from envsync.hooks import Hooks
 from envsync.installed import as_entry, installed_files, is_edited, prefixes_of
+from envsync.plugins.scan import normalize
 from envsync.scratch import scratch
 from envsync.staging import look, staged
 from envsync.store import recall, remember
@@ -286,7 +284,9 @@ def as_shipped(snapshot: Snapshot, store: Store) -> Snapshot:
 
 
 def _filename(distribution: Distribution, info: Path) -> str:
-    name = canonicalize_name(distribution.name).replace("-", "_")
+    from packaging.version import InvalidVersion, Version
+
+    name = normalize(distribution.name).replace("-", "_")
     try:
         version = str(Version(distribution.version))
     except InvalidVersion as error:
@@ -356,6 +356,8 @@ def _keep(wheel: Path, filename: str, store: Store) -> dict[str, Any]:
 
 
 def _artifact(made: Mapping[str, Any]) -> Artifact:
+    from packaging.utils import parse_wheel_filename
+
     name, version, _, _ = parse_wheel_filename(made["filename"])
     return Artifact(
         name=name,

@@ -190,7 +190,8 @@ def _known(kept: Any, snapshot: Snapshot, store: Store) -> tuple[Lock | None, li
     if not isinstance(kept, dict):
         return None, []
     with contextlib.suppress(EnvsyncError):
-        lock = replace(Lock.loads(kept["lock"], source="a lock in the cache"), trees=())
+        lock = Lock.loads(kept["lock"], source="a lock in the cache", dumped=True)
+        lock = replace(lock, trees=()) if lock.trees else lock
         local = {artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None}
         if len(store.has(local)) == len(local) and _files(_local(lock), snapshot) == kept["files"]:
             return lock, kept["said"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from envsync.edited import touched_files
 from envsync.errors import CaptureError
 from envsync.plugins.scan import record_digest, scan
 from envsync.snapshot import Snapshot, SourceTree, capture
@@ -257,6 +258,13 @@ def test_files_edited_in_place_are_found_only_when_asked(empty: Path) -> None:
         ("six", "six.py was edited after it was installed"),
         ("pytz", "pytz/lazy.py is missing"),
     }
+    # what every push asks: by sizes and times, whatever the RECORD's way of writing, and only what is read
+    record = next(site(empty).glob("pytz-*.dist-info/RECORD"))
+    rows = [row.split(",") for row in record.read_text().split()]
+    record.write_text("".join(f'"{path}",{hashed},{size}\r\n' for path, hashed, size in rows))
+    next(site(empty).glob("six-*.dist-info/METADATA")).write_text("Name: six\nVersion: 1\n")
+    touched = touched_files(capture(str(empty)).distributions)
+    assert {(one.subject, one.text.split(": ")[1]) for one in touched} == found
 
 
 def test_conda_packages_are_listed_without_their_channels_token(empty: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from rich.console import Console, RenderableType
+    from rich.live import Live as RichLive
     from rich.spinner import Spinner
     from typing_extensions import Self
 
@@ -121,6 +122,8 @@ class _Line:
 class Live(Hooks):
     """One line per host, redrawn in place; notes and warnings scroll above them.
 
+    What draws is imported and started when there is something to show: often there is nothing.
+
     Parameters
     ----------
     console : rich.console.Console, optional
@@ -128,24 +131,35 @@ class Live(Hooks):
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        from rich.console import Console
-        from rich.live import Live as RichLive
-
-        self._console = console or Console(stderr=True)
+        self._given = console
         self._lines: dict[str, _Line] = {}
         self._lock = threading.Lock()  # never held while the console, which has one too, is written to
-        self._live = RichLive(
-            get_renderable=self._render, console=self._console, refresh_per_second=_REFRESH, transient=False
-        )
+        self._starting = threading.Lock()
+        self._live: RichLive | None = None
 
     def __enter__(self) -> Self:
-        self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        with self._starting:
+            if self._live is not None:
+                self._live.stop()
+
+    def _drawing(self) -> Console:
+        """Return where to draw, the lines drawn there from now on."""
+        with self._starting:
+            if self._live is None:
+                from rich.console import Console
+                from rich.live import Live as RichLive
+
+                console = self._given or Console(stderr=True)
+                self._live = RichLive(
+                    get_renderable=self._render, console=console, refresh_per_second=_REFRESH, transient=False
+                )
+                self._live.start()
+            return self._live.console
 
     def _render(self) -> RenderableType:
         from rich.progress_bar import ProgressBar
@@ -185,21 +199,25 @@ class Live(Hooks):
     def step(self, where: str, what: str) -> None:
         line = _Line()
         line.what = what
+        self._drawing()
         with self._lock:
             self._lines[where] = line
 
     def progress(self, where: str, done: int, total: int, unit: str) -> None:
+        self._drawing()
         with self._lock:
             line = self._line(where)
             line.amount = amount(done, total, unit)
             line.fraction = done / total if total else None
 
     def done(self, where: str, what: str, seconds: float) -> None:
+        self._drawing()
         with self._lock:
             line = self._line(where)
             line.state, line.what, line.seconds = "done", what, seconds
 
     def failed(self, where: str, why: str) -> None:
+        self._drawing()
         with self._lock:
             line = self._line(where)
             line.state, line.what = "failed", why.splitlines()[0] if why else "failed"
@@ -208,9 +226,9 @@ class Live(Hooks):
     def note(self, where: str, text: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(f"  {where}: {text}", style="dim"))
+        self._drawing().print(Text(f"  {where}: {text}", style="dim"))
 
     def warning(self, where: str, text: str) -> None:
         from rich.text import Text
 
-        self._console.print(Text(f"! {where}: {text}", style="yellow"))
+        self._drawing().print(Text(f"! {where}: {text}", style="yellow"))
