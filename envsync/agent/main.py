@@ -1,4 +1,4 @@
-"""The agent's command line: ``python agent.pyz serve|receive|process|scan|contents|supplement``."""
+"""The agent's command line: ``python agent.pyz VERB ...``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def main(argv: list[str]) -> int:
     Parameters
     ----------
     argv : list of str
-        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
-        ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
+        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``, ``carry SETTINGS``,
+        ``relay HOST PORT``, ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -37,6 +37,14 @@ def main(argv: list[str]) -> int:
         from ..plugins.process import main as process
 
         return int(process(rest) or 0)
+    if verb == "carry":
+        from .carrier import carry
+
+        return carry(rest[0])
+    if verb == "relay":
+        from .relay import relay
+
+        return relay(rest[0], int(rest[1]))
     if verb == "scan":
         import json
 
@@ -56,5 +64,5 @@ def main(argv: list[str]) -> int:
 
         supplement(rest[0])
         return 0
-    sys.stderr.write("usage: agent.pyz serve|receive|process|scan|contents|supplement ...\n")
+    sys.stderr.write("usage: agent.pyz serve|receive|process|carry|relay|scan|contents|supplement ...\n")
     return 2

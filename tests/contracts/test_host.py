@@ -1,4 +1,4 @@
-"""What a Host promises, kept by each of them: this machine, and a bare Debian over SSH."""
+"""What a Host promises, kept by each of them: this machine, a bare Debian by SSH, a job that called back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 
 from envsync.errors import CommandError, HostError, UnfitHostError
 from envsync.runner.hosts import Host, Local, SSHOptions, parse_host
+from tests.carriers import called_back
 from tests.lab.machines import Lab, Machine
 
 STRANGE = "a b/ü'\"$HOME `x`\\n!*?\n#;-/-r"
@@ -53,9 +54,9 @@ def bare(lab: Lab) -> Iterator[Machine]:
         yield machine
 
 
-@pytest.fixture(params=["local", pytest.param("ssh", marks=pytest.mark.lab)])
+@pytest.fixture(params=["local", "carried", pytest.param("ssh", marks=pytest.mark.lab)])
 def there(request: pytest.FixtureRequest, tmp_path: Path) -> There:
-    if request.param == "local":
+    if request.param != "ssh":
         (tmp_path / "there").mkdir()
         return There(str(tmp_path / "there"), Path("/"), None)
     machine: Machine = request.getfixturevalue("bare")
@@ -64,8 +65,12 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> There:
 
 
 @pytest.fixture
-async def host(there: There, request: pytest.FixtureRequest) -> AsyncIterator[Host]:
+async def host(there: There, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
     machine = there._machine
+    if request.node.callspec.params["there"] == "carried":
+        async with called_back(tmp_path) as called:
+            yield called.host
+        return
     if machine is None:
         made: Host = parse_host("local")
         assert isinstance(made, Local)
@@ -161,6 +166,7 @@ async def test_an_input_that_fails_ends_the_command_and_is_not_hidden(host: Host
 
     async def chunks() -> AsyncIterator[bytes]:
         yield b"some"
+        assert await until(lambda: bool(there.running(mark)))
         raise LookupError("the source broke")
 
     with pytest.raises(LookupError, match="the source broke"):
