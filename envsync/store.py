@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from envsync.errors import CorruptBlobError, StoreError
+from envsync.unfinished import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -183,21 +184,15 @@ class FolderStore:
         with self._writing():
             self._folder(self._unfinished)
             self._sweep()
-            handle, name = self._part()
-            try:
-                with os.fdopen(handle, "wb", buffering=0) as file:
-                    for chunk in chunks:
-                        sha.update(chunk)
-                        _write(file, chunk)
+            with Part(self._part(), buffering=0) as part:
+                for chunk in chunks:
+                    sha.update(chunk)
+                    part.write(chunk)
                 found = sha.hexdigest()
                 _demand(found, digest, source or "the bytes")
                 target = self._where(found)
                 self._folder(target.parent)
-                Path(name).replace(target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(name).unlink()
-                raise
+                part.keep(target)
         return found
 
     def _part(self) -> tuple[int, str]:
@@ -374,14 +369,9 @@ def remember(kind: str, key: str, value: Any) -> None:
     path = _memory(kind, key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(value, file, separators=(",", ":"))
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink()
-            raise
+        with Part(tempfile.mkstemp(dir=path.parent, prefix=".")) as part:
+            part.write(json.dumps(value, separators=(",", ":")).encode())
+            part.keep(path)
 
 
 def recall(kind: str, key: str) -> Any:
@@ -402,13 +392,6 @@ def _demand(found: str, wanted: str | None, what: str) -> None:
             f"{what}: sha256 is {found}, not {wanted}",
             hint="They changed on the way, or the digest is of something else: fetch or make them again.",
         )
-
-
-def _write(file: BinaryIO, data: bytes | memoryview) -> None:
-    """Write all of it to a file without a buffer: a disk that is nearly full takes a part and then none."""
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
 
 
 def _chunks(path: Path) -> Iterator[memoryview]:

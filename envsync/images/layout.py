@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from envsync.errors import CorruptBlobError, ImageError
 from envsync.images.oci import Descriptor, Index, document, sha256_of
+from envsync.unfinished import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -65,25 +66,18 @@ class Layout:
         count = 0
         with self._writing():
             self._begin()
-            handle, name = tempfile.mkstemp(dir=self._blobs, prefix=".unfinished-")
-            part = Path(name)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    for chunk in chunks:
-                        sha.update(chunk)
-                        count += len(chunk)
-                        file.write(chunk)
+            with Part(tempfile.mkstemp(dir=self._blobs, prefix=".unfinished-")) as part:
+                for chunk in chunks:
+                    sha.update(chunk)
+                    count += len(chunk)
+                    part.write(chunk)
                 found = f"sha256:{sha.hexdigest()}"
                 if found != (digest or found) or count != (count if size is None else size):
                     raise CorruptBlobError(
                         f"a blob has the digest {found} and {count} bytes, not {digest} and {size}",
                         where=self.name,
                     )
-                part.chmod(0o644)
-                part.replace(self._blob(found))
-            except BaseException:
-                part.unlink(missing_ok=True)
-                raise
+                part.keep(self._blob(found), mode=0o644)
         return found, count
 
     def mount(self, digest: str, repository: str) -> bool:  # noqa: ARG002 - a folder knows no other one
@@ -193,15 +187,9 @@ class Layout:
             raise ImageError(f"it cannot be read: {error.strerror}", where=self.name) from error
 
     def _replace(self, name: str, data: bytes) -> None:
-        handle, part = tempfile.mkstemp(dir=self.folder, prefix=".unfinished-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(part).chmod(0o644)
-            Path(part).replace(self.folder / name)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
+        with Part(tempfile.mkstemp(dir=self.folder, prefix=".unfinished-")) as part:
+            part.write(data)
+            part.keep(self.folder / name, mode=0o644)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.store import FolderStore, blob_name, check
 from envsync.stores import Entry
+from envsync.unfinished import Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,17 +84,11 @@ class SharedFolder(FolderStore):
         """Keep a record: whole or not at all."""
         with self._writing():
             self._folder(self._unfinished)
-            handle, part = self._part()
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(data)
+            with Part(self._part()) as part:
+                part.write(data)
                 target = self.root / name
                 self._folder(target.parent)
-                Path(part).replace(target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    Path(part).unlink()
-                raise
+                part.keep(target)
 
     def entries(self, folder: str) -> list[Entry]:
         """Return all that lies below a folder, sorted by name."""
