@@ -24,7 +24,7 @@ __all__ = ["Taking"]
 
 _SECONDS = 900.0  # that an address is good for
 _SMALL = 32 << 10  # bytes; what is smaller, and here, is sent sooner than asked for
-_BATCH = 1000  # blobs that a host is told of at once
+_BATCH = 250  # blobs that a host is told of at once: signing so many takes a second
 _QUERY = re.compile(r"\?\S*")
 
 
@@ -100,14 +100,18 @@ class Taking:
         self, session: Session, digests: Sequence[str], hooks: Hooks
     ) -> tuple[dict[str, tuple[str, str]], int]:
         """Return what could not be taken and why, and how many bytes came."""
-        signed = time.monotonic()
-        found, size = await self._ask(session, digests, hooks)
-        refused = [digest for digest, (kind, _) in found.items() if kind == REFUSED]
-        if refused and not self._folder and time.monotonic() - signed > self.seconds * 0.9:
-            again, more = await self._ask(session, refused, hooks)  # they had expired when their turn came
-            found = {key: value for key, value in found.items() if key not in refused} | again
+        found: dict[str, tuple[str, str]] = {}
+        asked, size, last = list(digests), 0, False
+        while True:
+            signed = time.monotonic()
+            answer, more = await self._ask(session, asked, hooks)
+            found = {key: value for key, value in found.items() if key not in asked} | answer
             size += more
-        return found, size
+            refused = [digest for digest, (kind, _) in answer.items() if kind == REFUSED]
+            expired = time.monotonic() - signed > self.seconds * 0.9
+            if self._folder or not refused or not expired or last:
+                return found, size
+            asked, last = refused, not more  # they had expired when their turn came
 
     async def _ask(
         self, session: Session, digests: Sequence[str], hooks: Hooks
