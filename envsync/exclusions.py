@@ -37,6 +37,8 @@ _SECRETS = (
         ".s3cfg",
         ".boto",
         "*.token",
+        *("token.txt", "*[-_]token.txt", "token.json", "*[-_]token.json"),
+        *("password.txt", "passwords.txt", "secret.txt", "secrets.txt", "api[-_]key.txt", "apikey.txt"),
     ),
 )
 _SECRET = re.compile("|".join(fnmatch.translate(pattern) for pattern in _SECRETS), re.IGNORECASE)

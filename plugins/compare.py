@@ -26,6 +26,7 @@ SCHEDULER = "scheduler"
 _RESYNC = "make the two equal (envsync sync), or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
 _LAID_ANEW = "somebody wrote to its files there, or removed them: envsync sync lays it over anew"
+_INCOMPLETE = "somebody removed what its RECORD names: envsync sync lays it over, a reinstallation mends it"
 _UNSHIPPED = "the code is not there: cluster.sync(), or envsync sync"
 
 
@@ -209,9 +210,12 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
 
 
 def _altered(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:
-    for name, said in sorted((right.get("altered") or {}).items()):
-        if name in _winners(left):
-            yield (ERROR, "content", name, _winners(left)[name]["version"], said, _LAID_ANEW)
+    old, new = _winners(left), _winners(right)
+    altered = right.get("altered") or {}
+    for name in sorted(old.keys() & {*altered, *(name for name, one in new.items() if one.get("gone"))}):
+        said = altered.get(name) or "{} gone".format(", ".join(new[name]["gone"]))
+        advice = _LAID_ANEW if name in altered else _INCOMPLETE
+        yield (ERROR, "content", name, old[name]["version"], said, advice)
 
 
 def _foreign(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:

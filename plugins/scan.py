@@ -44,6 +44,7 @@ _SIGNED = re.compile(
     r"(?i)(?:^|[&;])[^=&;]*(?:sig|token|key|secret|passw|credential|expires|auth|x-amz|x-goog)"
 )
 _NOBODYS = frozenset(["__pycache__", "_virtualenv.py"])  # what makes a virtual environment, and its caches
+_NOT_FOR_TASKS = frozenset(["benchmarks", "docs", "examples", "test", "tests"])  # images are slimmed by them
 _ENOUGH = 8192  # bytes: the headers of nearly every METADATA, without the description that follows
 
 
@@ -168,9 +169,10 @@ def scan(paths: Sequence[str] | None = None, *, records: bool = True) -> Facts:
     -------
     Facts
         JSON types only: ``interpreter``, ``platform``, ``paths``, ``distributions`` (sorted by name and
-        location; one of each name wins and has an empty ``shadowed_by``), ``conda``, ``leftovers`` (broken
-        folders that an installer left behind), ``unowned`` (modules in folders of installed packages that no
-        distribution there names; empty without `records`).
+        location; one of each name wins and has an empty ``shadowed_by``; ``gone``, if it is there, are
+        modules at the top of the folder that its RECORD names and that are not there), ``conda``,
+        ``leftovers`` (broken folders that an installer left behind), ``unowned`` (modules in folders of
+        installed packages that no distribution there names; empty without `records`).
     """
     folders: list[str] = []
     for path in sys.path if paths is None else paths:
@@ -227,6 +229,7 @@ def _look_in(
     except OSError:
         return
     owned: set[str] | None = set() if records and os.path.basename(folder) in _SITE else None
+    here = frozenset(names)
     for name in names:
         if not name.endswith((".dist-info", ".egg-info", ".egg")):
             continue
@@ -235,7 +238,13 @@ def _look_in(
             leftovers.append(location)
             continue
         if name.endswith(".dist-info"):
-            made = _dist_info(location, name, names, records, owned)
+            tops: set[str] | None = None if owned is None else set()
+            made = _dist_info(location, name, names, records, tops)
+            if owned is not None and tops is not None:
+                owned |= tops
+                if made is not None and not tops <= here:
+                    gone = _gone_modules(location, tops - here)
+                    made.update({"gone": gone} if gone else {})
             if made is None:
                 leftovers.append(location)
                 continue
@@ -268,6 +277,17 @@ def _tops(record: str) -> set[str]:
             tops.add(top.partition(",")[0])
             at += 1
     return tops
+
+
+def _gone_modules(location: str, tops: set[str]) -> list[str]:
+    """Return those of some names in a RECORD that are modules, or folders with modules that tasks import."""
+    record = (_read(location + "/RECORD") or b"").decode("utf-8", "replace")
+    return sorted(
+        top
+        for top in tops - _NOT_FOR_TASKS
+        if top.partition(".")[0].isidentifier()
+        and re.search(rf"^{re.escape(top)}(?<=\.py|\.so),|^{re.escape(top)}/[^,\n]*\.(py|so),", record, re.M)
+    )
 
 
 def _told_tops(location: str, name: str) -> set[str]:

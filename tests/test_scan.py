@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,28 @@ def test_modules_that_no_package_owns_are_named(tmp_path: Path) -> None:
     assert scan([str(site)], records=False)["unowned"] == []
     elsewhere = site.rename(tmp_path / "code")  # a folder of local code ships as it is
     assert scan([str(elsewhere)])["unowned"] == []
+
+
+def test_a_package_without_its_modules_is_seen(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    files = {
+        "gone/a.py": "",
+        "gone2.py": "",
+        "there/a.py": "",
+        "tests/a.py": "",
+        "data/x.csv": "",
+        "gone-x.pth": "",
+    }
+    install(site, "proj", "1.0", files)
+    assert "gone" not in only(scan([str(site)]), "proj")
+    for name in ("gone", "tests", "data"):
+        shutil.rmtree(site / name)
+    (site / "gone2.py").unlink()
+    (site / "gone-x.pth").unlink()
+    facts = scan([str(site)])
+    assert only(facts, "proj")["gone"] == ["gone", "gone2.py"]
+    (found,) = compare(facts, facts)
+    assert (found.severity, found.kind, found.right) == ("error", "content", "gone, gone2.py gone")
 
 
 # Digests

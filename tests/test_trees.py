@@ -190,6 +190,7 @@ def test_what_was_packed_runs(root: Path, store: FolderStore, tmp_path: Path) ->
             ".pypirc",
         ),
         *("credentials.json", "my-credentials-prod.json", "credentials", "client_secret_1.json", ".npmrc"),
+        *("token.txt", "api_token.txt", "passwords.txt", "secrets.txt"),
         *("service_account.json", "secrets.toml", "ID_RSA", "Server.PEM", "pip.conf", ".git-credentials"),
     ],
 )
