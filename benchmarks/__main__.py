@@ -13,6 +13,7 @@ from benchmarks.clusters import start
 from benchmarks.existing import existing
 from benchmarks.imaging import image
 from benchmarks.looking import lock, look
+from benchmarks.pushing import push
 from benchmarks.realising import realise
 from benchmarks.storing import store
 from benchmarks.timing import ROUNDS, Table
@@ -27,6 +28,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "existing": existing,
     "store": store,
     "image": image,
+    "push": push,
 }
 
 

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,6 +166,10 @@ class Lock:
         if self.target.accelerators:
             report["accelerators"] = list(self.target.accelerators)
         return report
+
+    def without_trees(self) -> Lock:
+        """Return the packages alone."""
+        return replace(self, trees=()) if self.trees else self
 
     def dumps(self) -> str:
         """Return the file's text."""

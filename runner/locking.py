@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import envsync
@@ -190,8 +189,7 @@ def _known(kept: Any, snapshot: Snapshot, store: Store) -> tuple[Lock | None, li
     if not isinstance(kept, dict):
         return None, []
     with contextlib.suppress(EnvsyncError):
-        lock = Lock.loads(kept["lock"], source="a lock in the cache", dumped=True)
-        lock = replace(lock, trees=()) if lock.trees else lock
+        lock = Lock.loads(kept["lock"], source="a lock in the cache", dumped=True).without_trees()
         local = {artifact.sha256 for artifact in lock.artifacts() if artifact.path is not None}
         if len(store.has(local)) == len(local) and _files(_local(lock), snapshot) == kept["files"]:
             return lock, kept["said"]

@@ -95,7 +95,7 @@ def push(
         Something is not in `source`, or the store cannot be read or written.
     """
     began, hooks = time.monotonic(), hooks or Hooks()
-    text = replace(lock, trees=()).dumps().encode()
+    text = lock.without_trees().dumps().encode()
     record = Push(
         name=name or lock.name,
         lock=lock.digest,
