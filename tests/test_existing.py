@@ -327,6 +327,12 @@ def test_from_the_shell_and_at_every_save(place: Place, tmp_path: Path) -> None:
             done = place.envsync(work, "sync", address)
             assert done.returncode == 0, done.stdout + done.stderr
             assert "all as wanted" in done.stdout or "usable" in done.stdout
+            for path in (tmp_path / "cluster" / "overlays").rglob("vary/__init__.py"):
+                path.unlink()  # as somebody who tidies up folders for temporary files
+            checked = place.envsync(work, "check", address)
+            assert checked.returncode == 1, checked.stdout
+            assert "1 file gone (vary/__init__.py)" in checked.stdout
+            assert place.envsync(work, "sync", address).returncode == 0
             checked = place.envsync(work, "check", address)
             assert checked.returncode == 0, checked.stdout
             assert place.run(elsewhere, VALUE, address) == "[(1, '2.0')]\n"
