@@ -157,7 +157,7 @@ class _Pushing:
             f"a quarter of Docker's time, and at most {_MEMORY} MB of memory",
             rows,
             [
-                f"{self._told()} `envsync push` takes {max(self.memory, default=0):.0f} MB of memory.",
+                f"{self._told(0)} `envsync push` takes {max(self.memory, default=0):.0f} MB of memory.",
                 f"The environment has {_size(prefix()) / 1e6:.0f} MB of files. Both have the base image there"
                 " already. Docker verifies nothing, and has BuildKit; envsync's time has the capture in it.",
                 f"Medians of {_ROUNDS}, in turns.",
@@ -220,8 +220,8 @@ class _Pushing:
 
         return once
 
-    def _told(self) -> str:
-        ours, theirs = (self.sent.get(name, [0])[-1] for name in ("envsync", "docker"))
+    def _told(self, round_: int = -1) -> str:
+        ours, theirs = (self.sent.get(name, [0])[round_] for name in ("envsync", "docker"))
         return f"The registry grows by {_amount(ours)} with envsync, by {_amount(theirs)} with Docker."
 
     def _edit(self) -> None:
