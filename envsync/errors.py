@@ -25,6 +25,8 @@
     ├── AgentError              the agent on a host failed
     │   └── RealiseError        an environment could not be made there
     ├── ClusterError            a cluster could not be started or changed
+    │   ├── BatchError          a batch system cannot be used, or does not answer
+    │   │   └── SubmitError     it refused a job, or nobody knows whether it took it
     │   ├── ProcessDied         a scheduler or worker process ended; carries its last lines
     │   └── StartTimeout        a process did not come up in time
     └── MismatchError           environments differ; carries the differences
@@ -197,6 +199,14 @@ class RealiseError(AgentError):
 
 class ClusterError(EnvsyncError):
     """A cluster could not be started or changed."""
+
+
+class BatchError(ClusterError):
+    """A batch system cannot be used, or does not answer."""
+
+
+class SubmitError(BatchError):
+    """A batch system refused a job, or nobody knows whether it took it."""
 
 
 class ProcessDied(ClusterError):  # noqa: N818 - the event is the name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import stat
 import subprocess
 import time
 from collections.abc import Sequence
@@ -55,12 +56,20 @@ SelectTypeParameters=CR_Core_Memory,CR_LLN
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
 ReturnToService=2
 KillWait=5
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=short Nodes=ALL MaxTime=1 State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
+PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 """
 
 
 class Slurm(Lab):
-    """A Slurm with one partition; `close` ends it.
+    """A Slurm; `close` ends it.
+
+    Its partitions: ``debug`` (the default), ``short`` (no job longer than a minute), ``urgent`` (preempts
+    those of the others, which are requeued) and ``closed``.
 
     Parameters
     ----------
@@ -68,6 +77,8 @@ class Slurm(Lab):
         How many there are, ``node1`` and so on.
     shared : sequence of Path
         Folders below ``/tmp`` that the nodes see too. What is elsewhere they see anyhow.
+    gpus : int
+        How many each node says it has, with character devices that no driver answers at.
 
     Attributes
     ----------
@@ -79,7 +90,7 @@ class Slurm(Lab):
         What ``sbatch`` and its like need in their environment.
     """
 
-    def __init__(self, nodes: int = 2, *, shared: Sequence[Path] = ()) -> None:
+    def __init__(self, nodes: int = 2, *, shared: Sequence[Path] = (), gpus: int = 0) -> None:
         super().__init__()
         self._shared = [self.folder, *shared]
         self._hosts, conf = self.folder / "hosts", self.folder / "slurm.conf"
@@ -89,8 +100,13 @@ class Slurm(Lab):
         both = list(zip(names, addresses, strict=True))
         self._hosts.write_text("127.0.0.1 localhost\n" + "".join(f"{at} {name}\n" for name, at in both))
         size = f"CPUs={CORES} SocketsPerBoard=1 CoresPerSocket={CORES} ThreadsPerCore=1 RealMemory={MEMORY}"
+        if gpus:
+            size += f" Gres=gpu:fake:{gpus}"
         lines = [f"NodeName={name} NodeAddr={address} {size}\n" for name, address in both[1:]]
-        conf.write_text(_CONF.format(folder=self.folder, head=addresses[0]) + "".join(lines))
+        text = _CONF.format(folder=self.folder, head=addresses[0])
+        conf.write_text(text + ("GresTypes=gpu\n" * bool(gpus)) + "".join(lines))
+        if gpus:
+            self._make_gpus(gpus)
         (self.folder / "state").mkdir()
         key, munge = self.folder / "munge.key", shlex.quote(str(self.folder / "munge"))
         key.write_bytes(os.urandom(128))
@@ -152,12 +168,20 @@ class Slurm(Lab):
         )
         return self._launch(name, address, script, environment={**SYSTEM, **self.environment})
 
+    def _make_gpus(self, count: int) -> None:
+        """Slurm sets CUDA_VISIBLE_DEVICES where the file is a device, whether or not a driver answers."""
+        devices = self.folder / "dev"
+        devices.mkdir()
+        for number in range(count):
+            os.mknod(devices / f"nvidia{number}", 0o666 | stat.S_IFCHR, os.makedev(195, number))
+        (self.folder / "gres.conf").write_text(f"Name=gpu Type=fake File={devices}/nvidia[0-{count - 1}]\n")
+
     def _await_nodes(self) -> None:
         deadline = time.monotonic() + 30
         states = ""
         while time.monotonic() < deadline:
             with contextlib.suppress(LabError):
-                states = self.call("sinfo", "--noheader", "--Node", "--format=%T")
+                states = self.call("sinfo", "--noheader", "--Node", "--partition=debug", "--format=%T")
                 if states.split() == ["idle"] * len(self.nodes):
                     return
             time.sleep(0.05)

@@ -1,0 +1,221 @@
+"""Slurm: sbatch, squeue, sacct, scancel. See https://slurm.schedmd.com/."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from envsync.runner.batch.request import Call, Job, JobRequest, JobState, mebibytes, safe_name, seconds_of
+from envsync.runner.batch.system import (
+    BatchSystem,
+    JobVariables,
+    arrays,
+    options,
+    output,
+    refused,
+    unreadable,
+    words,
+)
+
+if TYPE_CHECKING:
+    from envsync.runner.hosts.base import Completed
+
+__all__ = ["Slurm"]
+
+_LISTED = "JobArrayID:|,State:|,RestartCnt:|,exit_code:|,TimeLeft:|,NodeList:|,Name:|,Reason:|"
+_PAST = "JobID,State,ExitCode,NodeList,Reason"
+_STATES: dict[str, JobState] = {
+    "PENDING": "pending",
+    "CONFIGURING": "pending",
+    "REQUEUED": "pending",
+    "REQUEUE_FED": "pending",
+    "REQUEUE_HOLD": "pending",
+    "SPECIAL_EXIT": "pending",
+    "RESV_DEL_HOLD": "pending",
+    "COMPLETED": "completed",
+    "FAILED": "failed",
+    "CANCELLED": "cancelled",
+    "REVOKED": "cancelled",
+    "TIMEOUT": "timeout",
+    "DEADLINE": "timeout",
+    "OUT_OF_MEMORY": "out-of-memory",
+    "PREEMPTED": "preempted",
+    "NODE_FAIL": "node-failed",
+    "BOOT_FAIL": "node-failed",
+}
+
+
+class Slurm(BatchSystem):
+    """Slurm 20.11 and newer."""
+
+    name = "slurm"
+    programs = ("sbatch", "squeue", "scancel")
+    hopeless = frozenset(
+        (
+            "AccountNotAllowed",
+            "BadConstraints",
+            "DependencyNeverSatisfied",
+            "InvalidAccount",
+            "InvalidQOS",
+            "JobHeldAdmin",
+            "PartitionNodeLimit",
+            "PartitionTimeLimit",
+            "QOSNotAllowed",
+            "launch_failed_requeued_held",
+            "launch failed requeued held",
+        )
+    )
+    variables = JobVariables(
+        identity="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}",
+        index="SLURM_ARRAY_TASK_ID",
+        nodes="SLURM_JOB_NODELIST",
+        restarts="SLURM_RESTART_COUNT",
+        gpus="CUDA_VISIBLE_DEVICES",
+    )
+
+    def submit(self, request: JobRequest, script: str) -> Call:
+        """Return the call of sbatch, which reads the script."""
+        array = f"--array=0-{request.count - 1}"
+        argv = ("sbatch", "--parsable", array, *self._options(request), *options(request.extra))
+        return Call(argv=argv, input=script.encode(), folder=request.folder)
+
+    def submitted(self, done: Completed, request: JobRequest) -> tuple[str, ...]:
+        """Return ``17_0`` and so on."""
+        lines = output(done).split()
+        number = lines[-1].split(";")[0] if lines else ""
+        if done.returncode != 0 or not number.isdigit():
+            raise refused("Slurm", done)
+        return tuple(f"{number}_{index}" for index in range(request.count))
+
+    def listing(self, ids: Collection[str]) -> Call:
+        """Return the call of squeue. It shows jobs that ended some minutes ago as well."""
+        return _squeue(f"--jobs={','.join(arrays(ids, '_'))}")
+
+    def listed(self, done: Completed) -> dict[str, Job]:
+        """Return the jobs that squeue shows."""
+        if done.returncode != 0 and "Invalid job id" not in words(done):
+            raise unreadable("squeue", done)
+        rows = (_fields(line, 8) for line in output(done).splitlines())
+        return {row[0]: _listed(row) for row in rows if row}
+
+    def search(self, name: str) -> Call:
+        """Return the call of squeue for a name."""
+        return _squeue(f"--name={safe_name(name)}")
+
+    def found(self, done: Completed, name: str) -> tuple[str, ...]:  # noqa: ARG002
+        """Return the jobs that squeue shows."""
+        return tuple(sorted(self.listed(done), key=_place))
+
+    def past(self, ids: Collection[str]) -> Call:
+        """Return the call of sacct; where accounting is off it fails, and squeue has told already."""
+        jobs = f"--jobs={','.join(arrays(ids, '_'))}"
+        return Call(argv=("sacct", "--allocations", "--noheader", "--parsable2", f"--format={_PAST}", jobs))
+
+    def ended(self, done: Completed) -> dict[str, Job]:
+        """Return the jobs that sacct says have ended."""
+        rows = (_fields(line, 5) for line in output(done).splitlines())
+        jobs = {row[0]: _past(row) for row in rows if row}
+        return {each: job for each, job in jobs.items() if job.ended}
+
+    def cancel(self, ids: Collection[str]) -> Call:
+        """Return the call of scancel."""
+        return Call(argv=("scancel", *ids))
+
+    def log(self, request: JobRequest, job: str) -> str:
+        """Return the log with the job's place in its array."""
+        return f"{request.log}.{job.partition('_')[2]}"
+
+    def refuses(self, request: JobRequest) -> Call:
+        """Return the call of sbatch that submits nothing."""
+        argv = ("sbatch", "--test-only", *self._options(request), *options(request.extra))
+        return Call(argv=argv, input=f"#!{request.shell}\n".encode(), folder=request.folder)
+
+    def refusal(self, done: Completed, request: JobRequest) -> str:  # noqa: ARG002
+        """Return sbatch's words where it would not take the job."""
+        return words(done) if done.returncode != 0 else ""
+
+    def _options(self, request: JobRequest) -> list[str]:
+        log = request.log.replace("\\", "\\\\").replace("%", "%%")
+        asked = {
+            "job-name": safe_name(request.name),
+            "chdir": request.folder,
+            "output": f"{log}.%a",
+            "time": f"{math.ceil(request.walltime / 60)}" if request.walltime else "",
+            "cpus-per-task": request.cores or "",
+            "mem": f"{mebibytes(request.memory)}M" if request.memory else "",
+            "gpus-per-node": "" if request.gres else request.gpus or "",
+            "gres": request.gres,
+            "partition": request.queue,
+            "account": request.account,
+            "wckey": request.project,
+            "constraint": request.constraint,
+        }
+        fixed = ["--nodes=1", "--ntasks=1", "--open-mode=append"]
+        return [*fixed, *(f"--{key}={value}" for key, value in asked.items() if value)]
+
+
+def _squeue(which: str) -> Call:
+    return Call(argv=("squeue", "--noheader", "--array", "--states=all", f"--Format={_LISTED}", which))
+
+
+def _fields(line: str, count: int) -> list[str]:
+    """Return a line's fields; nothing of a line that is torn. The last one may have bars in it."""
+    fields = line.split("|", count - 1)
+    return fields if len(fields) == count and fields[0] and fields[1] else []
+
+
+def _state(text: str) -> JobState:
+    return _STATES.get(text.split()[0], "running")  # what is not listed has its nodes: COMPLETING, SUSPENDED
+
+
+def _status(text: str) -> tuple[int | None, int | None]:
+    """Read how a script ended: ``3:0`` (code and signal), or a wait status."""
+    code, colon, signal = text.partition(":")
+    if not code.isdigit() or (colon and not signal.isdigit()):
+        return None, None
+    both = (int(code), int(signal)) if colon else (int(code) >> 8, int(code) & 127)
+    return (None, both[1]) if both[1] else (both[0], None)
+
+
+def _listed(row: list[str]) -> Job:
+    id_, state, restarts, status, left, nodes, _, reason = row
+    job = _job(id_, state, status, nodes, restarts, reason.rstrip("|"))
+    return job if job.ended else _with_time(job, seconds_of(left))
+
+
+def _with_time(job: Job, left: float | None) -> Job:
+    nodes, again = job.nodes, job.restarts
+    return Job(id=job.id, state=job.state, reason=job.reason, nodes=nodes, walltime_left=left, restarts=again)
+
+
+def _past(row: list[str]) -> Job:
+    id_, state, status, nodes, reason = row
+    return _job(id_, state, status, nodes, "", reason)
+
+
+def _job(id_: str, text: str, status: str, nodes: str, restarts: str, reason: str) -> Job:
+    state = _state(text)
+    code, signal = _status(status) if state not in ("pending", "running") else (None, None)
+    why = "" if reason in ("None", "NonZeroExitCode") else reason
+    if state not in ("pending", "completed") and text != "RUNNING" and not why:
+        why = text
+    return Job(
+        id=id_,
+        state=state,
+        reason=why,
+        nodes=_nodes(nodes),
+        exit_code=code,
+        signal=signal,
+        restarts=int(restarts) if restarts.isdigit() else 0,
+    )
+
+
+def _nodes(text: str) -> tuple[str, ...]:
+    """Return the node's name; jobs have one each."""
+    return () if text in ("", "None assigned", "n/a", "(null)") else (text,)
+
+
+def _place(id_: str) -> int:
+    place = id_.partition("_")[2]
+    return int(place) if place.isdigit() else 0

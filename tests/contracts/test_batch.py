@@ -1,0 +1,258 @@
+"""What every batch system does, spoken to by its file and the driver; PBS and LSF are stand-ins."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from envsync.errors import BatchError, ConnectError, HostError, SubmitError
+from envsync.hooks import Hooks
+from envsync.runner.batch import Driver, Job
+from envsync.runner.batch.driver import Patience
+from envsync.runner.hosts import Completed
+from envsync.runner.hosts.local import Local
+from tests.batch_sites import FAKES, SITES, Site, there
+
+KINDS = [pytest.param(kind, marks=[] if kind in FAKES else pytest.mark.lab) for kind in SITES if there(kind)]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with SITES[request.param](tmp_path_factory.mktemp(request.param)) as made:
+        yield made
+
+
+@pytest.fixture
+async def driver(site: Site) -> AsyncIterator[Driver]:
+    made = driver_of(site)
+    yield made
+    await made.close()
+    await until(made, lambda jobs: all(job.ended for job in jobs.values()))
+
+
+class Recorded(Hooks):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        self.notes: list[str] = []
+
+    def warning(self, where: str, text: str) -> None:
+        self.warnings.append(text)
+
+    def note(self, where: str, text: str) -> None:
+        self.notes.append(text)
+
+
+class Flaky(Local):
+    """This machine, which is lost after a command with a certain word in it, or before any."""
+
+    def __init__(self, after: str = "") -> None:
+        super().__init__()
+        self.after, self.lost, self.ran = after, False, 0
+
+    async def run(
+        self,
+        command: str,
+        *,
+        input: bytes | AsyncIterable[bytes] | None = None,  # noqa: A002 - the seam's
+        check: bool = True,
+        timeout: float | None = None,
+    ) -> Completed:
+        if self.lost:
+            raise ConnectError("the cable is out", where=self.name)
+        done = await super().run(command, input=input, check=check, timeout=timeout)
+        if self.after and self.after in command:
+            self.ran += 1
+            raise ConnectError("the cable was pulled", where=self.name)
+        return done
+
+
+def driver_of(site: Site, host: Local | None = None, **more: Any) -> Driver:
+    patience = Patience(accounting=20, search=10, silence=60)
+    settings: dict[str, Any] = {
+        "interval": 0.2,
+        "environment": site.environment,
+        "patience": patience,
+        **more,
+    }
+    return Driver(site.system, host or Local(), **settings)
+
+
+async def until(
+    driver: Driver, true: Callable[[dict[str, Job]], bool], seconds: float = 60
+) -> dict[str, Job]:
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        await driver.poll()
+        if true(driver.jobs):
+            return driver.jobs
+        assert asyncio.get_running_loop().time() < deadline, driver.jobs
+        await asyncio.sleep(0.2)
+
+
+async def ended(driver: Driver) -> list[Job]:
+    return list((await until(driver, lambda jobs: all(job.ended for job in jobs.values()))).values())
+
+
+def unique(word: str) -> str:
+    return f"{word}{secrets.token_hex(2)}"
+
+
+async def test_an_array_runs_each_job_in_its_folder_and_they_are_told_apart(
+    site: Site, driver: Driver
+) -> None:
+    prologue = ("WORD='it''s \"fine\" $HOME'", "export WORD")
+    request = site.request(unique("many"), count=3, prologue=prologue, walltime=600)
+    body = f'echo "{site.system.variables.identity}"; echo "$WORD"; pwd; sleep 1'
+    ids = await driver.submit(request, body)
+    assert len(set(ids)) == 3
+    assert all(driver.jobs[each].state == "pending" for each in ids)
+    await until(driver, lambda jobs: any(job.state == "running" and job.nodes for job in jobs.values()))
+    jobs = await ended(driver)
+    assert {job.id for job in jobs} == set(ids)
+    assert [(job.state, job.exit_code) for job in jobs] == [("completed", 0)] * 3
+    assert all(job.restarts == 0 and len(job.nodes) == 1 for job in jobs)
+    for each in ids:
+        with open(site.system.log(request, each)) as log:
+            said = log.read().splitlines()
+        assert said == [each, 'its "fine" $HOME', str(site.folder)]
+
+
+async def test_how_a_script_ended_is_told(site: Site, driver: Driver) -> None:
+    (bad,) = await driver.submit(site.request(unique("bad")), "exit 3")
+    (killed,) = await driver.submit(site.request(unique("killed")), "kill -KILL $$")
+    await ended(driver)
+    assert (driver.jobs[bad].state, driver.jobs[bad].exit_code) == ("failed", 3)
+    assert driver.jobs[killed].state in ("failed", "cancelled")  # some cannot tell this KILL from their own
+    assert driver.jobs[killed].signal == 9 or driver.jobs[killed].exit_code == 128 + 9
+
+
+async def test_what_does_not_fit_waits_with_a_reason_and_all_of_it_can_be_cancelled(
+    site: Site, driver: Driver
+) -> None:
+    ids = await driver.submit(site.request(unique("full"), count=site.nodes + 1, **site.node), "sleep 300")
+    jobs = await until(
+        driver,
+        lambda jobs: sorted(job.state for job in jobs.values()) == ["pending"] + ["running"] * site.nodes,
+    )
+    (waiting,) = [job for job in jobs.values() if job.state == "pending"]
+    assert not site.system.never(waiting), waiting
+    await driver.cancel([waiting.id])
+    await until(driver, lambda jobs: jobs[waiting.id].ended)
+    assert driver.jobs[waiting.id].state == "cancelled"
+    assert all(driver.jobs[each].state == "running" for each in ids if each != waiting.id)
+    await driver.cancel(ids)
+    assert {job.state for job in await ended(driver)} == {"cancelled"}
+    await driver.cancel(ids)
+
+
+async def test_the_walltime_that_is_left_is_told_where_the_system_knows(site: Site, driver: Driver) -> None:
+    (one,) = await driver.submit(site.request(unique("timed"), walltime=3600), "sleep 300")
+    jobs = await until(driver, lambda jobs: jobs[one].state == "running" and bool(jobs[one].nodes))
+    if site.system.name in ("sge", "oar"):
+        assert jobs[one].walltime_left is None
+    else:
+        jobs = await until(driver, lambda jobs: jobs[one].walltime_left is not None)
+        assert 3400 < (jobs[one].walltime_left or 0) <= 3600
+
+
+async def test_an_unknown_queue_is_refused_in_the_systems_own_words(site: Site, driver: Driver) -> None:
+    if site.system.name == "htcondor":
+        pytest.skip("it has no queues")
+    with pytest.raises(SubmitError, match=r"(?i)queue|partition"):
+        await driver.submit(site.request(unique("lost"), queue="nonesuch"), "true")
+    assert not driver.jobs
+
+
+async def test_more_than_any_node_has_is_told(site: Site, driver: Driver) -> None:
+    greedy = site.request(unique("greedy"), **{**site.one_core, **site.too_much})
+    await driver.check(site.request("fits"))
+    if site.said_before:
+        with pytest.raises(SubmitError, match="would never run"):
+            await driver.check(greedy)
+        return
+    await driver.check(greedy)
+    try:
+        (one,) = await driver.submit(greedy, "true")
+    except SubmitError:
+        return
+    await until(driver, lambda jobs: site.system.never(jobs[one]))
+
+
+async def test_a_system_that_is_not_there_is_told(site: Site) -> None:
+    nowhere = driver_of(site, environment={"PATH": "/nonexistent"})
+    nowhere.system = type("Other", (type(site.system),), {"programs": ("envsync-nonesuch",)})()
+    with pytest.raises(BatchError, match="envsync-nonesuch are not all on the PATH"):
+        await nowhere.check()
+
+
+async def test_a_submission_whose_answer_is_lost_is_found_and_never_made_twice(
+    site: Site, driver: Driver
+) -> None:
+    program = site.system.programs[0]
+    host, hooks = Flaky(after=f"exec {program} "), Recorded()
+    one = driver_of(site, host, hooks=hooks)
+    ids = await one.submit(site.request(unique("twice"), count=2), "sleep 300")
+    assert (host.ran, len(ids), len(hooks.warnings)) == (1, 2, 1)
+    await until(one, lambda jobs: {job.state for job in jobs.values()} == {"running"})
+    await one.close()
+    await ended(one)
+
+
+async def test_a_submission_that_never_arrived_is_told_and_not_repeated(site: Site) -> None:
+    class Cut(Flaky):
+        async def run(self, command: str, **options: Any) -> Completed:
+            if f"exec {site.system.programs[0]} " in command:
+                self.ran += 1
+                raise ConnectError("the cable was pulled", where=self.name)
+            return await super().run(command, **options)
+
+    host = Cut()
+    one = driver_of(site, host, patience=Patience(search=0.5))
+    with pytest.raises(SubmitError, match="nobody knows whether"):
+        await one.submit(site.request(unique("never")), "true")
+    assert (host.ran, one.jobs) == (1, {})
+
+
+async def test_a_login_host_that_is_lost_for_a_while_is_borne_and_said_once(site: Site) -> None:
+    host, hooks = Flaky(), Recorded()
+    one = driver_of(site, host, hooks=hooks, patience=Patience(silence=0.3))
+    (job,) = await one.submit(site.request(unique("lone")), "true")
+    host.lost = True
+    assert [await one.poll(), await one.poll()] == [{}, {}]
+    assert len(hooks.warnings) == 1
+    await asyncio.sleep(0.4)
+    with pytest.raises(HostError, match="the cable is out"):
+        await one.poll()
+    host.lost = False
+    await ended(one)
+    assert one.jobs[job].state == "completed"
+    assert hooks.notes == [f"{site.system.name} answers again"]
+
+
+async def test_what_left_the_listing_is_told_by_the_accounting(site: Site, driver: Driver) -> None:
+    ids = await driver.submit(site.request(unique("past"), count=2), "exit 4")
+    if site.system.name == "lsf":
+        site.lab.forget()
+    elif site.system.name == "slurm":
+        pytest.skip("its listing tells of ended jobs for some minutes, and this one has no accounting")
+    await ended(driver)
+    assert [driver.jobs[each].exit_code for each in ids] == [4, 4]
+
+
+async def test_a_job_nobody_knows_is_lost(site: Site) -> None:
+    one = driver_of(site, patience=Patience(accounting=0.0))
+    gone = {
+        "slurm": "99999_0",
+        "sge": "99999.1",
+        "lsf": "99999[1]",
+        "htcondor": "99999.0",
+        "pbs": "99999.fake",
+    }
+    job = gone.get(site.system.name, "99999")
+    one.jobs[job] = Job(id=job, state="running")
+    await ended(one)
+    assert one.jobs[job].state == "lost"
