@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envsync.agent.archive import build
+from envsync.agent.supervise import MARKER
 from envsync.runner.hosts.carried import CarriedHost
 from envsync.runner.tls import Authority, Credentials
 
@@ -30,7 +31,7 @@ class Called:
     lost: list[str] = field(default_factory=list)
 
     def last_words(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.folder / "said.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "job 1.said").read_text())
         return found
 
 
@@ -46,13 +47,21 @@ class Relay:
     """A relay as it runs on a login host."""
 
     def __init__(self, folder: Path) -> None:
-        argv = [sys.executable, "-I", "-S", str(agent(folder)), "relay", "127.0.0.1", "0"]
+        settings = {
+            "bind": "127.0.0.1",
+            "port": 0,
+            "addresses": [],
+            "carrier": {},
+            "settings": "carrier.json",
+        }
+        (folder / "relay.json").write_text(json.dumps(settings))
+        argv = [sys.executable, "-I", "-S", str(agent(folder)), "relay", str(folder / "relay.json")]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.said = self.hear()
 
     def hear(self) -> dict[str, Any]:
         assert self.process.stdout is not None
-        heard: dict[str, Any] = json.loads(self.process.stdout.readline())
+        heard: dict[str, Any] = json.loads(self.process.stdout.readline()[len(MARKER) :])
         return heard
 
     def claim(self, key: str) -> socket.socket:
@@ -79,15 +88,14 @@ def start_carrier(
         (folder / path).chmod(0o600)
     known = {
         "ways": [["127.0.0.1", port]],
-        "name": name,
         **Credentials.config(),
         "grace": 5,
         "notice": 0.5,
-        "said": "said.json",
+        "index": ["JOB_INDEX"],
         "variables": ["CUDA_VISIBLE_DEVICES"],
     }
     (folder / "settings.json").write_text(json.dumps({**known, **settings}))
-    argv = [sys.executable, "-I", "-S", str(agent(folder)), "carry", str(folder / "settings.json")]
+    argv = [sys.executable, "-I", "-S", str(agent(folder)), "carry", str(folder / "settings.json"), name]
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 

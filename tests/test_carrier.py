@@ -96,7 +96,7 @@ async def test_a_carrier_that_reaches_nobody_ends_and_says_so(tmp_path: Path) ->
         credentials = Authority("test").issue("worker")
         process = start_carrier(tmp_path, taken.getsockname()[1], credentials, grace=0.5)
         assert await asyncio.to_thread(process.wait, 20) == NO_WAY
-    assert "127.0.0.1" in (tmp_path / "said.json").read_text()
+    assert "127.0.0.1" in (tmp_path / "job 1.said").read_text()
 
 
 async def test_another_cluster_is_not_let_in_on_either_side(tmp_path: Path) -> None:

@@ -53,25 +53,30 @@ _PAUSE = 1.0  # seconds between two tries, to begin with
 _TERM = 5.0  # seconds that processes have when all ends
 
 
-def carry(path: str) -> int:
+def carry(path: str, name: str) -> int:
     """Serve one client over a connection made from here, until it is gone; return an exit code.
 
     Parameters
     ----------
     path : str
-        A JSON file: ``ways`` (pairs of host and port, tried in turn), ``name`` (whose carrier this is),
-        ``ca``, ``cert`` and ``key`` (PEM files beside it), ``grace`` (seconds without a sign of life),
-        ``notice`` (seconds between a signal to the job and its end, which the client has to save what it
-        can), ``said`` (a file for the last words) and ``variables`` (what to tell of the environment).
+        A JSON file: ``ways`` (pairs of host and port, tried in turn), ``index`` (variables of the
+        environment: what the first that is set says comes behind the name, with a point), ``ca``, ``cert``
+        and ``key`` (PEM files beside it), ``grace`` (seconds without a sign of life), ``notice`` (seconds
+        between a signal to the job and its end, which the client has to save what it can) and ``variables``
+        (what to tell of the environment). Its last words go into ``NAME.said`` beside it.
+    name : str
+        Whose carrier this is.
     """
     file = Path(path).resolve()
-    return asyncio.run(_Carrier(json.loads(file.read_text()), file.parent).run())
+    return asyncio.run(_Carrier(name, json.loads(file.read_text()), file.parent).run())
 
 
 class _Carrier:
-    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+    def __init__(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
         self.settings = settings
         self.folder = folder
+        index = [os.environ[name] for name in settings["index"] if os.environ.get(name)]
+        self.name = ".".join([name, *index[:1]])
         self.grace = float(settings["grace"])
         self.streams: dict[int, _Stream] = {}
         self.signals: list[int] = []
@@ -132,7 +137,7 @@ class _Carrier:
             sock.setblocking(False)
             await loop.sock_connect(sock, where[0][4])
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_sendall(sock, json.dumps({"carrier": self.settings["name"]}).encode() + b"\n")
+            await loop.sock_sendall(sock, json.dumps({"carrier": self.name}).encode() + b"\n")
             link = Link(self.take, self.lost)
             # whoever joins the two sides sees nothing of what they say, and could say nothing to either
             await loop.connect_accepted_socket(lambda: link, sock, ssl=self.context())
@@ -206,7 +211,7 @@ class _Carrier:
     def last_words(self, code: int, seconds: float) -> None:
         """Leave on the disk how it ended, for when nobody was there to be told."""
         words = {"code": code, "why": self.why, "signals": self.signals, "seconds": round(seconds, 1)}
-        path = self.folder / self.settings["said"]
+        path = self.folder / f"{self.name}.said"
         part = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             part.write_text(json.dumps({**words, "host": socket.gethostname()}))

@@ -14,8 +14,9 @@ def main(argv: list[str]) -> int:
     Parameters
     ----------
     argv : list of str
-        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``, ``carry SETTINGS``,
-        ``relay HOST PORT``, ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
+        ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
+        ``carry SETTINGS NAME``, ``relay SETTINGS``, ``scan [--no-records]``, ``contents`` or
+        ``supplement PYTHON``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -40,11 +41,11 @@ def main(argv: list[str]) -> int:
     if verb == "carry":
         from .carrier import carry
 
-        return carry(rest[0])
+        return carry(rest[0], rest[1])
     if verb == "relay":
         from .relay import relay
 
-        return relay(rest[0], int(rest[1]))
+        return relay(rest[0])
     if verb == "scan":
         import json
 

@@ -11,7 +11,10 @@ import json
 import secrets
 import socket
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, Mapping
+
+from .supervise import MARKER
 
 __all__ = ["relay"]
 
@@ -21,36 +24,42 @@ _WAITING = 4096  # carriers that may wait for the client
 _PIECE = 1 << 16
 
 
-def relay(host: str, port: int) -> int:
+def relay(path: str) -> int:
     """Listen until standard input ends.
 
-    Prints JSON lines: first ``port`` and ``inner``, the port on loopback where the client claims what
-    arrived; then ``arrived`` (what it called itself, which proves nothing) and ``key`` for each carrier.
+    Says (lines for `Remote.said`) first ``port`` and ``inner``, the port on loopback where the client claims
+    what arrived; then ``arrived`` (what it called itself, which proves nothing) and ``key`` for each carrier.
     Whoever connects to the inner port and sends a key and a newline is joined to that carrier.
 
     Parameters
     ----------
-    host : str
-        The address to listen on; empty for all.
-    port : int
-        The port; 0 for any.
+    path : str
+        A JSON file: ``bind`` (the address to listen on; empty for all), ``port`` (0 for any), ``addresses``
+        (by which others may reach this machine), ``carrier`` (what `carry` is to read, but for its ``ways``)
+        and ``settings`` (the name of the file beside it where that goes).
     """
+    file = Path(path).resolve()
     try:
-        return asyncio.run(_Relay().run(host, port))
+        return asyncio.run(_Relay(json.loads(file.read_text()), file.parent).run())
     except OSError as error:
         _say(error=error.strerror or str(error))
         return 1
 
 
 class _Relay:
-    def __init__(self) -> None:
+    def __init__(self, settings: Mapping[str, Any], folder: Path) -> None:
+        self.settings = settings
+        self.file = folder / settings["settings"]
         self.waiting: dict[str, Any] = {}
         self.tasks: set[Any] = set()
 
-    async def run(self, host: str, port: int) -> int:
-        outer = await asyncio.start_server(self.arrives, host or None, port)
+    async def run(self) -> int:
+        outer = await _listen(self.arrives, self.settings["bind"], int(self.settings["port"]))
         inner = await asyncio.start_server(self.claims, "127.0.0.1", 0)
-        _say(port=outer.sockets[0].getsockname()[1], inner=inner.sockets[0].getsockname()[1])
+        port = outer.sockets[0].getsockname()[1]
+        ways = [[address, port] for address in self.settings["addresses"]]
+        self.file.write_text(json.dumps({**self.settings["carrier"], "ways": ways}))
+        _say(port=port, inner=inner.sockets[0].getsockname()[1])
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -99,6 +108,22 @@ class _Relay:
         task.add_done_callback(self.tasks.discard)
 
 
+async def _listen(arrives: Any, bind: str, port: int) -> Any:
+    """Listen on an address; on all of them at one port, if none is named."""
+    if bind:
+        return await asyncio.start_server(arrives, bind, port)
+    sock = socket.socket(socket.AF_INET6 if socket.has_ipv6 else socket.AF_INET)
+    try:
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("", port))
+    except OSError:
+        sock.close()  # a kernel without IPv6
+        return await asyncio.start_server(arrives, "0.0.0.0", port)  # noqa: S104 - nodes have to reach it
+    return await asyncio.start_server(arrives, sock=sock)
+
+
 async def _join(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
@@ -127,5 +152,5 @@ async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 def _say(**what: Any) -> None:
-    sys.stdout.write(json.dumps(what) + "\n")
-    sys.stdout.flush()
+    sys.stdout.buffer.write(MARKER + json.dumps(what).encode() + b"\n")
+    sys.stdout.buffer.flush()

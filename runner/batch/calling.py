@@ -1,0 +1,238 @@
+"""Where the jobs of a cluster call, and who waits for which."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import AgentError, ConnectError, EnvsyncError, ProcessDied
+from envsync.runner.hosts.carried import CarriedHost
+from envsync.runner.tls import Credentials
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from envsync.runner.remote import Remote
+    from envsync.runner.session import Session
+
+__all__ = ["NOT_SHARED", "NO_PYTHON", "Switchboard"]
+
+NO_PYTHON, NOT_SHARED = 70, 73
+"""Exit codes of a job: the node has no Python for the carrier; it does not see the login host's folder."""
+
+_NAME = "relay"
+_CARRIER = "carrier.json"
+_UP = 30.0  # seconds that the relay has to come up
+_CLAIMED = 10.0  # seconds for a connection to the relay
+
+
+class Switchboard:
+    """Takes the calls of a cluster's jobs, on the machine that they and we reach.
+
+    Made by `open`. The relay runs in a run folder of that machine's cache, with the keys of this cluster's
+    carriers, which jobs read there: so the folder has to be seen on the nodes.
+
+    Attributes
+    ----------
+    folder : str
+        That folder; what jobs leave there is theirs.
+    """
+
+    def __init__(self, session: Session, remote: Remote, inner: int, context: ssl.SSLContext) -> None:
+        self.folder = remote.folder
+        self._session = session
+        self._remote = remote
+        self._inner = inner
+        self._context = context
+        self._arrived: defaultdict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._listening = asyncio.ensure_future(self._listen())
+
+    @classmethod
+    async def open(
+        cls,
+        session: Session,
+        *,
+        cluster: str,
+        credentials: Credentials,
+        context: ssl.SSLContext,
+        addresses: Sequence[str] = (),
+        bind: str = "",
+        index: Sequence[str] = (),
+        variables: Sequence[str] = (),
+        grace: float = 60.0,
+        notice: float = 20.0,
+    ) -> Switchboard:
+        """Start the relay.
+
+        Parameters
+        ----------
+        session : Session
+            An agent on the machine that nodes reach, with the cache that they see.
+        cluster : str
+            Names the run folder.
+        credentials : Credentials
+            A worker's, of this cluster.
+        context : ssl.SSLContext
+            A client's, of this cluster.
+        addresses : sequence of str
+            What nodes may reach that machine by, in the order in which they try; what it says of itself if
+            none is given.
+        bind : str
+            The address to listen on; all if empty.
+        index : sequence of str
+            The environment variables that may hold a job's index in its array.
+        variables : sequence of str
+            What carriers tell of their environment.
+        grace : float
+            Seconds without a sign of life from here after which a job ends.
+        notice : float
+            Seconds that a job goes on after it was told to end.
+
+        Raises
+        ------
+        AgentError
+            It could not be started.
+        """
+        carrier = {
+            **Credentials.config(),
+            "index": list(index),
+            "variables": list(variables),
+            "grace": grace,
+            "notice": notice,
+        }
+        settings = {
+            "bind": bind,
+            "port": 0,
+            "addresses": list(addresses or session.facts.get("addresses") or ()),
+            "carrier": carrier,
+            "settings": _CARRIER,
+        }
+        remote = await session.spawn(
+            _NAME,
+            [session.python, "-I", "-S", session.agent, "relay", "relay.json"],
+            files={**credentials.files(), "relay.json": json.dumps(settings).encode(), _CARRIER: b""},
+            cluster=cluster,
+        )
+        said = await remote.said(_UP)
+        if "error" in said:
+            raise AgentError(
+                f"jobs could not call back: {said['error']}",
+                where=session.host.name,
+                hint="Name an address of that machine that nodes reach: interface=.",
+            )
+        return cls(session, remote, said["inner"], context)
+
+    def body(self, name: str) -> str:
+        """Return what a job runs, as sh text: a carrier that calls here.
+
+        Parameters
+        ----------
+        name : str
+            Whose call that will be. Members of an array add a point and their index.
+        """
+        from shlex import quote
+
+        settings = f"{self.folder}/{_CARRIER}"
+        return f"""settings={quote(settings)}
+if [ ! -r "$settings" ]; then
+    echo "envsync: $(hostname) does not see $settings: the folder of the cache is not shared" >&2
+    exit {NOT_SHARED}
+fi
+for python in {quote(self._session.python)} python3 /usr/bin/python3 /usr/libexec/platform-python; do
+    if "$python" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null; then
+        exec "$python" -I -S {quote(self._session.agent)} carry "$settings" {quote(name)}
+    fi
+done
+echo "envsync: $(hostname) has no Python 3.8 or newer" >&2
+exit {NO_PYTHON}
+"""
+
+    async def answer(
+        self,
+        name: str,
+        *,
+        label: str = "",
+        noticed: Callable[[int], None] | None = None,
+        lost: Callable[[str], None] | None = None,
+    ) -> CarriedHost:
+        """Wait until the job of a name calls, and return its node as a host.
+
+        A job that is run again calls again.
+
+        Parameters
+        ----------
+        name : str
+            As given to `body`, with an index.
+        label : str
+            What the host is called; `name` if empty.
+        noticed, lost
+            As for `CarriedHost`.
+
+        Raises
+        ------
+        AgentError
+            The relay was lost.
+        """
+        arrived = self._arrived[name]
+        while True:
+            call = asyncio.ensure_future(arrived.get())
+            try:
+                await asyncio.wait({call, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not call.done():
+                    self._ended.result()
+                key = call.result()
+            finally:
+                call.cancel()
+            host = CarriedHost(label or name, noticed=noticed, lost=lost)
+            # somebody else may have called under this name; ours calls until it is answered
+            with contextlib.suppress(ConnectError, OSError, asyncio.TimeoutError, TimeoutError):
+                await host.take(await self._claim(key), self._context)
+                return host
+
+    async def last_words(self, name: str) -> dict[str, Any]:
+        """Return what a carrier left when it ended; empty if it left nothing."""
+        try:
+            found = json.loads(await self._session.host.get(f"{self.folder}/{name}.said"))
+        except (EnvsyncError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    async def close(self) -> None:
+        """Take no more calls. Who has called ends, too: the relay was between us."""
+        self._listening.cancel()
+        if not self._ended.done():
+            self._ended.set_exception(AgentError("no more calls are taken", where=self._session.host.name))
+        self._ended.exception()
+        with contextlib.suppress(EnvsyncError):
+            await self._remote.stop()
+
+    async def _listen(self) -> None:
+        try:
+            while True:
+                said = await self._remote.said()
+                if "arrived" in said:
+                    self._arrived[said["arrived"]].put_nowait(said["key"])
+        except (AgentError, ProcessDied) as error:
+            if not self._ended.done():
+                self._ended.set_exception(error)
+                self._ended.exception()
+
+    async def _claim(self, key: str) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        port = await self._session.host.forward("127.0.0.1", self._inner)
+        sock = socket.socket()
+        try:
+            sock.setblocking(False)
+            await asyncio.wait_for(loop.sock_connect(sock, ("127.0.0.1", port)), _CLAIMED)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await loop.sock_sendall(sock, f"{key}\n".encode())
+        except BaseException:
+            sock.close()
+            raise
+        return sock
