@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from envsync.runner.batch import LSF, OAR, PBS, SGE, BatchSystem, HTCondor, JobRequest, Slurm
+from envsync.runner.hosts import Host, SSHOptions, parse_host
+from envsync.runner.hosts.local import Local
 from tests.batch_fakes import Fake
 from tests.lab.fixtures import demand
 from tests.lab.install import PROGRAMS, SLURM
@@ -40,6 +44,8 @@ class Site:
         Whether that is known before submission, and not only by the reason why the job waits.
     nodes : int
         How many there are.
+    login : str
+        Whom to log in as by ssh, and where; empty if this machine submits.
     lab : object
         The fixture behind it.
     """
@@ -48,11 +54,18 @@ class Site:
     environment: Mapping[str, str]
     folder: Path
     lab: Any = None
+    login: str = ""
     one_core: Mapping[str, Any] = field(default_factory=lambda: {"cores": 1, "memory": 100 * 2**20})
     node: Mapping[str, Any] = field(default_factory=lambda: {"cores": CORES, "memory": 100 * 2**20})
     too_much: Mapping[str, Any] = field(default_factory=lambda: {"cores": 100 * CORES})
     said_before: bool = True
     nodes: int = 2
+
+    def host(self) -> Host:
+        """Return where one submits: here, or the lab's login node where root may not."""
+        if self.login:
+            return parse_host(self.login, SSHOptions(config=(self.lab.config,)))
+        return Local()
 
     def request(self, name: str = "job", **asked: Any) -> JobRequest:
         """Return a request for the least of jobs, or for what is asked."""
@@ -85,10 +98,11 @@ def labs(module: str, name: str, system: Callable[[], BatchSystem], **more: Any)
             shared = lab.home / "work"
             shared.mkdir()
             home = lab.home.stat()
-            import os
-
             os.chown(shared, home.st_uid, home.st_gid)
-            yield Site(system(), lab.environment, shared, lab, **more)
+            if home.st_uid:
+                yield Site(system(), {}, shared, lab, f"{lab.user}@head", **more)
+            else:
+                yield Site(system(), lab.environment, shared, lab, **more)
         finally:
             survivors = lab.close()
         assert not survivors
@@ -114,8 +128,8 @@ def fake(system: Callable[[], BatchSystem], **more: Any) -> Any:
 SITES: dict[str, Any] = {
     "slurm": slurm,
     "sge": labs("sge", "SGE", SGE, one_core={}, node={"cores": CORES}),
-    "oar": labs("oar", "OAR", lambda: OAR(core="cpuset"), one_core={"cores": 1}, node={}, said_before=False),
-    "htcondor": labs("condor", "HTCondor", HTCondor),
+    "oar": labs("oar", "OAR", OAR, one_core={"cores": 1}, node={}, said_before=False),
+    "htcondor": labs("condor", "Condor", HTCondor),
     "pbs": fake(PBS),
     "lsf": fake(LSF, said_before=False),
 }

@@ -340,4 +340,4 @@ class Driver:
 
 def _unique(name: str) -> str:
     """Return a name that nobody else's job has, short enough to be whole everywhere."""
-    return f"{safe_name(name, 8)[:8].rstrip('-.')}-{secrets.token_hex(3)}"
+    return f"{safe_name(name)[:8].rstrip('-.')}-{secrets.token_hex(3)}"

@@ -93,7 +93,7 @@ class OAR(BatchSystem):
         wanted = (
             f"job_id in ({', '.join(ids)}) and state in ('{states}')" if ids else f"state in ('{states}')"
         )
-        return Call(argv=("oarstat", "-J", "--sql", wanted))
+        return _oarstat(wanted)
 
     def listed(self, done: Completed) -> dict[str, Job]:
         """Return the jobs that oarstat shows."""
@@ -101,7 +101,7 @@ class OAR(BatchSystem):
 
     def search(self, name: str) -> Call:
         """Return the call of oarstat for a name."""
-        return Call(argv=("oarstat", "-J", "--sql", f"job_name = '{safe_name(name)}'"))
+        return _oarstat(f"job_name = '{safe_name(name)}'")
 
     def found(self, done: Completed, name: str) -> tuple[str, ...]:
         """Return the jobs with that name."""
@@ -110,7 +110,7 @@ class OAR(BatchSystem):
 
     def past(self, ids: Collection[str]) -> Call:
         """Return the call of oarstat for jobs that have ended."""
-        return Call(argv=("oarstat", "-J", "--sql", f"job_id in ({', '.join(ids)})"))
+        return _oarstat(f"job_id in ({', '.join(ids)})")
 
     def ended(self, done: Completed) -> dict[str, Job]:
         """Return the jobs that oarstat says have ended."""
@@ -135,15 +135,22 @@ class OAR(BatchSystem):
         return "/".join(parts) + limit
 
 
+def _oarstat(wanted: str) -> Call:
+    """Return the call of oarstat, behind the time there: it says when jobs began, not how long they have."""
+    script = 'date +%s && exec oarstat "$@"'
+    return Call(argv=("sh", "-c", script, "sh", "-J", "-f", "--sql", wanted))
+
+
 def _records(done: Completed) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if done.returncode != 0:
         raise unreadable("oarstat", done)
-    text = output(done).strip()
+    now, _, text = output(done).partition("\n")
     try:
-        rows = json.loads(text, strict=False).items() if text else ()
-    except (ValueError, AttributeError) as error:
+        rows = json.loads(text, strict=False).items() if text.strip() else ()
+        seen = [(str(number), {**record, "now": _number(now)}) for number, record in rows]
+    except (ValueError, AttributeError, TypeError) as error:
         raise unreadable("oarstat", done, error) from None
-    yield from rows
+    yield from seen
 
 
 def _job(id_: str, record: Mapping[str, Any]) -> Job:
@@ -163,6 +170,10 @@ def _job(id_: str, record: Mapping[str, Any]) -> Job:
             why = "; ".join(f"{kind}: {text}" for kind, text in events.items())
         elif code or signal:
             state = "failed"
+    left = None
+    walltime, began = _number(record.get("walltime")), _number(record.get("startTime"))
+    if state == "running" and walltime and began and record["now"]:
+        left = max(float(began + walltime - record["now"]), 0.0)
     return Job(
         id=id_,
         state=state,
@@ -170,6 +181,7 @@ def _job(id_: str, record: Mapping[str, Any]) -> Job:
         nodes=tuple(dict.fromkeys(str(node) for node in record.get("assigned_network_address") or [])),
         exit_code=code,
         signal=signal,
+        walltime_left=left,
     )
 
 

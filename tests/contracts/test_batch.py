@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,8 +13,7 @@ from envsync.errors import BatchError, ConnectError, HostError, SubmitError
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.driver import Patience
-from envsync.runner.hosts import Completed
-from envsync.runner.hosts.local import Local
+from envsync.runner.hosts import Channel, Completed, Host
 from tests.batch_sites import FAKES, SITES, Site, there
 
 KINDS = [pytest.param(kind, marks=[] if kind in FAKES else pytest.mark.lab) for kind in SITES if there(kind)]
@@ -27,8 +26,14 @@ def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-async def driver(site: Site) -> AsyncIterator[Driver]:
-    made = driver_of(site)
+async def login(site: Site) -> AsyncIterator[Host]:
+    async with site.host() as host:
+        yield host
+
+
+@pytest.fixture
+async def driver(site: Site, login: Host) -> AsyncIterator[Driver]:
+    made = driver_of(site, login)
     yield made
     await made.close()
     await until(made, lambda jobs: all(job.ended for job in jobs.values()))
@@ -46,31 +51,43 @@ class Recorded(Hooks):
         self.notes.append(text)
 
 
-class Flaky(Local):
-    """This machine, which is lost after a command with a certain word in it, or before any."""
+class Flaky(Host):
+    """Another host, which is lost after a command with a certain word in it, or whenever `lost` is set."""
 
-    def __init__(self, after: str = "") -> None:
-        super().__init__()
+    def __init__(self, inner: Host, after: str = "") -> None:
+        self.inner, self.name = inner, inner.name
         self.after, self.lost, self.ran = after, False, 0
 
-    async def run(
-        self,
-        command: str,
-        *,
-        input: bytes | AsyncIterable[bytes] | None = None,  # noqa: A002 - the seam's
-        check: bool = True,
-        timeout: float | None = None,
-    ) -> Completed:
+    async def run(self, command: str, **options: Any) -> Completed:
         if self.lost:
             raise ConnectError("the cable is out", where=self.name)
-        done = await super().run(command, input=input, check=check, timeout=timeout)
+        done = await self.inner.run(command, **options)
         if self.after and self.after in command:
             self.ran += 1
             raise ConnectError("the cable was pulled", where=self.name)
         return done
 
+    async def start(self, command: str) -> Channel:
+        return await self.inner.start(command)
 
-def driver_of(site: Site, host: Local | None = None, **more: Any) -> Driver:
+    async def forward(self, host: str, port: int) -> int:
+        return await self.inner.forward(host, port)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+class Cut(Flaky):
+    """Another host, which is lost before a command with a certain word in it."""
+
+    async def run(self, command: str, **options: Any) -> Completed:
+        if self.after in command:
+            self.ran += 1
+            raise ConnectError("the cable was pulled", where=self.name)
+        return await self.inner.run(command, **options)
+
+
+def driver_of(site: Site, host: Host, **more: Any) -> Driver:
     patience = Patience(accounting=20, search=10, silence=60)
     settings: dict[str, Any] = {
         "interval": 0.2,
@@ -78,7 +95,7 @@ def driver_of(site: Site, host: Local | None = None, **more: Any) -> Driver:
         "patience": patience,
         **more,
     }
-    return Driver(site.system, host or Local(), **settings)
+    return Driver(site.system, host, **settings)
 
 
 async def until(
@@ -152,7 +169,7 @@ async def test_what_does_not_fit_waits_with_a_reason_and_all_of_it_can_be_cancel
 async def test_the_walltime_that_is_left_is_told_where_the_system_knows(site: Site, driver: Driver) -> None:
     (one,) = await driver.submit(site.request(unique("timed"), walltime=3600), "sleep 300")
     jobs = await until(driver, lambda jobs: jobs[one].state == "running" and bool(jobs[one].nodes))
-    if site.system.name in ("sge", "oar"):
+    if site.system.name == "sge":
         assert jobs[one].walltime_left is None
     else:
         jobs = await until(driver, lambda jobs: jobs[one].walltime_left is not None)
@@ -182,18 +199,18 @@ async def test_more_than_any_node_has_is_told(site: Site, driver: Driver) -> Non
     await until(driver, lambda jobs: site.system.never(jobs[one]))
 
 
-async def test_a_system_that_is_not_there_is_told(site: Site) -> None:
-    nowhere = driver_of(site, environment={"PATH": "/nonexistent"})
+async def test_a_system_that_is_not_there_is_told(site: Site, login: Host) -> None:
+    nowhere = driver_of(site, login, environment={"PATH": "/nonexistent"})
     nowhere.system = type("Other", (type(site.system),), {"programs": ("envsync-nonesuch",)})()
     with pytest.raises(BatchError, match="envsync-nonesuch are not all on the PATH"):
         await nowhere.check()
 
 
 async def test_a_submission_whose_answer_is_lost_is_found_and_never_made_twice(
-    site: Site, driver: Driver
+    site: Site, login: Host
 ) -> None:
     program = site.system.programs[0]
-    host, hooks = Flaky(after=f"exec {program} "), Recorded()
+    host, hooks = Flaky(login, f"exec {program} "), Recorded()
     one = driver_of(site, host, hooks=hooks)
     ids = await one.submit(site.request(unique("twice"), count=2), "sleep 300")
     assert (host.ran, len(ids), len(hooks.warnings)) == (1, 2, 1)
@@ -202,23 +219,16 @@ async def test_a_submission_whose_answer_is_lost_is_found_and_never_made_twice(
     await ended(one)
 
 
-async def test_a_submission_that_never_arrived_is_told_and_not_repeated(site: Site) -> None:
-    class Cut(Flaky):
-        async def run(self, command: str, **options: Any) -> Completed:
-            if f"exec {site.system.programs[0]} " in command:
-                self.ran += 1
-                raise ConnectError("the cable was pulled", where=self.name)
-            return await super().run(command, **options)
-
-    host = Cut()
+async def test_a_submission_that_never_arrived_is_told_and_not_repeated(site: Site, login: Host) -> None:
+    host = Cut(login, f"exec {site.system.programs[0]} ")
     one = driver_of(site, host, patience=Patience(search=0.5))
     with pytest.raises(SubmitError, match="nobody knows whether"):
         await one.submit(site.request(unique("never")), "true")
     assert (host.ran, one.jobs) == (1, {})
 
 
-async def test_a_login_host_that_is_lost_for_a_while_is_borne_and_said_once(site: Site) -> None:
-    host, hooks = Flaky(), Recorded()
+async def test_a_login_host_that_is_lost_for_a_while_is_borne_and_said_once(site: Site, login: Host) -> None:
+    host, hooks = Flaky(login), Recorded()
     one = driver_of(site, host, hooks=hooks, patience=Patience(silence=0.3))
     (job,) = await one.submit(site.request(unique("lone")), "true")
     host.lost = True
@@ -243,8 +253,8 @@ async def test_what_left_the_listing_is_told_by_the_accounting(site: Site, drive
     assert [driver.jobs[each].exit_code for each in ids] == [4, 4]
 
 
-async def test_a_job_nobody_knows_is_lost(site: Site) -> None:
-    one = driver_of(site, patience=Patience(accounting=0.0))
+async def test_a_job_nobody_knows_is_lost(site: Site, login: Host) -> None:
+    one = driver_of(site, login, patience=Patience(accounting=0.0))
     gone = {
         "slurm": "99999_0",
         "sge": "99999.1",
