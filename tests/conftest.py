@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from tests.lab.fixtures import authority, docker_engine, docker_registry, lab, lab_bases, machine, slurm
+from tests.lab.fixtures import (
+    authority,
+    condor,
+    docker_engine,
+    docker_registry,
+    lab,
+    lab_bases,
+    machine,
+    oar,
+    sge,
+    slurm,
+)
 from tests.makes import makes, uv_asked_for
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
@@ -10,6 +21,7 @@ from tests.small import small_lock
 
 __all__ = [
     "authority",
+    "condor",
     "docker_engine",
     "docker_registry",
     "elsewhere",
@@ -17,9 +29,11 @@ __all__ = [
     "lab_bases",
     "machine",
     "makes",
+    "oar",
     "others",
     "s3",
     "s3_server",
+    "sge",
     "slurm",
     "small_lock",
     "uv_asked_for",

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from tests.lab.batch import BatchLab
+from tests.lab.condor import Condor
 from tests.lab.docker import DockerEngine
 from tests.lab.install import DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
+from tests.lab.oar import OAR
 from tests.lab.registry import Authority, DockerRegistry
+from tests.lab.sge import SGE
 from tests.lab.slurm import Slurm
 
 
@@ -61,6 +65,36 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     finally:
         survivors = cluster.close()
     assert not survivors, f"Slurm is gone, but these go on: {survivors}"
+
+
+def _running(system: type[BatchLab], factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
+    demand()
+    shared = factory.getbasetemp()
+    shared.chmod(0o711)  # its user has to come by
+    cluster = system(2, shared=[shared])
+    try:
+        yield cluster
+    finally:
+        survivors = cluster.close()
+    assert not survivors, f"{system.__name__} is gone, but these go on: {survivors}"
+
+
+@pytest.fixture(scope="module")
+def sge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
+    """An SGE of two nodes; a module's tests share it, its nodes see their folders. Jobs are root's."""
+    yield from _running(SGE, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def oar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
+    """An OAR of two nodes; a module's tests share it, its nodes see their folders. Jobs are a user's."""
+    yield from _running(OAR, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def condor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
+    """An HTCondor of two nodes; a module's tests share it, its nodes see their folders. Jobs are a user's."""
+    yield from _running(Condor, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PROGRAMS = {
@@ -106,8 +107,9 @@ def main() -> int:
             return 1
     from tests.lab.roots import BUILT_AHEAD, root_tree
 
-    for kind in BUILT_AHEAD:
-        say(f"lab: {kind}: {root_tree(kind)}")
+    with ThreadPoolExecutor(2) as both:
+        for kind, tree in zip(BUILT_AHEAD, both.map(root_tree, BUILT_AHEAD), strict=True):
+            say(f"lab: {kind}: {tree}")
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -288,6 +289,7 @@ class Lab:
         name: str | None = None,
         behind: Machine | None = None,
         sshd: Mapping[str, str] | None = None,
+        shared: Sequence[Path] = (),
     ) -> Machine:
         """Start a machine.
 
@@ -304,6 +306,8 @@ class Lab:
             The only machine it can be reached from: the lab's ssh configuration jumps over that one.
         sshd : mapping, optional
             More options for its sshd, such as ``{"MaxSessions": "1"}``.
+        shared : sequence of Path
+            Folders of this machine that it sees, and writes into, under the same names.
         """
         if threading.current_thread() is not threading.main_thread():
             raise LabError("machines end with the thread that started them: start them in the main thread")
@@ -319,12 +323,12 @@ class Lab:
         options = {**_SSHD, "HostKey": "/etc/ssh/lab/host_key", **(sshd or {})}
         (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in options.items()))
         lower = Path("/") if kind == HERE else root_tree(kind)
+        mounts = [] if kind == HERE else ["mount -t tmpfs -o mode=1777 tmp tmp"]
+        for path in map(str, shared):
+            within = shlex.quote(f".{path}")
+            mounts.append(f"mkdir -p {within}; mount --bind {shlex.quote(path)} {within}")
         script = _INIT.format(
-            folder=folder,
-            lower=lower,
-            name=name,
-            address=address,
-            scratch="" if kind == HERE else "mount -t tmpfs -o mode=1777 tmp tmp",
+            folder=folder, lower=lower, name=name, address=address, scratch="\n".join(mounts)
         )
 
         def ready(machine: Machine, process: subprocess.Popen[bytes]) -> None:

@@ -19,10 +19,24 @@ BASE = ("openssh-server", "iproute2", "procps")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a tree is made of."""
+    """What a tree is made of.
+
+    Parameters
+    ----------
+    suite : str
+        Debian's name for the release.
+    packages : tuple of str
+        What is installed beside `BASE`.
+    without : tuple of str
+        Paths of these packages that are left out, as patterns: large, and not used.
+    hooks : tuple of str
+        Shell commands before the packages are installed; ``$1`` is the tree.
+    """
 
     suite: str
     packages: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    hooks: tuple[str, ...] = ()
 
     @property
     def command(self) -> list[str]:
@@ -33,16 +47,32 @@ class Recipe:
             "--variant=minbase",
             f"--include={','.join(BASE + self.packages)}",
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale")),
+            *(f"--dpkgopt=path-exclude={path}" for path in self.without),
+            *(f"--essential-hook={hook}" for hook in self.hooks),
             '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*',
             self.suite,
         ]
 
 
+_NO_CELL = 'echo gridengine-common shared/gridengineconfig boolean false | chroot "$1" debconf-set-selections'
+
 RECIPES = {
     "bare": Recipe("bookworm"),
     "python": Recipe("bookworm", ("python3",)),
+    # SGE and OAR: they get on with each other, but not with Slurm's commands in Torque's dialect
+    "batch": Recipe(
+        "bookworm",
+        (
+            *("python3", "gridengine-master", "gridengine-exec", "gridengine-client"),
+            *("oar-server", "oar-server-pgsql", "oar-user", "oar-user-pgsql", "oar-node"),
+            *("postgresql", "libjson-perl"),
+        ),
+        ("/usr/lib/*/libLLVM*", "/usr/lib/postgresql/*/lib/bitcode/*", "/usr/lib/postgresql/*/lib/llvmjit*"),
+        (_NO_CELL,),
+    ),
+    "condor": Recipe("trixie", ("python3", "condor")),
 }
-BUILT_AHEAD = ("bare", "python")
+BUILT_AHEAD = ("bare", "python", "batch", "condor")
 
 # What mmdebstrap mounts into a tree ends with it, however it ends: nobody may find /proc in there.
 _APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")
