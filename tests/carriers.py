@@ -91,7 +91,6 @@ def start_carrier(
         **Credentials.config(),
         "grace": 5,
         "notice": 0.5,
-        "index": ["JOB_INDEX"],
         "variables": ["CUDA_VISIBLE_DEVICES"],
     }
     (folder / "settings.json").write_text(json.dumps({**known, **settings}))

@@ -35,7 +35,6 @@ async def board(tmp_path: Path) -> AsyncIterator[Switchboard]:
         credentials=authority.issue("worker"),
         context=client_context(authority),
         addresses=["127.0.0.1"],
-        index=["JOB_INDEX"],
         grace=5,
     )
     yield made
@@ -46,37 +45,36 @@ async def board(tmp_path: Path) -> AsyncIterator[Switchboard]:
     assert not (tmp_path / "cache/runs/test/relay/carrier.json").exists()
 
 
-def run(board: Switchboard, name: str, index: int | None = None) -> subprocess.Popen[bytes]:
-    variables = {} if index is None else {"JOB_INDEX": str(index)}
+def run(board: Switchboard, job: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["sh", "-c", board.body(name)],
-        env={**os.environ, **variables},
+        ["sh", "-c", board.body("${ARRAY}_$INDEX")],
+        env={**os.environ, "ARRAY": job.partition("_")[0], "INDEX": job.partition("_")[2]},
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
 
 
 async def test_each_member_of_an_array_is_a_host(board: Switchboard) -> None:
-    jobs = [run(board, "array", index) for index in range(4)]
-    hosts = await asyncio.wait_for(asyncio.gather(*(board.answer(f"array.{n}") for n in range(4))), 60)
+    jobs = [run(board, f"17_{index}") for index in range(4)]
+    hosts = await asyncio.wait_for(asyncio.gather(*(board.answer(f"17_{n}") for n in range(4))), 60)
     pids = [int((await host.run("echo $PPID")).stdout) for host in hosts]
     assert pids == [job.pid for job in jobs]
     await asyncio.gather(*(host.close() for host in hosts))
     assert [await asyncio.to_thread(job.wait, 20) for job in jobs] == [0] * 4
-    assert (await board.last_words("array.2"))["why"] == "the client closed it"
-    assert await board.last_words("array.7") == {}
+    assert (await board.last_words("17_2"))["why"] == "the client closed it"
+    assert await board.last_words("17_7") == {}
     for job in jobs:
         job.communicate()
 
 
 async def test_a_job_that_is_run_again_calls_again(board: Switchboard) -> None:
     lost: list[str] = []
-    first = run(board, "job")
-    host = await asyncio.wait_for(board.answer("job", lost=lost.append), 60)
+    first = run(board, "17_0")
+    host = await asyncio.wait_for(board.answer("17_0", lost=lost.append), 60)
     first.kill()
     first.communicate()
-    second = run(board, "job")
-    again = await asyncio.wait_for(board.answer("job", label="node7"), 60)
+    second = run(board, "17_0")
+    again = await asyncio.wait_for(board.answer("17_0", label="node7"), 60)
     assert len(lost) == 1
     assert again.name == "node7"
     assert int((await again.run("echo $PPID")).stdout) == second.pid
@@ -85,13 +83,13 @@ async def test_a_job_that_is_run_again_calls_again(board: Switchboard) -> None:
     assert await asyncio.to_thread(second.wait, 20) != 0
     second.communicate()
     with pytest.raises(AgentError, match="no more calls"):
-        await board.answer("job")
+        await board.answer("17_0")
 
 
 async def test_a_node_that_does_not_see_the_folder_says_so(board: Switchboard) -> None:
     settings = Path(board.folder) / "carrier.json"
     settings.rename(settings.with_suffix(".away"))
-    job = run(board, "job")
+    job = run(board, "17_0")
     _, said = await asyncio.to_thread(job.communicate)
     assert job.returncode == NOT_SHARED
     assert b"is not shared" in said

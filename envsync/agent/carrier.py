@@ -59,11 +59,10 @@ def carry(path: str, name: str) -> int:
     Parameters
     ----------
     path : str
-        A JSON file: ``ways`` (pairs of host and port, tried in turn), ``index`` (variables of the
-        environment: what the first that is set says comes behind the name, with a point), ``ca``, ``cert``
-        and ``key`` (PEM files beside it), ``grace`` (seconds without a sign of life), ``notice`` (seconds
-        between a signal to the job and its end, which the client has to save what it can) and ``variables``
-        (what to tell of the environment). Its last words go into ``NAME.said`` beside it.
+        A JSON file: ``ways`` (pairs of host and port, tried in turn), ``ca``, ``cert`` and ``key`` (PEM files
+        beside it), ``grace`` (seconds without a sign of life), ``notice`` (seconds between a signal to the
+        job and its end, which the client has to save what it can) and ``variables`` (what to tell of the
+        environment). Its last words go into ``NAME.said`` beside it.
     name : str
         Whose carrier this is.
     """
@@ -75,8 +74,7 @@ class _Carrier:
     def __init__(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
         self.settings = settings
         self.folder = folder
-        index = [os.environ[name] for name in settings["index"] if os.environ.get(name)]
-        self.name = ".".join([name, *index[:1]])
+        self.name = name
         self.grace = float(settings["grace"])
         self.streams: dict[int, _Stream] = {}
         self.signals: list[int] = []
@@ -211,7 +209,7 @@ class _Carrier:
     def last_words(self, code: int, seconds: float) -> None:
         """Leave on the disk how it ended, for when nobody was there to be told."""
         words = {"code": code, "why": self.why, "signals": self.signals, "seconds": round(seconds, 1)}
-        path = self.folder / f"{self.name}.said"
+        path = self.folder / f"{self.name.replace('/', '_')}.said"
         part = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
             part.write_text(json.dumps({**words, "host": socket.gethostname()}))

@@ -63,7 +63,6 @@ class Switchboard:
         context: ssl.SSLContext,
         addresses: Sequence[str] = (),
         bind: str = "",
-        index: Sequence[str] = (),
         variables: Sequence[str] = (),
         grace: float = 60.0,
         notice: float = 20.0,
@@ -85,8 +84,6 @@ class Switchboard:
             none is given.
         bind : str
             The address to listen on; all if empty.
-        index : sequence of str
-            The environment variables that may hold a job's index in its array.
         variables : sequence of str
             What carriers tell of their environment.
         grace : float
@@ -101,7 +98,6 @@ class Switchboard:
         """
         carrier = {
             **Credentials.config(),
-            "index": list(index),
             "variables": list(variables),
             "grace": grace,
             "notice": notice,
@@ -128,13 +124,13 @@ class Switchboard:
             )
         return cls(session, remote, said["inner"], context)
 
-    def body(self, name: str) -> str:
+    def body(self, identity: str) -> str:
         """Return what a job runs, as sh text: a carrier that calls here.
 
         Parameters
         ----------
-        name : str
-            Whose call that will be. Members of an array add a point and their index.
+        identity : str
+            What the shell makes the job's id of: `JobVariables.identity`.
         """
         from shlex import quote
 
@@ -146,7 +142,7 @@ if [ ! -r "$settings" ]; then
 fi
 for python in {quote(self._session.python)} python3 /usr/bin/python3 /usr/libexec/platform-python; do
     if "$python" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null; then
-        exec "$python" -I -S {quote(self._session.agent)} carry "$settings" {quote(name)}
+        exec "$python" -I -S {quote(self._session.agent)} carry "$settings" "{identity}"
     fi
 done
 echo "envsync: $(hostname) has no Python 3.8 or newer" >&2
@@ -168,7 +164,7 @@ exit {NO_PYTHON}
         Parameters
         ----------
         name : str
-            As given to `body`, with an index.
+            The job's id.
         label : str
             What the host is called; `name` if empty.
         noticed, lost
@@ -198,7 +194,7 @@ exit {NO_PYTHON}
     async def last_words(self, name: str) -> dict[str, Any]:
         """Return what a carrier left when it ended; empty if it left nothing."""
         try:
-            found = json.loads(await self._session.host.get(f"{self.folder}/{name}.said"))
+            found = json.loads(await self._session.host.get(f"{self.folder}/{name.replace('/', '_')}.said"))
         except (EnvsyncError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
