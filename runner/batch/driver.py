@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Driver", "Patience"]
 
+MINUTE = 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
@@ -262,7 +264,7 @@ class Driver:
     async def _turn(self) -> None:
         """Wait until a submission is due."""
         while len(self._submissions) >= self._per_minute:
-            wait = self._submissions[0] + 60.0 - time.monotonic()
+            wait = self._submissions[0] + MINUTE - time.monotonic()
             if wait > 0:
                 self._hooks.note(
                     self.host.name, f"{self._per_minute} submissions a minute: {wait:.0f} s to go"

@@ -141,7 +141,8 @@ def _records(done: Completed) -> Iterator[tuple[str, Mapping[str, Any]]]:
     try:
         records = json.loads(text, strict=False)["RECORDS"] if text else []
         good = [record for record in records if "ERROR" not in record]
-        found = [(_identity(record), record) for record in good]
+        empty = dict.fromkeys(_FIELDS.upper().split(), "")
+        found = [(_identity(record), {**empty, **record}) for record in good if record["STAT"]]
     except (ValueError, KeyError, TypeError) as error:
         raise unreadable("bjobs", done, error) from None
     missing = re.search(r"not found|No .*job found", done.stderr.decode(errors="replace"))

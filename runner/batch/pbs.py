@@ -77,7 +77,7 @@ class PBS(BatchSystem):
     def submitted(self, done: Completed, request: JobRequest) -> tuple[str, ...]:
         """Return ``17[0].server`` and so on; ``17.server`` for a single job, which is no array there."""
         found = re.search(r"^(\d+)(\[\])?(\.\S+)?\s*$", output(done), re.MULTILINE)
-        if done.returncode != 0 or not found:
+        if done.returncode != 0 or not found or (request.count > 1 and not found[2]):
             raise refused("PBS", done)
         number, array, server = found[1], found[2], found[3] or ""
         if not array:
@@ -158,9 +158,12 @@ class PBS(BatchSystem):
         if not text:
             return
         try:
-            yield from json.loads(text, strict=False).get("Jobs", {}).items()
-        except (ValueError, AttributeError) as error:
+            rows = [(str(each), {**job}) for each, job in json.loads(text, strict=False)["Jobs"].items()]
+        except KeyError:
+            return  # none is left
+        except (ValueError, AttributeError, TypeError) as error:
             raise unreadable("qstat", done, error) from None
+        yield from rows
 
     def _job(self, id_: str, job: Mapping[str, Any]) -> Job:
         letter, comment = str(job.get("job_state", "")), str(job.get("comment", "") or "")
