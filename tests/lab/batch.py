@@ -28,7 +28,7 @@ USER, UID = "ada", 3001
 # What somebody's shell on the login node would be told; the folder is the same there, or it is the home.
 _COMMAND = """#!/bin/sh
 exec nsenter --target={pid} --mount --uts --ipc --net --pid --root setpriv {identity} --init-groups \\
-  env PATH={path} HOME={home} USER={user} LOGNAME={user} SHELL=/bin/sh \\
+  env PATH={path} HOME={home} USER={user} LOGNAME={user} SHELL=/bin/sh LC_ALL=C.UTF-8 \\
   sh -c 'cd "$1" 2>/dev/null || cd; shift; exec "$@"' sh "$PWD" {program} "$@"
 """
 
