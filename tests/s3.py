@@ -183,7 +183,8 @@ class Between:
                     return
                 if isinstance(fault, int):
                     self.send_response(fault)
-                    text = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
+                    code = "AccessDenied" if fault == 403 else "SlowDown"
+                    text = f"<Error><Code>{code}</Code><Message>{code}.</Message></Error>".encode()
                     self.send_header("Content-Length", str(len(text)))
                     self.end_headers()
                     self.wfile.write(text)

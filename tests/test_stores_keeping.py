@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from envsync.errors import StoreError
-from envsync.stores import records
+from envsync.errors import CorruptBlobError, StoreError
+from envsync.store import blob_name
+from envsync.stores import open_store, records
 from envsync.stores.folder import SharedFolder
 from envsync.stores.keeping import gc, pushes, verify
 from envsync.stores.pulling import pull
 from envsync.stores.pushing import Pushed, push
 from tests.pushed import Made, sha
+from tests.s3 import S3, Between
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parent.parent
@@ -153,3 +156,89 @@ def test_gc_beside_pushes_takes_nothing_that_they_need(store: SharedFolder, tmp_
     assert rounds > 3
     assert removed > 0
     assert verify(store) == []
+
+
+def test_what_cannot_be_read_is_not_taken_for_damaged(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = f"{s3.bucket('forbidden')}/x"
+    made = Made(tmp_path / "source", {"a": b"a", "b": b"b"})
+    file = push(made.lock, made.manifests, made.store, open_store(url)).record.file
+    for part in (f"/{file}", "/environments/", f"/{blob_name(sha(b'b'))}"):
+        with Between(s3.url, lambda _, path, __, part=part: 403 if f"x{part}" in path else None) as between:  # type: ignore[misc]
+            monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+            with pytest.raises(StoreError, match="may not be read"):
+                verify(open_store(url), remove=True)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    assert verify(open_store(url)) == []
+
+
+def test_a_blob_that_was_emptied_is_removed_and_sent_again(store: SharedFolder, tmp_path: Path) -> None:
+    pushed(store, tmp_path / "source", "a", one=b"1")
+    (store.root / blob_name(sha(b"1"))).write_bytes(b"")
+    (damage,) = verify(store, remove=True)
+    assert (damage.name, damage.why) == (blob_name(sha(b"1")), "it is empty")
+    assert pushed(store, tmp_path / "source", "a", one=b"1").sent == 1
+    assert verify(store) == []
+
+
+@pytest.mark.parametrize("spoilt", [None, b"# not the lock\n"])
+def test_a_record_that_is_spoilt_or_gone_is_written_by_the_next_push(
+    store: SharedFolder, tmp_path: Path, spoilt: bytes | None
+) -> None:
+    record = pushed(store, tmp_path / "source", "a", one=b"1").record
+    for name in sorted(record.documents):
+        store.remove(name) if spoilt is None else store.write(name, spoilt)
+        assert [one.name for one in verify(store)] == [name]
+        again = pushed(store, tmp_path / "source", "a", one=b"1")
+        assert (again.new, again.sent) == (True, 0)
+        assert verify(store) == []
+
+
+@pytest.mark.parametrize("name", [".", "..", ".hidden", "a/../b", "%2E", "ü b"])
+def test_a_push_is_found_and_kept_whatever_its_name(store: SharedFolder, tmp_path: Path, name: str) -> None:
+    pushed(store, tmp_path / "source", name, one=b"1")
+    age(store, 3)
+    assert gc(store).blobs == 0
+    assert [one.name for one in pushes(store)] == [name]
+    assert pull(store, name).push.name == name
+
+
+def test_a_name_that_no_folder_can_have(store: SharedFolder, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="too long for the name of an environment"):
+        pushed(store, tmp_path / "source", "ü" * 100, one=b"1")
+
+
+@pytest.mark.parametrize("key", ["lock", "text", "trees"])
+def test_no_record_leads_out_of_the_store(store: SharedFolder, tmp_path: Path, key: str) -> None:
+    record = pushed(store, tmp_path / "source", "a", one=b"1").record
+    mine = tmp_path / "mine.json"
+    mine.write_text("{}")
+    away = "../../mine"
+    store.write(
+        record.file, json.dumps({**record.to_dict(), key: [away] if key == "trees" else away}).encode()
+    )
+    (damage,) = verify(store, remove=True)
+    assert damage.name == record.file
+    assert mine.is_file()
+
+
+@pytest.mark.parametrize("data", [b"[]", b'{"size":1e999}', b'{"trees":3}', b'{"supplies":[1]}'])
+def test_what_is_no_record_is_named(store: SharedFolder, tmp_path: Path, data: bytes) -> None:
+    record = pushed(store, tmp_path / "source", "a", one=b"1").record
+    changed = json.loads(data)
+    store.write(record.file, json.dumps({**record.to_dict(), **changed} if changed else changed).encode())
+    assert [one.name for one in verify(store)] == [record.file]
+    store.write(record.file, json.dumps(record.to_dict()).encode())
+    store.write("pushing/20260101T000000.000000Z-x.json", b'{"blobs":[["no digest"]],"documents":3}')
+    with pytest.raises(CorruptBlobError, match="it is not of a push"):
+        gc(store)
+
+
+def test_a_mark_from_the_future_is_not_waited_for_for_ever(
+    store: SharedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("sweeping/x.json", b"{}")
+    os.utime(store.root / "sweeping" / "x.json", (time.time() + DAY,) * 2)
+    monkeypatch.setattr(records, "_KILLED", 0.3)
+    assert pushed(store, tmp_path / "source", "a", one=b"1").new

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.hooks import Hooks
-from envsync.store import blob_name
+from envsync.store import EMPTY, blob_name
 from envsync.stores import records
 from envsync.stores.working import each
 
@@ -25,6 +25,7 @@ __all__ = ["Damage", "Swept", "gc", "pushes", "verify"]
 T = TypeVar("T")
 
 _GRACE = 24 * 3600.0  # seconds: what is younger may belong to a push that is under way
+_MISSING = "it is missing"
 _BATCH = 200  # removals between two looks at who has begun to push
 
 
@@ -155,6 +156,9 @@ def gc(
 def verify(store: SharedStore, *, remove: bool = False, hooks: Hooks | None = None) -> list[Damage]:
     """Read everything that a store holds, and compare it with its name.
 
+    What is there and cannot be read (no network, no permission) ends it: nobody knows whether that is
+    damaged, and nothing is removed.
+
     Parameters
     ----------
     store : SharedStore
@@ -168,6 +172,11 @@ def verify(store: SharedStore, *, remove: bool = False, hooks: Hooks | None = No
     -------
     list of Damage
         Sorted by name; what is missing is there too.
+
+    Raises
+    ------
+    StoreError
+        Something cannot be read.
     """
     hooks = hooks or Hooks()
     began, guard = time.monotonic(), threading.Lock()
@@ -191,10 +200,10 @@ def verify(store: SharedStore, *, remove: bool = False, hooks: Hooks | None = No
 
     each(entries, one, store.at_once)
     there = {entry.name for entry in entries}
-    damages |= {name: "it is missing" for name in needed if name.startswith("blobs/") and name not in there}
+    damages |= {name: _MISSING for name in needed if name.startswith("blobs/") and name not in there}
     if remove:
         for name, why in damages.items():
-            if why != "it is missing":
+            if why != _MISSING:
                 store.remove(name)
     hooks.done(store.shown, f"read {len(entries)} blobs", time.monotonic() - began)
     return [
@@ -225,7 +234,7 @@ class _Roots:
                     raise
                 except StoreError:
                     continue  # that push has ended meanwhile, and its record is there
-                self.names |= documents | set(map(blob_name, blobs))
+                self.names |= documents | blobs
 
     def _push(self, file: str) -> None:
         push = records.read_push(self._store, file)
@@ -268,7 +277,7 @@ def _needs(store: SharedStore, file: str, needed: dict[str, set[str]], damages: 
         try:
             return reader()
         except StoreError as error:
-            damages[name] = error.message
+            damages[name] = _why(store, name, error)
             needed.setdefault(name, set()).add(file)
             return None
 
@@ -288,11 +297,25 @@ def _damage(store: SharedStore, entry: Entry) -> str:
     """Read a blob; return what is the matter with it, or nothing."""
     digest = entry.name.rpartition("/")[2]
     try:
-        if entry.name != blob_name(digest):
-            return "it lies in the wrong place"
+        expected = blob_name(digest)
+    except StoreError as error:
+        return f"it has not the name of a blob: {error.message}"
+    if entry.name != expected:
+        return "it lies in the wrong place"
+    if not entry.size and digest != EMPTY:
+        return "it is empty"
+    try:
         store.open(digest).close()
     except StoreError as error:
-        if digest in error.message or isinstance(error, CorruptBlobError):
-            return error.message
-        return f"it has not the name of a blob: {error.message}"
+        why = _why(store, entry.name, error)
+        return "" if why == _MISSING else why  # removed since it was listed; missing if a push needs it
     return ""
+
+
+def _why(store: SharedStore, name: str, error: StoreError) -> str:
+    """Return what is the matter with what could not be read; raise if the error says nothing about it."""
+    if isinstance(error, CorruptBlobError):
+        return error.message
+    if any(entry.name == name for entry in store.entries(name.rpartition("/")[0])):
+        raise error
+    return _MISSING

@@ -117,7 +117,7 @@ def push(
     same = known is not None and known.content == record.content
     new = known is None or not same or known.time < time.time() - _YOUNG
     lacking = sizes.keys() - store.has(sizes) if not new else set(sizes)
-    if known is not None and not lacking:
+    if known is not None and not lacking and _written(documents, store):
         record = known
     else:
         new = True
@@ -169,6 +169,20 @@ def _send(
             hooks.progress(store.shown, done, total, "B")
 
     each(lacking, one, store.at_once)
+
+
+def _written(documents: dict[str, bytes], store: SharedStore) -> bool:
+    """Whether a store has these records, as they are to be."""
+
+    def one(file: str) -> None:
+        if store.read(file) != documents[file]:
+            raise StoreError(f"{file} is spoilt", where=store.shown)
+
+    try:
+        each(documents, one, store.at_once)
+    except StoreError:
+        return False
+    return True
 
 
 def _sizes(digests: set[str], source: Store) -> dict[str, int]:

@@ -23,9 +23,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-from envsync.errors import CorruptBlobError, EnvsyncError
+from envsync.errors import CorruptBlobError, EnvsyncError, StoreError
 from envsync.interpreter import InterpreterArchive
 from envsync.lock import Lock
+from envsync.store import blob_name
 from envsync.trees import Manifest
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
 _TIME = "%Y%m%dT%H%M%S.%fZ"
 _KILLED = 600.0  # seconds that a few removals never take
 _LOOK = 0.2  # seconds between two looks at whether they are done
+_LONGEST = 255  # bytes of a file's name
 _SHORT = 12  # digits of a lock's digest in a push's file name
 
 
@@ -198,14 +200,17 @@ def read_push(store: SharedStore, file: str) -> Push:
     data = _read_json(store, file)
     try:
         simple = {key: str(data[key]) for key in ("name", "lock", "text", "target", "user", "host")}
-        return Push(
+        push = Push(
             **simple,
             trees=tuple(map(str, data["trees"])),
             supplies=Supplies.from_dict(data["supplies"]),
             size=int(data["size"]),
             file=file,
         )
-    except (KeyError, TypeError, ValueError) as error:
+        for digest in (push.lock, push.text, *push.trees, *push.supplies.digests):
+            blob_name(digest)  # they become names of files: no record leads out of the store
+        return push
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, StoreError) as error:
         raise _spoilt(store, file, f"it is not the record of a push ({error!r})") from error
 
 
@@ -265,9 +270,13 @@ def begin(store: SharedStore, documents: Iterable[str], blobs: Iterable[str]) ->
 
 
 def begun(store: SharedStore, entry: Entry) -> tuple[set[str], set[str]]:
-    """Read what a push that is under way relies on: records, and blobs."""
+    """Read what a push that is under way relies on: the names of records, and of blobs."""
     data = _read_json(store, entry.name)
-    return set(map(str, data.get("documents", ()))), set(map(str, data.get("blobs", ())))
+    try:
+        blobs = set(map(str, data.get("blobs", ())))
+        return set(map(str, data.get("documents", ()))), set(map(blob_name, blobs))
+    except (TypeError, StoreError) as error:
+        raise _spoilt(store, entry.name, f"it is not of a push ({error})") from error
 
 
 @contextlib.contextmanager
@@ -287,7 +296,14 @@ def sweeping(store: SharedStore) -> Iterator[None]:
 def wait_for_sweepers(store: SharedStore, hooks: Hooks) -> None:
     """Wait until nothing is being removed; one who has been at it for too long was killed."""
     told = False
-    while any(time.time() - (entry.modified or 0.0) < _KILLED for entry in store.entries("sweeping")):
+    seen: dict[str, float] = {}
+
+    def at_it(entry: Entry) -> bool:
+        began = seen.setdefault(entry.name, time.monotonic())  # the store's clock may be ahead of ours
+        age = max(time.time() - (entry.modified or 0.0), time.monotonic() - began)
+        return age < _KILLED
+
+    while any(map(at_it, store.entries("sweeping"))):
         if not told:
             hooks.step(store.shown, "waiting while what nobody needs is removed")
         told = True
@@ -314,7 +330,15 @@ def time_of(file: str) -> float | None:
 
 
 def _folder(name: str) -> str:
-    return f"pushes/{quote(name, safe='')}"
+    quoted = quote(name, safe="")
+    if quoted.startswith("."):  # what begins with a dot is not listed, and .. is another folder
+        quoted = f"%2E{quoted[1:]}"
+    if len(quoted) > _LONGEST:
+        raise StoreError(
+            f"{name[:20]!r}... is too long for the name of an environment",
+            hint="Name it behind the store's URL: STORE#NAME.",
+        )
+    return f"pushes/{quoted}"
 
 
 def _stamp() -> str:
