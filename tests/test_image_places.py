@@ -61,7 +61,39 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ImagePlace.parse("oci::v1")
 
 
+def test_a_folder_and_a_digest(tmp_path: Path) -> None:
+    digest = "sha256:" + "0" * 64
+    for text in (f"oci:{tmp_path}@{digest}", f"oci:{tmp_path}:v1@{digest}", f"oci:{tmp_path}:{digest}"):
+        place = ImagePlace.parse(text)
+        assert (place.folder, place.version) == (tmp_path, digest)
+    assert str(ImagePlace.parse(f"oci:{tmp_path}:v1@{digest}")) == f"oci:{tmp_path}:v1@{digest}"
+
+
+def test_a_folder_with_other_things(tmp_path: Path) -> None:
+    (tmp_path / "oci-layout").write_text("of somebody")
+    layout = Layout(tmp_path)
+    assert layout.put([b"x"])[1] == 1
+    (tmp_path / "index.json").write_text("{}")
+    with pytest.raises(ImageError, match="is not that of an image layout") as raised:
+        layout.manifest("x")
+    assert raised.value.where == layout.name
+
+
+def test_passwords_in_names_are_not_said() -> None:
+    with pytest.raises(ImageError) as raised:
+        ImagePlace.parse("me:c4n4ry@registry.example.org/x")
+    assert "c4n4ry" not in str(raised.value)
+    assert "log in" in raised.value.hint
+
+
 def test_what_is_no_image() -> None:
-    for text in ("registry.example.org/Team/x", "registry.example.org/x:a b", "bad host/x", ""):
+    for text in (
+        "registry.example.org/Team/x",
+        "registry.example.org/x:a b",
+        "bad host/x",
+        "",
+        "host:65536/x",
+        "oci:x:a b",
+    ):
         with pytest.raises(ImageError, match="is not the name of an image"):
             ImagePlace.parse(text)

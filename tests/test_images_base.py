@@ -113,7 +113,7 @@ def test_there_is_no_such_image(base: Base, tmp_path: Path) -> None:
     for images, version in ((base.images, "other"), (base.images, "sha256:" + "0" * 64)):
         with pytest.raises(ImageError, match=f"there is no image '{version}'"):
             Base.open(images, version, PLATFORM)
-    with pytest.raises(ImageError, match="does not hold exactly one image"):
+    with pytest.raises(ImageError, match="holds no image, or several"):
         Base.open(Layout(tmp_path / "empty"), "", PLATFORM)
     assert Base.open(base.images, "", PLATFORM) == base
 
@@ -318,6 +318,43 @@ def test_documents_that_are_none(text: bytes) -> None:
         Manifest.from_bytes(text)
     with pytest.raises(ImageError):
         Index.from_bytes(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"config": {"Env": 5}}',
+        b'{"config": {"Labels": ["a"]}}',
+        b'{"config": {"Labels": "abc"}}',
+        b'{"history": ["x"]}',
+        b'{"rootfs": [1]}',
+    ],
+)
+def test_configurations_that_are_none(text: bytes) -> None:
+    with pytest.raises(ImageError, match="the image's configuration cannot be read"):
+        Config.from_bytes(text)
+
+
+@pytest.mark.parametrize("annotations", [b'"abc"', b"[1, 2]", b"5"])
+def test_annotations_that_are_none(base: Base, annotations: bytes) -> None:
+    manifest = (
+        b'{"annotations": '
+        + annotations
+        + b","
+        + base.manifest.to_bytes().replace(b'"annotations"', b'"_"')[1:]
+    )
+    with pytest.raises(ImageError, match="annotations cannot be read"):
+        Manifest.from_bytes(manifest)
+    with pytest.raises(ImageError, match="annotations cannot be read"):
+        Index.from_bytes(b'{"manifests": [], "annotations": ' + annotations + b"}")
+
+
+def test_what_cannot_be_read_says_where_it_is(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "images")
+    layout.put_manifest(b'{"layers": 1}', MANIFEST, "x")
+    with pytest.raises(ImageError) as raised:
+        Base.open(layout, "x", PLATFORM)
+    assert raised.value.where == layout.name
 
 
 def test_documents_are_written_as_they_were_read(base: Base, tmp_path: Path) -> None:

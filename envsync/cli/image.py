@@ -97,7 +97,7 @@ def demand_images(names: Iterable[str], option: str | None = None) -> None:
     """
     for name in names:
         place = image_place(name, option)
-        if place.reference is not None and place.reference.digest:
+        if place.digest or (place.reference is not None and place.reference.digest):
             raise click.BadParameter(
                 f"{name!r} names an image by its digest, which only follows from what is in it\n"
                 "  Leave out what begins with @.",

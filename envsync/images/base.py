@@ -19,6 +19,7 @@ from envsync.images.oci import (
     Index,
     Manifest,
     Platform,
+    documents_of,
     small,
 )
 from envsync.store import recall, remember
@@ -109,10 +110,11 @@ class Base:
                 pass  # damaged: it is looked at again
         if digest is None:
             raise _no_image(images, version)
-        where, manifest_text = select(images, digest, platform)
-        manifest = Manifest.from_bytes(manifest_text)
-        config_text = small(images, manifest.config, "configuration")
-        config = Config.from_bytes(config_text)
+        with documents_of(images):
+            where, manifest_text = select(images, digest, platform)
+            manifest = Manifest.from_bytes(manifest_text)
+            config_text = small(images, manifest.config, "configuration")
+            config = Config.from_bytes(config_text)
         if not platform.runs(config.platform):
             raise _other_platform(images, platform, [config.platform])
         began = time.monotonic()
@@ -180,9 +182,9 @@ def select(images: Images, version: str, platform: Platform | None) -> tuple[str
 
 def _no_image(images: Images, version: str) -> ImageError:
     return ImageError(
-        f"there is no image {version!r}" if version else "it does not hold exactly one image",
+        f"there is no image {version!r}" if version else "it holds no image, or several",
         where=images.name,
-        hint="Look at the name, and at which tags there are." if version else "Name its tag.",
+        hint="Look at the name, and at which tags there are.",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from envsync.errors import ImageError
 from envsync.images.base import select
-from envsync.images.oci import Config, Descriptor, Images, Manifest, Platform, small
+from envsync.images.oci import Config, Descriptor, Images, Manifest, Platform, documents_of, small
 from envsync.images.plan import LOCK_FILE, LOCK_LABEL, TREES
 from envsync.images.reading import members
 from envsync.lock import Lock
@@ -98,9 +98,10 @@ def inspect(images: Images, version: str = "", platform: Platform | None = None)
     ImageError
         There is no such image, or envsync did not make it.
     """
-    digest, text = select(images, version, platform)
-    manifest = Manifest.from_bytes(text)
-    config = Config.from_bytes(small(images, manifest.config, "configuration"))
+    with documents_of(images):
+        digest, text = select(images, version, platform)
+        manifest = Manifest.from_bytes(text)
+        config = Config.from_bytes(small(images, manifest.config, "configuration"))
     labels = {**config.labels(), **manifest.annotations}
     if LOCK_LABEL not in labels:
         raise ImageError(

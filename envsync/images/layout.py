@@ -174,8 +174,8 @@ class Layout:
         return self._blobs / found[1]
 
     def _begin(self) -> None:
+        self._blobs.mkdir(parents=True, exist_ok=True)
         if not (self.folder / "oci-layout").is_file():
-            self._blobs.mkdir(parents=True, exist_ok=True)
             self._replace("oci-layout", json.dumps(_VERSION).encode())
 
     def _entries(self) -> tuple[Descriptor, ...]:
@@ -185,6 +185,12 @@ class Layout:
             return ()
         except OSError as error:
             raise ImageError(f"it cannot be read: {error.strerror}", where=self.name) from error
+        except ImageError as error:
+            raise ImageError(
+                f"its index.json is not that of an image layout: {error.message}",
+                where=self.name,
+                hint="Choose another folder, or remove that file.",
+            ) from error
 
     def _replace(self, name: str, data: bytes) -> None:
         with Part(tempfile.mkstemp(dir=self.folder, prefix=".unfinished-")) as part:

@@ -6,6 +6,7 @@ manifest version 2, schema 2, whose documents have the same keys. Digests are as
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ __all__ = [
     "Manifest",
     "Platform",
     "document",
+    "documents_of",
     "sha256_of",
 ]
 
@@ -316,7 +318,7 @@ class Manifest:
         return cls(
             config=Descriptor.from_dict(found.get("config")),
             layers=tuple(map(Descriptor.from_dict, found["layers"])),
-            annotations=dict(found.get("annotations") or {}),
+            annotations=_annotations(found),
             artifact_type=str(found.get("artifactType") or ""),
             subject=None if subject is None else Descriptor.from_dict(subject),
         )
@@ -367,7 +369,7 @@ class Index:
             raise ImageError("the index names no manifests: it is of a kind that is not known here")
         return cls(
             manifests=tuple(map(Descriptor.from_dict, found["manifests"])),
-            annotations=dict(found.get("annotations") or {}),
+            annotations=_annotations(found),
         )
 
     def to_bytes(self) -> bytes:
@@ -418,13 +420,15 @@ class Config:
         found = document(data, "configuration")
         own = ("architecture", "os", "variant", "config", "rootfs", "history")
         try:
-            return cls(
+            made = cls(
                 platform=Platform.from_dict(found),
                 run=dict(found.get("config") or {}),
                 diff_ids=tuple(map(str, (found.get("rootfs") or {}).get("diff_ids") or ())),
                 history=tuple(map(dict, found.get("history") or ())),
                 rest={key: value for key, value in found.items() if key not in own},
             )
+            made.variables(), made.labels()
+            return made
         except (TypeError, ValueError, AttributeError) as error:
             raise ImageError(f"the image's configuration cannot be read: {error}") from error
 
@@ -464,6 +468,23 @@ def document(data: bytes, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ImageError(f"the image's {what} is no JSON object")
     return found
+
+
+def _annotations(found: Mapping[str, Any]) -> dict[str, str]:
+    annotations = found.get("annotations") or {}
+    if not isinstance(annotations, dict):
+        raise ImageError(f"the image's annotations cannot be read: {str(annotations)[:40]!r}")
+    return {str(key): str(value) for key, value in annotations.items()}
+
+
+@contextlib.contextmanager
+def documents_of(images: Images) -> Iterator[None]:
+    """Let what cannot be read in the block say where it is."""
+    try:
+        yield
+    except ImageError as error:
+        error.where = error.where or images.name
+        raise
 
 
 def small(images: Images, descriptor: Descriptor, what: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["ImagePlace", "is_image"]
 
 _LAYOUT, _IMAGE = "oci:", "image:"
+_DIGEST = re.compile(r"[@:](sha256:[0-9a-f]{64})\Z")
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@/+-]*")  # of a layout, as its specification has it
 
 
 def is_image(text: str) -> bool:
@@ -44,11 +47,14 @@ class ImagePlace:
         An OCI layout.
     tag : str
         Of an image in the folder; empty if none is said.
+    digest : str
+        Of an image in the folder; empty if none is said. With one, the tag is only for people.
     """
 
     reference: Reference | None = None
     folder: Path | None = None
     tag: str = ""
+    digest: str = ""
 
     @classmethod
     def parse(cls, text: str) -> ImagePlace:
@@ -61,15 +67,23 @@ class ImagePlace:
         """
         if not text.startswith(_LAYOUT):
             return cls(reference=Reference.parse(text.removeprefix(_IMAGE)))
-        folder, _, tag = text.removeprefix(_LAYOUT).partition(":")
-        if not folder:
+        named = _DIGEST.search(text)
+        rest = text[: named.start()] if named else text
+        folder, colon, tag = rest.removeprefix(_LAYOUT).partition(":")
+        if not folder or "\0" in folder:
             raise ImageError(f"{text!r} names no folder", hint="Write oci:FOLDER or oci:FOLDER:TAG.")
-        return cls(folder=Path(folder).expanduser().absolute(), tag=tag)
+        if colon and not _TAG.fullmatch(tag):
+            raise ImageError(
+                f"{text!r} is not the name of an image: {tag!r} is not a tag",
+                hint="Write oci:FOLDER:TAG; a tag is of letters, digits, '_', '.' and '-'.",
+            )
+        digest = named[1] if named else ""
+        return cls(folder=Path(folder).expanduser().absolute(), tag=tag, digest=digest)
 
     @property
     def version(self) -> str:
         """What to ask for: a digest or tag. Of a folder it is empty if none was said."""
-        return self.tag if self.reference is None else self.reference.version
+        return (self.digest or self.tag) if self.reference is None else self.reference.version
 
     def open(self, *, plain_http: bool = False, hooks: Hooks | None = None) -> Images:
         """Return the place itself; nothing is asked of it yet.
@@ -93,4 +107,5 @@ class ImagePlace:
     def __str__(self) -> str:
         if self.reference is not None:
             return str(self.reference)
-        return f"{_LAYOUT}{self.folder}" + (f":{self.tag}" if self.tag else "")
+        tag, digest = self.tag and f":{self.tag}", self.digest and f"@{self.digest}"
+        return f"{_LAYOUT}{self.folder}{tag}{digest}"

@@ -16,6 +16,8 @@ _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:]+\]|[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*)"
     r"(?::[0-9]{1,5})?"
 )
+_PORT = re.compile(r":([0-9]+)\Z")
+_LAST_PORT = 65535
 _PART = re.compile(r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -53,6 +55,11 @@ class Reference:
             It is none; the message says which part.
         """
         rest, at, digest = text.partition("@")
+        if "/" in digest:  # the message must not hold what stands before it
+            raise ImageError(
+                "an image's name holds no user and no password",
+                hint=f"Leave out what is before {digest!r}, and log in: docker login.",
+            )
         if at and not _DIGEST.fullmatch(digest):
             raise _wrong(text, f"{digest!r} is not sha256: and 64 lower-case hexadecimal digits")
         first, slash, path = rest.partition("/")
@@ -67,7 +74,7 @@ class Reference:
                 raise _wrong(text, f"{tag!r} is not a tag: letters, digits, '_', '.' and '-', at most 128")
         else:
             tag = ""
-        if not _HOST.fullmatch(registry):
+        if not _HOST.fullmatch(registry) or int((_PORT.search(registry) or "00")[1]) > _LAST_PORT:
             raise _wrong(text, f"{registry!r} is not a host with or without a port")
         if registry == DEFAULT_REGISTRY and "/" not in path:
             path = f"library/{path}"
