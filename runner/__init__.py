@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from envsync.runner.backends import SSH, Backend, Local
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.existing import SyncEnvironment
+    from envsync.runner.queues import LSF, OAR, PBS, SGE, Batch, HTCondor, Slurm, Torque
     from envsync.runner.verification import Verification
     from envsync.runner.verifying import verify
 
@@ -19,13 +20,32 @@ _HOMES = {
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
     "Local": "envsync.runner.backends",
+    **dict.fromkeys(
+        ("Batch", "HTCondor", "LSF", "OAR", "PBS", "SGE", "Slurm", "Torque"), "envsync.runner.queues"
+    ),
     "SyncEnvironment": "envsync.runner.existing",
     "SyncedCluster": "envsync.runner.cluster",
     "Verification": "envsync.runner.verification",
     "verify": "envsync.runner.verifying",
 }
 
-__all__ = ["SSH", "Backend", "Local", "SyncEnvironment", "SyncedCluster", "Verification", "verify"]
+__all__ = [
+    "LSF",
+    "OAR",
+    "PBS",
+    "SGE",
+    "SSH",
+    "Backend",
+    "Batch",
+    "HTCondor",
+    "Local",
+    "Slurm",
+    "SyncEnvironment",
+    "SyncedCluster",
+    "Torque",
+    "Verification",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

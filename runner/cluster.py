@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import dask.config
 from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
-from distributed.utils import format_dashboard_link
+from distributed.utils import NoOpAwaitable, format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
@@ -21,6 +22,7 @@ from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
 from envsync.runner.places import Place, wanted_of
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
+from envsync.runner.queues import Batch
 from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
+    from envsync.runner.jobs import JobProcess, Jobs, Row
     from envsync.runner.provision import Prepared
     from envsync.runner.verification import Verification
 
@@ -197,6 +200,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.prepared: list[Prepared] = []
         self._hosts: list[Host] = []
         self.launch: Launch | None = None
+        self.queue: Jobs | None = None
         self._dashboard: tuple[str, int] | None = None
         self._starting = asyncio.Lock()
         self._provisioning: asyncio.Task[None] | None = None
@@ -286,7 +290,20 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             lost=self._process_lost,
             terminate=self._terminate,
         )
-        self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
+        if isinstance(self.backend, Batch):
+            from envsync.runner.jobs import Jobs
+
+            self.queue = await Jobs.open(
+                backend=self.backend,
+                first=self.prepared[-1],
+                launch=self.launch,
+                options=self.options,
+                encrypted=self.trust.encrypted,
+                cwd=self.cwd,
+                lost=self._job_lost,
+            )
+        else:
+            self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
         self.scheduler_spec = {
             "cls": SchedulerProcess,
             "options": {
@@ -299,13 +316,19 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 "reach": self._reach,
             },
         }
-        self.new_spec = self._spec(*self.seats.form())
-        for _ in range(self.seats.initial):
+        if self.queue is not None:
+            self.new_spec = self._job_spec()
+            initial = math.ceil((self.options.n_workers or 0) / len(self.queue.suffixes()))
+        else:
+            assert self.seats is not None
+            self.new_spec = self._spec(*self.seats.form())
+            initial = self.seats.initial
+        for _ in range(initial):
             self.worker_spec.update(self.new_worker_spec())
 
     async def _correct_state_internal(self) -> None:
         leaving = [worker for name, worker in self.workers.items() if name not in self.worker_spec]
-        running = [worker for worker in leaving if worker.status == Status.running]
+        running = [each for worker in leaving for each in worker.workers if each.status == Status.running]
         if running and self.status == Status.running:
             with contextlib.suppress(OSError):
                 # what only they hold goes to others; they are closed, one by one, by their nannies
@@ -329,6 +352,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             with _unsaid("Cluster closed without starting up"):
                 await super()._close()
         finally:
+            queue, self.queue = self.queue, None
+            if queue is not None:
+                await queue.close()
             prepared, self.prepared = self.prepared, []
             hosts, self._hosts = self._hosts, []
             await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)
@@ -369,6 +395,22 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             del self.workers[process.name]
             self.worker_spec.pop(process.name, None)
 
+    def _job_lost(self, job: JobProcess, why: str) -> None:
+        """Report a job that ended, or could not be used, and forget it."""
+        if self.status in (Status.closing, Status.closed, Status.failed):
+            return
+        self.hooks.failed("cluster", f"{job.name}: {why}")
+        logger.warning("%s: %s", job.name, why)
+        self._cluster_manager_logs.append((datetime.datetime.now(), f"{job.name}: {why}"))
+        if self.workers.get(job.name) is job:
+            del self.workers[job.name]
+            self.worker_spec.pop(job.name, None)
+
+    @property
+    def jobs(self) -> tuple[Row, ...]:
+        """The jobs of a batch system, as it says they stand; none on other backends."""
+        return self.queue.rows() if self.queue is not None else ()
+
     async def addresses(self) -> dict[Any, str]:
         """Return where each worker listens now, by its name: one that its nanny restarts has another port."""
         identity = await self.scheduler_comm.identity()
@@ -387,10 +429,42 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
     # Scaling
 
     def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
-        """Return the name and the specification of the next worker, on the host with most room."""
+        """Return the name and the specification of the next worker, on the host with most room; of a job."""
+        if self.queue is not None:
+            return {self.queue.next_name(): self._job_spec()}
         assert self.seats is not None
         name, place, spec = self.seats.take(self.worker_spec)
         return {name: self._spec(place, spec, name)}
+
+    def _job_spec(self) -> dict[str, Any]:
+        from envsync.runner.jobs import JobProcess
+
+        assert self.queue is not None
+        return {"cls": JobProcess, "options": {"jobs": self.queue}, "group": self.queue.suffixes()}
+
+    def scale(self, n: int = 0, memory: Any = None, cores: Any = None) -> Any:
+        """Have so many workers; on a batch system so many jobs as that takes, and what waits goes first.
+
+        Parameters
+        ----------
+        n : int
+            How many.
+        memory, cores
+            As for SpecCluster.
+        """
+        if self.queue is None:
+            return super().scale(n, memory=memory, cores=cores)
+        if memory is not None or cores is not None:
+            raise TypeError("say how many workers: what each job has of cores and memory is the backend's")
+        wanted = math.ceil(n / len(self.queue.suffixes()))
+        waiting = [name for name, job in self.workers.items() if not job.workers]
+        running = [name for name in self.worker_spec if name not in waiting]
+        for name in [*reversed(waiting), *reversed(running)][: max(0, len(self.worker_spec) - wanted)]:
+            del self.worker_spec[name]
+        while len(self.worker_spec) < wanted:
+            self.worker_spec.update(self.new_worker_spec())
+        self.loop.add_callback(self._correct_state)
+        return None if not self.asynchronous else NoOpAwaitable()
 
     def _spec(self, place: Place, spec: Any, name: Any = None) -> dict[str, Any]:
         options = {
@@ -434,7 +508,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             return
         from envsync.runner.verification import Checked, Verification
 
-        told = [process for process in [self.scheduler, *self.workers.values()] if process.differences]
+        processes = [self.scheduler, *(each for worker in self.workers.values() for each in worker.workers)]
+        told = [process for process in processes if process.differences]
         checked = tuple(
             Checked(kind=one.role, process=one.label, differences=one.differences) for one in told
         )

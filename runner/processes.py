@@ -295,6 +295,7 @@ class WorkerProcess(DaskProcess):
         )
         self.nthreads = nthreads
         self.memory_limit = memory_limit
+        self.workers = [self]  # of what SpecCluster calls a worker: a job has several
 
     async def _part(self) -> None:
         assert self.remote is not None

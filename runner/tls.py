@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterable
 
     from distributed.security import Security
@@ -63,6 +64,12 @@ class Credentials:
         return Security(
             require_encryption=True, tls_ca_file=self.ca, tls_client_cert=self.cert, tls_client_key=self.key
         )
+
+    def client_context(self) -> ssl.SSLContext:
+        """Return what a client connects with: to none but this cluster's workers."""
+        context: ssl.SSLContext = self.security().get_connection_args("client")["ssl_context"]
+        context.check_hostname = True
+        return context
 
 
 class Authority:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import socket
-import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -98,14 +97,6 @@ def start_carrier(
     return subprocess.Popen(argv, stdin=subprocess.DEVNULL)
 
 
-def client_context(authority: Authority) -> ssl.SSLContext:
-    context: ssl.SSLContext = (
-        authority.issue("client").security().get_connection_args("client")["ssl_context"]
-    )
-    context.check_hostname = True
-    return context
-
-
 @contextlib.asynccontextmanager
 async def called_back(folder: Path, authority: Authority | None = None) -> AsyncIterator[Called]:
     """Start a relay and a carrier; end both."""
@@ -117,7 +108,7 @@ async def called_back(folder: Path, authority: Authority | None = None) -> Async
     try:
         arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)
         host = CarriedHost(arrived["arrived"], noticed=noticed.append, lost=lost.append)
-        await host.take(relay.claim(arrived["key"]), client_context(authority))
+        await host.take(relay.claim(arrived["key"]), authority.issue("client").client_context())
         async with host:
             yield Called(host, process, folder, noticed, lost)
         await asyncio.to_thread(process.wait, 20)

@@ -20,7 +20,6 @@ from envsync.runner.tls import Authority
 from envsync.snapshot import capture
 from envsync.store import FolderStore
 from envsync.supply import Supply
-from tests.carriers import client_context
 
 
 @pytest.fixture
@@ -33,7 +32,7 @@ async def board(tmp_path: Path) -> AsyncIterator[Switchboard]:
         session,
         cluster="test",
         credentials=authority.issue("worker"),
-        context=client_context(authority),
+        context=authority.issue("client").client_context(),
         addresses=["127.0.0.1"],
         grace=5,
     )

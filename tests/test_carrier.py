@@ -16,7 +16,7 @@ from envsync.agent.carrier import LOST, NO_WAY
 from envsync.errors import ConnectError
 from envsync.runner.hosts.carried import CarriedHost
 from envsync.runner.tls import Authority
-from tests.carriers import Relay, called_back, client_context, start_carrier
+from tests.carriers import Relay, called_back, start_carrier
 
 
 def running(text: str) -> list[int]:
@@ -107,10 +107,12 @@ async def test_another_cluster_is_not_let_in_on_either_side(tmp_path: Path) -> N
         arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)
         # a client that trusts another authority
         with pytest.raises(ConnectError, match="no carrier of this cluster"):
-            await CarriedHost("job").take(relay.claim(arrived["key"]), client_context(theirs))
+            await CarriedHost("job").take(
+                relay.claim(arrived["key"]), theirs.issue("client").client_context()
+            )
         arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)  # it calls again
         # one that trusts this one, but shows another's certificate
-        context = client_context(theirs)
+        context = theirs.issue("client").client_context()
         context.load_verify_locations(cadata=ours.certificate)
         with pytest.raises(ConnectError, match="no carrier of this cluster"):
             await CarriedHost("job").take(relay.claim(arrived["key"]), context)
@@ -132,7 +134,7 @@ async def test_nobody_disturbs_a_relay(tmp_path: Path) -> None:
         arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)
         assert arrived["arrived"] == "job 1"
         host = CarriedHost("job")
-        await host.take(relay.claim(arrived["key"]), client_context(authority))
+        await host.take(relay.claim(arrived["key"]), authority.issue("client").client_context())
         assert (await host.run("echo here")).stdout == b"here\n"
         await host.close()
         assert await asyncio.to_thread(process.wait, 10) == 0

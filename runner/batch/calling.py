@@ -178,8 +178,9 @@ exit {NO_PYTHON}
         arrived = self._arrived[name]
         while True:
             call = asyncio.ensure_future(arrived.get())
+            both: set[asyncio.Future[Any]] = {call, self._ended}
             try:
-                await asyncio.wait({call, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if not call.done():
                     self._ended.result()
                 key = call.result()

@@ -1,0 +1,468 @@
+"""The jobs of a cluster: submitted together, watched by one listing, each a host once it has called."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from distributed.core import Status
+from distributed.deploy.spec import ProcessInterface
+
+from envsync.errors import AgentError, BatchError, EnvsyncError, HostError, ProcessDied
+from envsync.hooks import Hooks
+from envsync.runner.batch import Driver, Job
+from envsync.runner.batch.calling import NO_PYTHON, NOT_SHARED, Switchboard
+from envsync.runner.layout import layout
+from envsync.runner.places import Place
+from envsync.runner.processes import WorkerProcess
+from envsync.runner.provision import prepare
+from envsync.runner.tls import Authority
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from envsync.runner.hosts.carried import CarriedHost
+    from envsync.runner.options import Options
+    from envsync.runner.processes import Launch
+    from envsync.runner.provision import Prepared
+    from envsync.runner.queues import Batch
+
+__all__ = ["JobFailed", "JobProcess", "Jobs", "Row"]
+
+_TOGETHER = 0.05  # seconds: what is asked for within them is one submission
+_MARGIN = (
+    60.0,
+    0.05,
+)  # before a job's end its workers retire: seconds, and part of its time, whichever is more
+_LOOK = 10.0  # seconds that the system has to say why a job ended
+_CLOSE = 20.0  # seconds that a job has to end when it is asked to
+
+
+class JobFailed(BatchError):  # noqa: N818 - the event is the name
+    """A job ended before its workers were there, or will never start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One job, for people.
+
+    Attributes
+    ----------
+    name, id : str
+        Of the cluster, and of the batch system.
+    state, reason : str
+        As the batch system says it.
+    node : str
+        Where it runs.
+    left : float or None
+        Seconds that it may still run.
+    workers : int
+        How many are there.
+    """
+
+    name: str
+    id: str
+    state: str
+    reason: str
+    node: str
+    left: float | None
+    workers: int
+
+
+class Jobs:
+    """What all jobs of a cluster share. Made by `open`."""
+
+    def __init__(
+        self,
+        *,
+        backend: Batch,
+        driver: Driver,
+        board: Switchboard,
+        first: Prepared,
+        launch: Launch,
+        options: Options,
+        encrypted: bool,
+        cwd: str | None,
+        lost: Callable[[JobProcess, str], None],
+    ) -> None:
+        self.backend = backend
+        self.driver = driver
+        self.board = board
+        self.first = first
+        self.launch = launch
+        self.options = options
+        self.encrypted = encrypted
+        self.cwd = cwd
+        self.lost = lost
+        self.known: dict[str, JobProcess] = {}
+        folder = board.folder
+        self.request = replace(backend.request, log=f"{folder}/job", folder=folder)
+        self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
+        self._submitting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._numbers = 0
+
+    @classmethod
+    async def open(cls, *, backend: Batch, first: Prepared, launch: Launch, **rest: Any) -> Jobs:
+        """Have the batch system say that it would run such jobs, and begin to take their calls.
+
+        Parameters
+        ----------
+        backend : Batch
+            What to ask for.
+        first : Prepared
+            The login host.
+        launch : Launch
+            What the processes of the cluster have in common.
+        **rest
+            As the attributes.
+
+        Raises
+        ------
+        BatchError
+            It cannot be used, or would never run them.
+        """
+        session = first.session
+        authority = Authority(launch.cluster)  # of the carriers alone, whatever Dask's processes speak
+        board = await Switchboard.open(
+            session,
+            cluster=launch.cluster,
+            credentials=authority.issue("worker"),
+            context=authority.issue("client").client_context(),
+            addresses=[backend.interface] if backend.interface else (),
+            variables=[backend.system.variables.gpus] if backend.system.variables.gpus else (),
+            grace=backend.grace,
+        )
+        driver = Driver(
+            backend.system,
+            session.host,
+            per_minute=backend.submissions_per_minute,
+            interval=backend.poll,
+            environment=backend.environment,
+            hooks=launch.hooks,
+        )
+        jobs = cls(backend=backend, driver=driver, board=board, first=first, launch=launch, **rest)
+        try:
+            await driver.check(jobs.request)
+        except BaseException:
+            await board.close()
+            raise
+        return jobs
+
+    def next_name(self) -> str:
+        """Return a name for a job that no other had."""
+        self._numbers += 1
+        return f"job-{self._numbers}"
+
+    def suffixes(self) -> list[str]:
+        """Return what the names of a job's workers have behind it."""
+        return [f"-{number}" for number in range(self.backend.workers_per_job)]
+
+    async def submit(self, process: JobProcess) -> str:
+        """Submit a job; those that are asked for at the same time are one array. Return its id.
+
+        Raises
+        ------
+        SubmitError
+            The system did not take them.
+        """
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._asked.append((process, future))
+        if self._submitting is None or self._submitting.done():
+            self._submitting = asyncio.ensure_future(self._submit_all())
+        return await future
+
+    async def _submit_all(self) -> None:
+        await asyncio.sleep(_TOGETHER)
+        while self._asked:
+            asked, self._asked = self._asked, []
+            request = replace(self.request, name=self.launch.cluster, count=len(asked))
+            try:
+                identity = self.backend.system.variables.identity
+                ids = await self.driver.submit(request, self.board.body(identity))
+            except EnvsyncError as error:
+                for _, future in asked:
+                    future.set_exception(error)
+                continue
+            many = f"{len(ids)} jobs" if len(ids) > 1 else "a job"
+            self.launch.hooks.note(
+                "cluster", f"submitted {many}: {ids[0]}{f' to {ids[-1]}' if ids[1:] else ''}"
+            )
+            for (process, future), job in zip(asked, ids, strict=True):
+                self.known[job] = process
+                future.set_result(job)
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.ensure_future(self._watch())
+
+    async def _watch(self) -> None:
+        try:
+            await self.driver.watch(self._news)
+        except (HostError, BatchError) as error:
+            self.launch.hooks.warning(error.where or "cluster", error.message)
+
+    def _news(self, news: Mapping[str, Job]) -> None:
+        for id_, job in news.items():
+            process = self.known.get(id_)
+            if process is not None:
+                process.heard(job)
+
+    def job(self, id_: str) -> Job:
+        """Return what is known of a job."""
+        return self.driver.jobs.get(id_) or Job(id=id_, state="lost")
+
+    async def log_tail(self, id_: str, lines: int = 15) -> list[str]:
+        """Return the last lines of what a job printed."""
+        import shlex
+
+        path = self.backend.system.log(self.request, id_)
+        with contextlib.suppress(EnvsyncError):
+            done = await self.first.session.host.run(
+                f"tail -n {lines} {shlex.quote(path)}", check=False, timeout=10
+            )
+            return done.stdout.decode(errors="replace").splitlines()
+        return []
+
+    async def why(self, id_: str) -> str:
+        """Return how a job ended, in as many words as there are: the system's, its carrier's, its log's."""
+        job = self.job(id_)
+        if not job.ended:
+            with contextlib.suppress(EnvsyncError):
+                await asyncio.wait_for(self._until_ended(id_), _LOOK)
+            job = self.job(id_)
+        code = {
+            NO_PYTHON: "the node has no Python 3.8 or newer for the carrier",
+            NOT_SHARED: f"the node does not see {self.board.folder}: cache= names a shared folder",
+        }.get(job.exit_code or 0, "")
+        said = await self.board.last_words(id_)
+        parts = [
+            f"{job.state}{f': {job.reason}' if job.reason and job.reason.lower() != job.state else ''}",
+            f"exit status {job.exit_code}" if job.exit_code else "",
+            f"signal {job.signal}" if job.signal else "",
+            f"on {', '.join(job.nodes)}" if job.nodes else "",
+            code,
+            str(said.get("why") or ""),
+        ]
+        text = f"job {id_} {'; '.join(part for part in parts if part)}"
+        tail = await self.log_tail(id_)
+        return "\n  | ".join([text, *tail])
+
+    async def _until_ended(self, id_: str) -> None:
+        while not self.job(id_).ended:
+            await self.driver.poll()
+            await asyncio.sleep(0.5)
+
+    def rows(self) -> tuple[Row, ...]:
+        """Return every job as people want to see it."""
+        return tuple(process.row() for process in self.known.values())
+
+    async def close(self) -> None:
+        """End all jobs."""
+        if self._submitting is not None:
+            self._submitting.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+        try:
+            await self.driver.close()
+        except EnvsyncError as error:
+            self.launch.hooks.warning(error.where or "cluster", f"{error.message}: they end by themselves")
+        await self.board.close()
+
+
+class JobProcess(ProcessInterface):  # type: ignore[misc]
+    """One job, as SpecCluster wants it: a group of workers.
+
+    It is started once it is submitted: nobody waits for a queue. What becomes of it comes later.
+
+    Parameters
+    ----------
+    scheduler : str
+        The scheduler's address as nodes reach it.
+    jobs : Jobs
+        What it shares with the others.
+    name : str
+        Its workers are called by it.
+    """
+
+    def __init__(self, scheduler: str, *, jobs: Jobs, name: str) -> None:
+        super().__init__()
+        self.scheduler_address = scheduler
+        self.jobs = jobs
+        self.name = name
+        self.id = ""
+        self.workers: list[WorkerProcess] = []
+        self.trouble = ""
+        self._host: CarriedHost | None = None
+        self._prepared: Prepared | None = None
+        self._life: asyncio.Task[None] | None = None
+        self._ended = asyncio.Event()
+
+    async def start(self) -> None:
+        """Submit it."""
+        try:
+            self.id = await self.jobs.submit(self)
+        except BaseException:
+            self.status = Status.failed
+            raise
+        await super().start()
+        self._life = asyncio.ensure_future(self._live())
+
+    def heard(self, job: Job) -> None:
+        """Hear from the batch system how it stands."""
+        if self.status != Status.running:
+            return
+        if job.ended:
+            self._ended.set()
+        elif self.jobs.backend.system.never(job):
+            self.trouble = f"it will never start: {job.reason}"
+            self._ended.set()
+
+    def row(self) -> Row:
+        """Return it for people."""
+        job = self.jobs.job(self.id)
+        return Row(
+            name=self.name,
+            id=self.id,
+            state=job.state,
+            reason=job.reason,
+            node=", ".join(job.nodes),
+            left=job.walltime_left,
+            workers=sum(worker.status == Status.running for worker in self.workers),
+        )
+
+    async def close(self) -> None:
+        """End it, its workers first; silent if it has ended."""
+        if self.status in (Status.closing, Status.closed):
+            return
+        self.status = Status.closing
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life})
+        await asyncio.gather(*(worker.close() for worker in self.workers), return_exceptions=True)
+        await self._leave()
+        if self.id and not self.jobs.job(self.id).ended:
+            with contextlib.suppress(EnvsyncError):
+                await asyncio.wait_for(self.jobs.driver.cancel([self.id]), _CLOSE)
+        await super().close()
+
+    async def _live(self) -> None:
+        """From the queue to workers, and again if the job is run again; until it has ended."""
+        ended = asyncio.ensure_future(self._ended.wait())
+        try:
+            while not ended.done():
+                up = asyncio.ensure_future(self._come_up())
+                await asyncio.wait({up, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if not up.done():
+                    up.cancel()
+                    await asyncio.wait({up})
+                    break
+                lost = up.result()
+                await asyncio.wait(
+                    {asyncio.ensure_future(lost.wait()), ended}, return_when=asyncio.FIRST_COMPLETED
+                )
+                await self._drop_workers()
+            why = await self.jobs.why(self.id)
+        except EnvsyncError as error:
+            why = f"{error.where or self.id}: {error.message}{_differences(error)}"
+            if isinstance(error, (HostError, AgentError, ProcessDied)):  # it may be that the job was ended
+                why = f"{why}; {await self.jobs.why(self.id)}"
+        finally:
+            ended.cancel()
+        if self.status == Status.running:
+            self.status = Status.closed
+            self._event_finished.set()
+            await self._drop_workers()
+            with contextlib.suppress(EnvsyncError):
+                await self.jobs.driver.cancel([self.id])
+            self.jobs.lost(self, f"{self.trouble}; {why}" if self.trouble else why)
+
+    async def _come_up(self) -> asyncio.Event:
+        """Wait for its call, make the environment there, start its workers; return what tells of its loss."""
+        jobs, lost = self.jobs, asyncio.Event()
+        host = await jobs.board.answer(self.id, noticed=self._noticed, lost=lambda _: lost.set())
+        host.name = f"{host.hello['host']} ({self.id})"
+        self._host = host
+        first = jobs.first
+        [prepared] = await prepare(
+            [host],
+            lock=first.lock,
+            cache=first.session.cache,
+            grace=jobs.backend.grace,
+            hooks=_Quiet(jobs.launch.hooks),
+            cwd=jobs.cwd,
+        )
+        self._prepared = prepared
+        place = Place.of(prepared)
+        self.workers = [
+            self._worker(place, number, spec) for number, spec in enumerate(self._layout(prepared))
+        ]
+        await asyncio.gather(*(worker.start() for worker in self.workers))
+        return lost
+
+    def _layout(self, prepared: Prepared) -> Sequence[Any]:
+        """Lay out what the job was given of its node."""
+        facts = dict(prepared.session.facts)
+        request = self.jobs.request
+        for key, asked in (("cores", request.cores), ("memory", request.memory)):
+            if asked:
+                facts[key] = min(int(facts.get(key) or asked), asked)
+        return layout(
+            facts,
+            n_workers=self.jobs.backend.workers_per_job,
+            threads_per_worker=self.jobs.options.threads_per_worker,
+            memory_limit=self.jobs.options.memory_limit,
+        )
+
+    def _worker(self, place: Place, number: int, spec: Any) -> WorkerProcess:
+        jobs = self.jobs
+        config = jobs.options.worker(spec, encrypted=jobs.encrypted)
+        walltime = jobs.request.walltime
+        if walltime is not None and "lifetime" not in jobs.options.worker_kwargs:
+            life = max(walltime / 2, walltime - max(_MARGIN[0], _MARGIN[1] * walltime))
+            config["options"].update(lifetime=f"{life:.0f} s", lifetime_stagger=f"{0.05 * life:.0f} s")
+        return WorkerProcess(
+            self.scheduler_address,
+            launch=jobs.launch,
+            place=place,
+            name=f"{self.name}{jobs.suffixes()[number]}",
+            config=config,
+            nthreads=spec.nthreads,
+            memory_limit=spec.memory_limit,
+        )
+
+    def _noticed(self, number: int) -> None:
+        """The job was sent a signal: its end is near, and what only its workers hold has to go."""
+        self.jobs.launch.hooks.warning(
+            str(self._host.name if self._host else self.id), f"the job got signal {number}"
+        )
+
+    async def _drop_workers(self) -> None:
+        workers, self.workers = self.workers, []
+        await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
+        await self._leave()
+
+    async def _leave(self) -> None:
+        prepared, self._prepared = self._prepared, None
+        host, self._host = self._host, None
+        with contextlib.suppress(EnvsyncError, OSError):
+            if prepared is not None:
+                await prepared.session.close()
+            if host is not None:
+                await host.close()
+
+
+def _differences(error: EnvsyncError) -> str:
+    found = getattr(error, "differences", ())
+    texts = [f"{one.subject} {one.right or 'missing'}, not {one.left or 'there'}" for one in found[:3]]
+    return f" ({'; '.join(texts)}{f' and {len(found) - 3} more' if found[3:] else ''})" if texts else ""
+
+
+class _Quiet(Hooks):
+    """Passes on what goes wrong: of a thousand jobs nobody wants to hear of each step."""
+
+    def __init__(self, hooks: Hooks) -> None:
+        self._hooks = hooks
+
+    def failed(self, where: str, why: str) -> None:
+        self._hooks.failed(where, why)

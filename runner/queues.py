@@ -1,0 +1,207 @@
+"""Backends whose hosts are the nodes of jobs: what to ask a batch system for, and from where."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from dask.utils import parse_bytes, parse_timedelta
+
+from envsync.runner.backends import GRACE, SSH, Backend, Local
+from envsync.runner.batch import SYSTEMS, BatchSystem, JobRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from envsync.runner.hosts.base import Host
+
+__all__ = ["LSF", "OAR", "PBS", "SGE", "Batch", "HTCondor", "Slurm", "Torque"]
+
+Where = Literal["client", "login"]
+
+
+class Batch(Backend):
+    """Jobs of a batch system, each with a node's share of it.
+
+    Parameters
+    ----------
+    system : str
+        Which: ``slurm sge pbs torque lsf htcondor oar``.
+    queue, account, project, constraint, gres : str
+        As the system calls them; a Slurm partition is a queue.
+    time : str, float or timedelta, optional
+        How long a job may run: ``"04:00:00"``, ``"2 h"`` or seconds. The system's own default if not given.
+    cores, gpus : int, optional
+        Of each job.
+    memory : str or int, optional
+        Of each job, such as ``"16 GB"``.
+    workers_per_job : int, optional
+        One for each GPU if not given; without GPUs one.
+    via : SSH or str, optional
+        The login host; the machine that this runs on if not given.
+    scheduler : {"client", "login"}, optional
+        Where the scheduler runs: here, or on the login host. By default here where this is the login host.
+    extra : sequence of str
+        Further options of the submission, as one would write them behind the command.
+    prologue : sequence of str
+        Lines of the job's shell that run first, such as ``module load cuda``.
+    interface : str, optional
+        The login host's address on the network of the nodes, if they do not find it by themselves.
+    cache : str, optional
+        The cache folder, which login host and nodes share; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there
+        if not given.
+    submissions_per_minute : int
+        How many there may be; any number of workers that are asked for together is one.
+    poll : float
+        Seconds between two looks at the jobs.
+    grace : float
+        Seconds without a sign of life from here after which a job ends.
+    environment : mapping, optional
+        Variables that the system's programs need on the login host.
+
+    Raises
+    ------
+    ValueError
+        A number or a name makes no sense.
+    """
+
+    def __init__(
+        self,
+        system: str,
+        *,
+        queue: str = "",
+        account: str = "",
+        project: str = "",
+        constraint: str = "",
+        gres: str = "",
+        time: Any = None,
+        cores: int | None = None,
+        memory: str | int | None = None,
+        gpus: int | None = None,
+        workers_per_job: int | None = None,
+        via: SSH | str | None = None,
+        scheduler: Where | None = None,
+        extra: Sequence[str] = (),
+        prologue: Sequence[str] = (),
+        interface: str | None = None,
+        cache: str | None = None,
+        submissions_per_minute: int = 30,
+        poll: float = 5.0,
+        grace: float = GRACE,
+        environment: dict[str, str] | None = None,
+    ) -> None:
+        if system not in SYSTEMS:
+            raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
+        if scheduler not in (None, "client", "login"):
+            raise ValueError(f"scheduler must be 'client' or 'login', not {scheduler!r}")
+        if workers_per_job is not None and workers_per_job < 1:
+            raise ValueError(f"workers_per_job must be at least 1, not {workers_per_job}")
+        self.system: BatchSystem = SYSTEMS[system]()
+        self.via = SSH([via]) if isinstance(via, str) else via
+        self.scheduler: Where = scheduler or ("login" if self.via else "client")
+        self.request = JobRequest(
+            name="envsync",
+            log="",
+            folder="",
+            walltime=None if time is None else seconds(time),
+            cores=cores,
+            memory=None if memory is None else int(parse_bytes(memory)),
+            gpus=gpus,
+            queue=queue,
+            account=account,
+            project=project,
+            constraint=constraint,
+            gres=gres,
+            extra=tuple(extra),
+            prologue=tuple(prologue),
+        )
+        self.workers_per_job = workers_per_job or gpus or gpus_of(gres) or 1
+        self.interface = interface
+        self.cache = cache
+        self.grace = grace
+        self.submissions_per_minute = submissions_per_minute
+        self.poll = poll
+        self.environment = environment
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.system.name}{f', via={self.via}' if self.via else ''})"
+
+    def hosts(self) -> list[Host]:
+        """Return the scheduler's host, then the login host if that is another."""
+        login = (self.via or Local()).hosts()[:1]
+        return login if self.via is None or self.scheduler == "login" else [*Local().hosts(), *login]
+
+    @property
+    def workers_on_first(self) -> bool:
+        """False: they run in jobs."""
+        return False
+
+
+class Slurm(Batch):
+    """Jobs of Slurm; ``partition`` is its word for a queue. See `Batch`."""
+
+    def __init__(self, *, partition: str = "", **rest: Any) -> None:
+        super().__init__("slurm", queue=partition or rest.pop("queue", ""), **rest)
+
+
+class SGE(Batch):
+    """Jobs of Grid Engine. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("sge", **rest)
+
+
+class PBS(Batch):
+    """Jobs of PBS Professional or OpenPBS. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("pbs", **rest)
+
+
+class Torque(Batch):
+    """Jobs of Torque. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("torque", **rest)
+
+
+class LSF(Batch):
+    """Jobs of LSF. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("lsf", **rest)
+
+
+class HTCondor(Batch):
+    """Jobs of HTCondor. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("htcondor", **rest)
+
+
+class OAR(Batch):
+    """Jobs of OAR. See `Batch`."""
+
+    def __init__(self, **rest: Any) -> None:
+        super().__init__("oar", **rest)
+
+
+def seconds(time: Any) -> float:
+    """Return a walltime in seconds: of ``"1-12:00:00"``, ``"04:00:00"``, ``"30:00"`` (minutes), ``"2 h"``."""
+    if isinstance(time, str) and re.fullmatch(r"(?:\d+-)?\d+(?::\d+){1,2}", time.strip()):
+        days, _, clock = time.strip().rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if len(parts) == 2:
+            parts = [*parts, 0] if days else [0, *parts]
+        return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
+    return float(parse_timedelta(time))
+
+
+def gpus_of(gres: str) -> int:
+    """Return how many GPUs generic resources name: 2 of ``gpu:a100:2``."""
+    found = 0
+    for one in gres.split(","):
+        kind, *rest = one.split("(")[0].strip().removeprefix("gres/").split(":")
+        if kind == "gpu":
+            found += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return found

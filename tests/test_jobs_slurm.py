@@ -1,0 +1,198 @@
+"""Clusters whose workers are jobs of a real Slurm, started where jobs are submitted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.slurm import Slurm
+from tests.places import Place, make_place
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+BEGIN = """
+import os, socket, sys, time
+from envsync import SyncedCluster
+from envsync.errors import EnvsyncError
+from envsync.runner import Slurm
+
+def start(n_workers, **options):
+    asked = {"partition": "debug", "cores": 1, "memory": "400 MB", "poll": 1, **options}
+    return SyncedCluster(Slurm(**asked), n_workers=n_workers, dashboard_address="127.0.0.1:0")
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+def where():
+    import mine
+    return socket.gethostname(), os.environ["SLURM_JOB_ID"], sys.prefix, mine.VALUE
+"""
+
+WHOLE = (
+    BEGIN
+    + """
+with open("mine.py", "w") as file:
+    file.write("VALUE = 'local code'\\n")
+with start(3, time="10:00") as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(3, timeout=60)
+    assert cluster.verify().ok
+    found = list(client.run(where).values())
+    assert {node for node, *_ in found} == {"node1", "node2"}, found
+    assert len({job for _, job, *_ in found}) == 3
+    assert all(prefix.startswith(os.environ["ENVSYNC_CACHE"]) for *_, prefix, _ in found)
+    assert {value for *_, value in found} == {"local code"}
+    rows = cluster.jobs
+    assert len({row.id.split("_")[0] for row in rows}) == 1, "one submission"
+    assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 3
+    until(lambda: all(500 < (row.left or 0) <= 600 for row in cluster.jobs))
+
+    # what only one holds is kept when it goes
+    held = client.scatter(list(range(30)), hash=False)
+    cluster.scale(1)
+    until(lambda: len(client.scheduler_info()["workers"]) == 1)
+    assert client.gather(held) == list(range(30))
+    until(lambda: [row.state for row in cluster.jobs].count("running") == 1)
+    # adaptive: from one to two and more, as there is work
+    adaptive = cluster.adapt(minimum=1, maximum=3, interval="200ms", wait_count=2)
+    futures = client.map(lambda number: time.sleep(0.5) or number, range(40))
+    until(lambda: len(client.scheduler_info()["workers"]) > 1)
+    assert sum(client.gather(futures)) == sum(range(40))
+"""
+)
+
+REFUSED = (
+    BEGIN
+    + """
+for options in ({"partition": "nowhere"}, {"memory": "900 GB"}, {"cores": 1000}):
+    try:
+        start(1, **options)
+    except EnvsyncError as error:
+        print("refused:", error)
+    else:
+        raise AssertionError(options)
+"""
+)
+
+KILLED = (
+    BEGIN
+    + """
+cluster = start(2)
+cluster.get_client().wait_for_workers(2, timeout=60)
+print("up", flush=True)
+time.sleep(600)
+"""
+)
+
+CANCELLED = (
+    BEGIN
+    + """
+import subprocess
+from envsync.hooks import Hooks
+
+class Told(Hooks):
+    def __init__(self):
+        self.failures = []
+    def failed(self, where, why):
+        self.failures.append(why)
+
+told = Told()
+with SyncedCluster(Slurm(cores=1, memory="400 MB", poll=1), n_workers=2, hooks=told) as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(2, timeout=60)
+    subprocess.run(["scancel", cluster.jobs[0].id], check=True)
+    until(lambda: len(cluster.workers) == 1 and told.failures)
+    assert "cancelled" in told.failures[0].lower(), told.failures
+    assert sum(client.gather(client.map(abs, range(10)))) == 45
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch, make_place(tmp_path_factory.mktemp("jobs")) as made:
+        for name, value in slurm.environment.items():
+            patch.setenv(name, value)
+        yield made
+
+
+def nothing_left(slurm: Slurm, seconds: float = 20) -> bool:
+    until = time.monotonic() + seconds
+    while (slurm.jobs() or slurm.processes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    return not slurm.jobs() and not slurm.processes()
+
+
+def test_from_the_queue_to_verified_workers_and_back(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    place.run(tmp_path, WHOLE)
+    assert nothing_left(slurm)
+    runs = place.folder / "cache" / "runs"
+    assert not list(runs.glob("*/*/key.pem")), "no key stays"
+
+
+def test_what_slurm_would_never_run_is_an_error_before_it_is_submitted(
+    slurm: Slurm, place: Place, tmp_path: Path
+) -> None:
+    said = place.run(tmp_path, REFUSED)
+    assert said.count("refused:") == 3
+    assert "invalid partition" in said.lower()
+    assert nothing_left(slurm)
+
+
+def test_a_client_that_is_killed_leaves_no_job(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KILLED)
+    process = subprocess.Popen(
+        [place.ours / "bin/python", "script.py"],
+        cwd=tmp_path,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"up\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert nothing_left(slurm, 40)
+
+
+def test_a_job_that_somebody_cancels_is_told_and_the_others_go_on(
+    slurm: Slurm, place: Place, tmp_path: Path
+) -> None:
+    place.run(tmp_path, CANCELLED)
+    assert nothing_left(slurm)
+
+
+def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(KILLED)
+    process = subprocess.Popen(
+        [place.ours / "bin/python", "script.py"],
+        cwd=tmp_path,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        (key,) = (place.folder / "cache" / "runs").glob("*/relay/key.pem")
+        secret = "".join(key.read_text().splitlines()[1:-1])[:40]
+        assert key.stat().st_mode & 0o777 == 0o600
+        job = slurm.jobs()[0].split()[0]
+        shown = slurm.call("scontrol", "show", "job", job)
+        shown += slurm.call("scontrol", "write", "batch_script", job, "-")
+        assert "carry" in shown
+        assert secret not in shown
+        assert secret not in json.dumps([one.arguments for one in slurm.processes()])
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+    assert nothing_left(slurm, 40)
