@@ -315,7 +315,9 @@ class Driver:
         jobs = {each: known[each] for each in gone if each in known}
         patience = self._patience.accounting if call else min(self._patience.accounting, 2 * self.interval)
         for id_ in gone:
-            if id_ not in jobs and now - self._left.setdefault(id_, now) >= patience:
+            # one that was cancelled here while it waited may be in no books at all
+            borne = 0.0 if id_ in self._cancelled else patience
+            if id_ not in jobs and now - self._left.setdefault(id_, now) >= borne:
                 reason = "it left the listing, and nothing tells how it ended"
                 jobs[id_] = Job(id=id_, state="lost", reason=reason, nodes=self.jobs[id_].nodes)
         return jobs
