@@ -266,3 +266,23 @@ async def test_a_job_nobody_knows_is_lost(site: Site, login: Host) -> None:
     one.jobs[job] = Job(id=job, state="running")
     await ended(one)
     assert one.jobs[job].state == "lost"
+
+
+async def test_a_job_over_its_time_is_told_so(site: Site, driver: Driver) -> None:
+    if site.system.name in ("slurm", "lsf"):
+        pytest.skip("it counts in minutes: test_batch_slurm.py")
+    (one,) = await driver.submit(site.request(unique("late"), walltime=3), "sleep 300")
+    await ended(driver)
+    assert driver.jobs[one].state == "timeout", driver.jobs[one]
+    assert driver.jobs[one].reason or site.system.name == "pbs"
+
+
+async def test_gpus_are_asked_for_in_the_systems_own_way(site: Site, driver: Driver) -> None:
+    variable = site.system.variables.gpus
+    one = site.request(unique("gpu"), gpus=1)
+    (job,) = await driver.submit(one, f'echo "<${{{variable}}}>"' if variable else "true")
+    await ended(driver)
+    assert driver.jobs[job].state == "completed", driver.jobs[job]
+    if site.system.name in ("slurm", "htcondor"):
+        with open(site.system.log(one, job)) as log:
+            assert log.read().strip() not in ("", "<>")
