@@ -441,6 +441,34 @@ def test_redirections_in_circles_are_an_error(there: Registry, proxy: Proxy) -> 
         there.size(digest(SMALL))
 
 
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:99999/x", "http://[::bad/x", "http://[bad]/x", "file:///etc/passwd"]
+)
+def test_addresses_that_are_none_are_errors(there: Registry, proxy: Proxy, address: str) -> None:
+    login = {"WWW-Authenticate": f'Bearer realm="{address}",service="x"'}
+    for method, answer in (
+        ("HEAD", answers(401, login)),
+        ("POST", answers(202, {"Location": address})),
+        ("GET", answers(401, login)),
+    ):
+        proxy.fault(method, "*", answer, times=9)
+    if "[" not in address:  # httpx refuses these itself
+        proxy.fault("HEAD", "*", answers(307, {"Location": address}))
+        with pytest.raises(RegistryError):
+            there.size(digest(SMALL))
+    for ask in (lambda: there.size(digest(SMALL)), lambda: there.put([SMALL]), lambda: there.manifest("x")):
+        with pytest.raises(RegistryError) as raised:
+            ask()
+        assert raised.value.hint
+
+
+def test_what_is_no_manifest_says_where(there: Registry, proxy: Proxy) -> None:
+    proxy.fault("GET", "*", answers(200, {"Content-Type": "text/html"}, b"<html>"))
+    with pytest.raises(ImageError, match="no JSON") as raised:
+        there.manifest("x")
+    assert raised.value.where == there.name
+
+
 # several at once
 
 

@@ -77,6 +77,7 @@ class Answer:
                 raise RegistryError(
                     f"it answers with more than {LARGEST >> 20} MB where a small document belongs",
                     where=response.url.host,
+                    hint="Is it a registry at all? Otherwise ask whoever runs it.",
                 )
         return cls(
             status=response.status_code,

@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 from urllib.request import parse_http_list
 
 from envsync.errors import RegistryLoginError
-from envsync.images.answers import is_loopback, shown
+from envsync.images.answers import is_loopback, origin, shown
 from envsync.images.auth import Found, find_login
 
 if TYPE_CHECKING:
@@ -203,7 +203,15 @@ class Logins:
 
     def _get(self, bearer: Challenge, scope: str, plain: bool) -> Token:
         """Ask the token server that the registry named."""
-        realm = urlsplit(bearer.realm)
+        try:
+            realm = urlsplit(bearer.realm)
+            origin(bearer.realm)
+        except ValueError as error:
+            raise RegistryLoginError(
+                "it sends us for a token to an address that is none",
+                where=self.registry,
+                hint="Ask whoever runs the registry.",
+            ) from error
         safe = realm.scheme == "https" or (realm.scheme == "http" and (plain or is_loopback(realm.netloc)))
         if not realm.hostname or not safe:
             raise RegistryLoginError(

@@ -185,8 +185,12 @@ class Connection:
     def url(self, path: str) -> str:
         """Return the whole of an address. One on the registry itself is never plain where it speaks TLS."""
         base = self._connect()
-        url = urljoin(base, path)
-        ours, its = urlsplit(base), urlsplit(url)
+        try:
+            url = urljoin(base, path)
+            ours, its = urlsplit(base), urlsplit(url)
+            origin(url)
+        except ValueError as error:
+            raise self._no_address() from error
         if ours.scheme == "https" and its.scheme == "http" and its.hostname == ours.hostname:
             # it does not know that something before it speaks TLS
             return its._replace(scheme="https", netloc=ours.netloc).geturl()
@@ -235,7 +239,10 @@ class Connection:
             if response.status_code not in _REDIRECTIONS or not location or method not in ("GET", "HEAD"):
                 return response
             response.close()
-            target = self.url(urljoin(url, location))
+            try:
+                target = self.url(urljoin(url, location))
+            except ValueError as error:
+                raise self._no_address() from error
             if urlsplit(target).scheme != "https" and urlsplit(url).scheme == "https":
                 raise RegistryError(
                     f"it redirects to {shown(target)}, which is not over TLS",
@@ -294,7 +301,7 @@ class Connection:
         try:
             yield
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise RegistryError("it named an address that is none", where=self.registry) from error
+            raise self._no_address() from error
         except httpx.TransportError as error:
             self._demand_open(error)
             demand_hope(error, self.registry, self._host, reached=self._reached)
@@ -302,6 +309,11 @@ class Connection:
         except RuntimeError as error:  # httpx, of a client that was closed
             self._demand_open(error)
             raise
+
+    def _no_address(self) -> RegistryError:
+        return RegistryError(
+            "it named an address that is none", where=self.registry, hint="Ask whoever runs the registry."
+        )
 
     def _demand_open(self, error: Exception | None = None) -> None:
         if self._ended.is_set():

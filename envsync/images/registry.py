@@ -20,7 +20,7 @@ from envsync.errors import CorruptBlobError, ImageError, RegistryError, Registry
 from envsync.hooks import Hooks
 from envsync.images.answers import Again, Answer, status_of
 from envsync.images.connection import Connection
-from envsync.images.oci import INDEX, MANIFEST_TYPES, Descriptor, Index, document, sha256_of
+from envsync.images.oci import INDEX, MANIFEST_TYPES, Descriptor, Index, document, documents_of, sha256_of
 from envsync.images.uploading import Upload, UploadLost
 
 if TYPE_CHECKING:
@@ -242,7 +242,8 @@ class Registry:
             )
         kind = answer.headers.get("content-type", "").partition(";")[0].strip()
         if kind not in MANIFEST_TYPES:  # some say application/json of all
-            kind = str(document(answer.body, "manifest").get("mediaType") or kind)
+            with documents_of(self):
+                kind = str(document(answer.body, "manifest").get("mediaType") or kind)
         return kind, digest, answer.body
 
     def manifest_digest(self, reference: str) -> str | None:
