@@ -1,0 +1,69 @@
+"""From a laptop that reaches only a login host's ssh, to workers in jobs of real batch systems."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.batch import BatchLab
+from tests.places import Place, make_place
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+SCRIPT = """
+import socket, sys, time
+from envsync import SyncedCluster
+import envsync.runner as runner
+
+name, user, config = sys.argv[1:]
+asked = {"memory": "500 MB"} if name == "HTCondor" else {}
+backend = getattr(runner, name)(
+    time="10:00", cores=1, poll=1, via=runner.SSH([f"{user}@head"], config=(config,)), **asked
+)
+
+def where():
+    import vary
+    return socket.gethostname(), sys.prefix, vary.__version__
+
+with SyncedCluster(backend, n_workers=2) as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(2, timeout=90)
+    found = list(client.run(where).values())
+    assert {version for *_, version in found} == {"2.0"}
+    assert all("/home/.cache/envsync/envs/" in prefix for _, prefix, _ in found), found
+    assert cluster.verify(on_mismatch="ignore").ok
+    assert sum(client.gather(client.map(abs, range(100)))) == 4950
+    assert cluster.dashboard_link.startswith("http://127.0.0.1:")  # through the login host
+    assert [(row.state, row.workers) for row in cluster.jobs] == [("running", 1)] * 2
+    cluster.scale(1)
+    end = time.monotonic() + 30
+    while [row.state for row in cluster.jobs].count("running") > 1:
+        assert time.monotonic() < end, cluster.jobs
+        time.sleep(0.2)
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with make_place(tmp_path_factory.mktemp("login")) as made:
+        yield made
+
+
+@pytest.fixture(params=["SGE", "OAR", "HTCondor"])
+def site(request: pytest.FixtureRequest) -> tuple[str, BatchLab]:
+    fixture = {"HTCondor": "condor"}.get(request.param, request.param.lower())
+    return request.param, request.getfixturevalue(fixture)
+
+
+def test_workers_are_equal_and_all_ends(site: tuple[str, BatchLab], place: Place, tmp_path: Path) -> None:
+    name, lab = site
+    place.run(tmp_path, SCRIPT, name, lab.user, str(lab.config))
+    until = time.monotonic() + 20
+    while (lab.jobs() or lab.processes()) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert not lab.jobs()
+    assert not lab.processes()
+    assert not list((lab.home / ".cache/envsync/runs").glob("*/*/key.pem"))
