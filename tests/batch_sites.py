@@ -128,7 +128,7 @@ def fake(system: Callable[[], BatchSystem], **more: Any) -> Any:
 SITES: dict[str, Any] = {
     "slurm": slurm,
     "sge": labs("sge", "SGE", SGE, one_core={}, node={"cores": CORES}),
-    "oar": labs("oar", "OAR", OAR, one_core={"cores": 1}, node={}, said_before=False),
+    "oar": labs("oar", "OAR", OAR, one_core={"cores": 1}, node={"cores": CORES}, said_before=False),
     "htcondor": labs("condor", "Condor", HTCondor),
     "pbs": fake(PBS),
     "lsf": fake(LSF, said_before=False),

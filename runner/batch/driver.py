@@ -97,6 +97,7 @@ class Driver:
         self._left: dict[str, float] = {}
         self._silent: float | None = None
         self._closed = False
+        self._underway: asyncio.Task[tuple[str, ...]] | None = None
 
     async def check(self, request: JobRequest | None = None) -> None:
         """See whether the system can be used, and would ever run the jobs of `request`.
@@ -153,18 +154,9 @@ class Driver:
                 await self.host.put(content, path, mode=0o700)
             # Unreachable before anything was said: that is safe to tell as it is.
             await self.host.run(":", timeout=self._patience.answer)
-            try:
-                done = await self._run(call)
-            except HostError as error:
-                ids = await self._find_lost(request, error)
-            else:
-                try:
-                    ids = self.system.submitted(done, request)
-                except SubmitError as error:
-                    error.where = self.host.name
-                    raise
-        self.jobs.update((each, Job(id=each, state="pending")) for each in ids)
-        return ids
+            self._underway = asyncio.create_task(self._submit(request, call))
+            # Whoever gives up meanwhile leaves no jobs behind that nobody knows: close waits for it.
+            return await asyncio.shield(self._underway)
 
     async def poll(self) -> dict[str, Job]:
         """Look once how all jobs stand, and return those of which something is new.
@@ -234,6 +226,8 @@ class Driver:
     async def close(self) -> None:
         """End all jobs that have not ended; silent when closed already."""
         self._closed = True
+        if self._underway:
+            await asyncio.wait([self._underway])
         await self.cancel([each for each, job in self.jobs.items() if not job.ended])
 
     # -- inner
@@ -261,6 +255,26 @@ class Driver:
             hint="Name a host from which jobs are submitted, or the batch system that it has.",
         )
 
+    async def _submit(self, request: JobRequest, call: Call) -> tuple[str, ...]:
+        try:
+            done = await self._run(call)
+        except HostError as error:
+            ids = await self._find_lost(request, error)
+        else:
+            try:
+                ids = self.system.submitted(done, request)
+            except SubmitError as error:
+                # what it says may be a wrapper's of the site, and the jobs be there
+                ids = await self._search(request) if done.returncode == 0 else ()
+                if len(ids) != request.count:
+                    error.where = self.host.name
+                    raise
+        self.jobs.update((each, Job(id=each, state="pending")) for each in ids)
+        return ids
+
+    async def _search(self, request: JobRequest) -> tuple[str, ...]:
+        return self.system.found(await self._run(self.system.search(request.name)), request.name)
+
     async def _turn(self) -> None:
         """Wait until a submission is due."""
         while len(self._submissions) >= self._per_minute:
@@ -283,7 +297,7 @@ class Driver:
         asked = False
         while True:
             try:
-                ids = self.system.found(await self._run(self.system.search(request.name)), request.name)
+                ids = await self._search(request)
                 asked = True
             except (HostError, BatchError):
                 ids = ()

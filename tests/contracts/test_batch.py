@@ -11,7 +11,7 @@ import pytest
 
 from envsync.errors import BatchError, ConnectError, HostError, SubmitError
 from envsync.hooks import Hooks
-from envsync.runner.batch import Driver, Job
+from envsync.runner.batch import Call, Driver, Job
 from envsync.runner.batch.driver import Patience
 from envsync.runner.hosts import Channel, Completed, Host
 from tests.batch_sites import FAKES, SITES, Site, there
@@ -286,3 +286,36 @@ async def test_gpus_are_asked_for_in_the_systems_own_way(site: Site, driver: Dri
     if site.system.name in ("slurm", "htcondor"):
         with open(site.system.log(one, job)) as log:
             assert log.read().strip() not in ("", "<>")
+
+
+async def test_a_submission_that_is_given_up_leaves_no_jobs(site: Site, login: Host) -> None:
+    one = driver_of(site, login)
+    began = asyncio.Event()
+    run = one._run
+
+    async def told(call: Call) -> Completed:
+        began.set()
+        return await run(call)
+
+    one._run = told  # type: ignore[method-assign]
+    submitting = asyncio.create_task(one.submit(site.request(unique("given"), count=2), "sleep 300"))
+    await began.wait()
+    submitting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    await one.close()
+    assert len(one.jobs) == 2
+    await ended(one)
+
+
+async def test_an_answer_that_cannot_be_read_does_not_lose_jobs(site: Site, login: Host) -> None:
+    class Chatty(Flaky):
+        async def run(self, command: str, **options: Any) -> Completed:
+            done = await self.inner.run(command, **options)
+            return Completed(0, b"welcome", b"") if self.after in command else done
+
+    one = driver_of(site, Chatty(login, f"exec {site.system.programs[0]} "))
+    ids = await one.submit(site.request(unique("chat")), "sleep 300")
+    assert len(ids) == 1
+    await one.close()
+    await ended(one)

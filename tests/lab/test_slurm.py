@@ -62,7 +62,10 @@ def test_another_stands_beside_it_and_ends_with_its_process(slurm: Slurm) -> Non
         assert len(pids) == 2
         assert all(Path(f"/proc/{pid}").exists() for pid in pids)
         assert Path(folder) != slurm.folder
-        assert slurm.call("sinfo", "--noheader", "--partition=debug", "--format=%D %T").split() == ["2", "idle"]
+        assert slurm.call("sinfo", "--noheader", "--partition=debug", "--format=%D %T").split() == [
+            "2",
+            "idle",
+        ]
     finally:
         run.kill()
         run.wait()
