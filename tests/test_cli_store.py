@@ -154,6 +154,13 @@ def test_an_empty_store_is_listed_as_such(envsync: Run, url: str) -> None:
     assert (done.returncode, done.stdout) == (0, f"{url}: nothing was pushed there\n")
 
 
+def test_what_others_wrote_does_not_reach_the_terminal_raw(envsync: Run, lock: Path, url: str) -> None:
+    assert envsync("push", "-q", "--lock", lock, url + "#%1B%5D0;evil%07%0D").returncode == 0
+    done = envsync("store", "ls", url)
+    assert done.stdout.startswith("\\x1b]0;evil\\x07\\r  ")
+    assert not {"\x1b", "\x07", "\r"} & set(done.stdout)
+
+
 def test_pushing_into_a_folder_imports_nothing_heavy(envsync: Run, lock: Path, url: str) -> None:
     code = (
         "import atexit, sys\n"

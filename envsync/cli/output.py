@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
@@ -35,6 +36,7 @@ __all__ = [
     "watch",
 ]
 
+_CONTROL = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LOOKING = frozenset({"diff", "check"})  # commands whose exit code 1 answers a question
 _CODES: tuple[tuple[type[errors.EnvsyncError], int], ...] = (
     (errors.MismatchError, 1),
@@ -127,7 +129,8 @@ def say_error(error: errors.EnvsyncError, output: Output) -> None:
     else:
         # click drops the colour where stderr is no terminal
         colour = None if "NO_COLOR" not in os.environ else False
-        click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True, color=colour)
+        text = _harmless(str(error))
+        click.echo(click.style("error: ", fg="red", bold=True) + text, err=True, color=colour)
 
 
 def say_ended(number: int) -> None:
@@ -206,7 +209,12 @@ def plural(number: int, noun: str, plural: str = "") -> str:
 
 def result(document: dict[str, Any], text: Callable[[], str]) -> None:
     """Write a command's result to stdout: JSON if the user asked for it, else text."""
-    click.echo(json.dumps(document, indent=2) if current().json else text())
+    click.echo(json.dumps(document, indent=2) if current().json else _harmless(text()))
+
+
+def _harmless(text: str) -> str:
+    """Return what others may have written without what moves a terminal's cursor; colours stay."""
+    return _CONTROL.sub(lambda match: match[0] if len(match[0]) > 1 else ascii(match[0])[1:-1], text)
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:
