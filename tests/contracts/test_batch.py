@@ -317,5 +317,6 @@ async def test_an_answer_that_cannot_be_read_does_not_lose_jobs(site: Site, logi
     one = driver_of(site, Chatty(login, f"exec {site.system.programs[0]} "))
     ids = await one.submit(site.request(unique("chat")), "sleep 300")
     assert len(ids) == 1
+    await until(one, lambda jobs: jobs[ids[0]].state == "running" and bool(jobs[ids[0]].nodes))
     await one.close()
     await ended(one)
