@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from envsync.errors import StoreError
-from envsync.stores import open_store
+from envsync.stores import open_store, shown
 from envsync.stores.keeping import gc, pushes
 from envsync.stores.pulling import pull
 from envsync.stores.pushing import push
@@ -79,12 +79,34 @@ def said(url: str, made: Made) -> StoreError:
         ("ssh://node1/a", "is not the URL of a store"),
         ("file://host/folder", "names no folder of this machine"),
         ("file:///", "names no folder of this machine"),
-        ("s3://", "names no bucket"),
+        ("s3://", "s3:// names no bucket"),
+        ("file:///a%00b", "names no folder of this machine"),
     ],
 )
 def test_what_is_no_store(url: str, words: str) -> None:
     with pytest.raises(StoreError, match=words):
         open_store(url)
+
+
+@pytest.mark.parametrize("end", ["/x@bucket/a", "#x@bucket/a", "?x@bucket", "", "12/x@bucket"])
+def test_a_password_that_cuts_its_url_is_not_said(end: str) -> None:
+    with pytest.raises(StoreError, match="In a password write / as %2F") as raised:
+        open_store(f"s3://me:{SECRET}{end}")
+    assert SECRET not in str(raised.value)
+
+
+def test_ports_and_users_are_no_such_password() -> None:
+    for url in (
+        "http://host:80/x",
+        "http://host:80",
+        "http://[::1]:80/x",
+        "s3://b/c:d/e",
+        "memory://x#a:b@c",
+    ):
+        open_store(url)
+        assert shown(url) == url.partition("#")[0]
+    assert shown("http://u:p:w@host:80/x") == "http://host:80/x"
+    assert (shown("s3://"), shown("file:///"), shown("s3://b/")) == ("s3://", "file:///", "s3://b")
 
 
 def test_a_library_that_is_not_installed(tmp_path: Path) -> None:
@@ -93,7 +115,7 @@ def test_a_library_that_is_not_installed(tmp_path: Path) -> None:
         "import sys\n"
         "sys.modules.update({'s3fs': None, 'gcsfs': None})\n"
         "from envsync.errors import StoreError\n"
-        "from envsync.stores import open_store\n"
+        "from envsync.stores import open_store, shown\n"
         "for url in ('s3://bucket/a', 'gs://bucket/a'):\n"
         "    try: open_store(url)\n"
         "    except StoreError as error: print(error)\n"

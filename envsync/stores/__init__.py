@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["Entry", "SharedStore", "is_store", "open_store", "parse", "shown"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_CUT = re.compile(
+    r"[^:/]+://[^/?@\[]*:(?!\d*(?:[/?]|\Z))[^/?@]*(?:[/?]|\Z)"
+)  # "user:pass" and no "@" before a "/"
+_SLASHES = re.compile(r"(?<=[^/:])/+\Z")
 _NO_STORES = frozenset({"ssh", "local"})
 
 
@@ -113,7 +117,10 @@ def parse(text: str) -> tuple[str, str]:
 
 def shown(url: str) -> str:
     """Return a store's URL for messages and records: no user, password, query or name."""
-    return without_credentials(parse(url)[0], query=False).rstrip("/")
+    if _CUT.match(parse(url)[0]):
+        return f"{url.partition('://')[0]}://***"
+    text = without_credentials(parse(url)[0], query=False)
+    return _SLASHES.sub("", text)
 
 
 def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStore:
@@ -138,16 +145,23 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStor
             f"{shown(url)!r} is not the URL of a store",
             hint="Write file:///folder, s3://bucket/folder, or another URL that fsspec knows.",
         )
+    if _CUT.match(url):
+        raise StoreError(
+            "what stands before the first / is neither a bucket nor a host",
+            where=shown(url),
+            hint="In a password write / as %2F, # as %23, ? as %3F; or leave it to the usual files.",
+        )
     parts = urlsplit(url)
     if parts.scheme == "file":
         from envsync.stores.folder import SharedFolder
 
-        if parts.netloc not in ("", "localhost") or len(parts.path) < 2:
+        folder = unquote(parts.path)
+        if parts.netloc not in ("", "localhost") or len(folder) < 2 or not folder.isprintable():
             raise StoreError(
                 f"{shown(url)!r} names no folder of this machine",
                 hint="Write file:///folder, with three slashes.",
             )
-        return SharedFolder(unquote(parts.path))
+        return SharedFolder(folder)
     from envsync.stores.remote import FsspecStore
 
     return FsspecStore(url, options)

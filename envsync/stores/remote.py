@@ -75,7 +75,7 @@ class FsspecStore:
         self._fs, root = self._file_system(url, dict(options or {}))
         self._root = root.rstrip("/")
         if not self._root.strip("/") and self._scheme in _WHOLE - {"memory"}:
-            raise StoreError(f"{self.shown}:// names no bucket", hint="Write s3://bucket/folder.")
+            raise StoreError(f"{self.shown} names no bucket", hint="Write s3://bucket/folder.")
 
     def __repr__(self) -> str:
         return f"FsspecStore({self.shown!r})"
@@ -350,7 +350,8 @@ class FsspecStore:
         """Return an error's first line without secrets, and whether there were none in it."""
         whole = str(error)
         text = _SIGNED.sub(r"\1=***", scrub(whole, self._secrets))
-        line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        line = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
         return line or type(error).__name__, text == whole
 
 
