@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,5 +126,5 @@ def _described(folder: Path, context: Context) -> str:
     trees = plural(len(context.trees), "source tree")
     return (
         f"{folder}: environment {context.lock.digest[:12]}, {packages}, {trees}, on {context.base}\n"
-        f"  docker build -t NAME {folder}"
+        f"  docker build -t NAME {shlex.quote(str(folder))}"
     )
