@@ -444,6 +444,9 @@ def test_two_push_the_same_at_once(project: Project, image: str) -> None:
     assert len(digests) == 1
 
 
+OLD = 1_600_000_000
+
+
 @pytest.fixture
 def private(tmp_path: Path) -> Iterator[IndexServer]:
     """An index of a company's own, which wants a password."""
@@ -466,6 +469,8 @@ def test_a_user_with_an_environment_and_no_lock(
         env={**os.environ, "UV_INDEX": url},
         check=True,
     )
+    for path in prefix.glob("lib/python*/site-packages/**/*"):
+        os.utime(path, (OLD, OLD))  # a lock is not remembered of files that may still be changing
     code.mkdir()
     (code / "mine.py").write_text("ANSWER = 42\n")
     (tmp_path / "pip.conf").write_text(f"[global]\nextra-index-url = {url}\n")
