@@ -97,6 +97,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="envsync")
         self._calls = Calls(scheduler, self._threads)
         self._equipped: dict[str, str] = {}  # nannies, and the digest of the state that each was given
+        self._coded: set[str] = set()  # processes that have our code
         self._restarted = 0  # workers, for the state that is being made true
         self._orders: Any = None
         self._tasks: set[Any] = set()
@@ -405,13 +406,34 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         ]
         return [one.to_dict() for one in found]
 
+    async def _exchange(
+        self,
+        addresses: Collection[str],
+        options: Callable[[str], Mapping[str, Any]],
+        *,
+        nanny: bool = False,
+    ) -> dict[str, Any]:
+        """Give processes the state; our code, which is far larger, only to those that have not had it."""
+        order = self._orders.of(self.wanted, nanny=nanny)
+        lean = {**order, "classes": b""}
+        new = [address for address in addresses if address not in self._coded]
+        both = await asyncio.gather(
+            self._calls.run(new, exchange, order, options),
+            self._calls.run([one for one in addresses if one in self._coded], exchange, lean, options),
+        )
+        answers = {**both[0], **both[1]}
+        again = [address for address, answer in answers.items() if answer.get("lacking")]
+        answers.update(await self._calls.run(again, exchange, order, options))  # another process is there now
+        self._coded.update(address for address in new if not answers[address]["trouble"])
+        return answers
+
     async def _mend_nannies(self, nannies: Collection[Any]) -> dict[str, str]:
         """Give the state to nannies; those that have it are left in peace. What went wrong, by nanny."""
         state = self.wanted
         lacking = {one for one in nannies if one and self._equipped.get(one) != state["digest"]}
         lacking -= self._calls.foreign()
         self._equipped.update(dict.fromkeys(lacking, state["digest"]))
-        answers = await self._calls.run(lacking, exchange, self._orders.of(state, nanny=True), lambda _: {})
+        answers = await self._exchange(lacking, lambda _: {}, nanny=True)
         for nanny, answer in answers.items():
             if answer["trouble"]:
                 logger.warning(
@@ -427,9 +449,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         def options(address: str) -> dict[str, Any]:
             return {**never, "restart": restart if self._nanny(address) else "never"}
 
-        order = self._orders.of(self.wanted)
         present = [one for one in addresses if self.gate.workers.get(one, {}).get("state") != "waiting"]
-        answers = await self._calls.run(present, exchange, order, options)
+        answers = await self._exchange(present, options)
         again = [address for address, answer in answers.items() if answer["untouched"]]
         # Whatever else a nanny starts meanwhile is mended as a late joiner: that need not be waited for.
         troubles = await self._mend_nannies({self._nanny(address) for address in again})
@@ -445,7 +466,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         # what could not be restarted goes on as it was, but for what can come without
         here = self.scheduler.workers
         as_it_is = {address: trouble for address, (_, trouble) in told.items() if trouble and address in here}
-        more = await self._calls.run(as_it_is, exchange, order, lambda _: never)
+        more = await self._exchange(as_it_is, lambda _: never)
         for address, trouble in as_it_is.items():
             more[address]["trouble"] = more[address]["trouble"] or trouble
         for address, answer in {**answers, **more}.items():
@@ -454,7 +475,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
 
     async def _mend_late(self, address: str) -> None:
         never = {"restart": "never"}
-        answers = await self._calls.run([address], exchange, self._orders.of(self.wanted), lambda _: never)
+        answers = await self._exchange([address], lambda _: never)
         await self._judge(address, answers[address])
 
     async def _judge(self, address: str, answer: Mapping[str, Any]) -> dict[str, Any]:

@@ -191,11 +191,14 @@ async def exchange(order: Mapping[str, Any], dask_worker: Any, **options: Any) -
     Parameters
     ----------
     order : mapping
-        `Orders.of`: the code is unpickled only where it is another one than is here already.
+        `Orders.of`: the code is unpickled only where it is another one than is here already. Where it has
+        none, and it is needed, that is said: ``lacking``.
     """
     old = dask_worker.plugins.get(order["name"])
     if old is not None and getattr(old, "code", None) == order["code"]:
         kind = type(old)
+    elif not order["classes"]:
+        return {**_said(), "lacking": True}
     else:
         kind = loads(order["classes"])[order["kind"]]
     plugin = kind(order["state"], order["code"])
