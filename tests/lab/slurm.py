@@ -34,6 +34,7 @@ mount --bind {hosts} /etc/hosts
 hostname {name}
 read -r go
 exec < /dev/null
+cd /  # a folder below /tmp is not there any more
 {daemons}
 wait
 """
