@@ -302,6 +302,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 cwd=self.cwd,
                 lost=self._job_lost,
             )
+            if self.backend.scheduler == "job":
+                places = (await self.queue.scheduler_place(),)
         else:
             self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
         self.scheduler_spec = {

@@ -96,13 +96,15 @@ class Jobs:
         self.encrypted = encrypted
         self.cwd = cwd
         self.lost = lost
-        self.known: dict[str, JobProcess] = {}
+        self.known: dict[str, JobProcess | _SchedulerJob] = {}
         folder = board.folder
         self.request = replace(backend.request, log=f"{folder}/job", folder=folder)
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._numbers = 0
+        self._scheduler: Prepared | None = None
+        self._scheduler_host: CarriedHost | None = None
 
     @classmethod
     async def open(cls, *, backend: Batch, first: Prepared, launch: Launch, **rest: Any) -> Jobs:
@@ -151,6 +153,58 @@ class Jobs:
             raise
         return jobs
 
+    async def scheduler_place(self) -> Place:
+        """Ask for a job for the scheduler, and return its node once it has called and has the environment.
+
+        Raises
+        ------
+        JobFailed
+            It ended first, or will never start.
+        """
+        backend = self.backend
+        request = replace(
+            self.request,
+            name=self.launch.cluster,
+            cores=backend.scheduler_cores,
+            memory=backend.scheduler_memory or self.request.memory,
+            gpus=None,
+            gres="",
+        )
+        body = self.board.body(backend.system.variables.identity)
+        self.launch.hooks.step("cluster", "waiting for the scheduler's job")
+        (id_,) = await self.driver.submit(request, body)
+        job = self.known[id_] = _SchedulerJob(self, id_)
+        self._begin_to_watch()
+        call = asyncio.ensure_future(self.board.answer(id_))
+        end = asyncio.ensure_future(job.ended.wait())
+        try:
+            await asyncio.wait({call, end}, return_when=asyncio.FIRST_COMPLETED)
+            if not call.done():
+                raise JobFailed(
+                    f"the scheduler's job is of no use: {await self.why(id_)}",
+                    where=self.first.session.host.name,
+                    hint="Ask for less, or for another queue; or run the scheduler elsewhere (scheduler=).",
+                )
+            self._scheduler_host = call.result()
+            self._scheduler = await self.prepare(self._scheduler_host, id_)
+            return Place.of(self._scheduler)
+        finally:
+            call.cancel()
+            end.cancel()
+
+    async def prepare(self, host: CarriedHost, id_: str) -> Prepared:
+        """Make the environment on a job's node; where the cache is shared it is there already."""
+        host.name = f"{host.hello['host']} ({id_})"
+        [prepared] = await prepare(
+            [host],
+            lock=self.first.lock,
+            cache=self.first.session.cache,
+            grace=self.backend.grace,
+            hooks=_Quiet(self.launch.hooks),
+            cwd=self.cwd,
+        )
+        return prepared
+
     def next_name(self) -> str:
         """Return a name for a job that no other had."""
         self._numbers += 1
@@ -193,6 +247,9 @@ class Jobs:
             for (process, future), job in zip(asked, ids, strict=True):
                 self.known[job] = process
                 future.set_result(job)
+        self._begin_to_watch()
+
+    def _begin_to_watch(self) -> None:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.ensure_future(self._watch())
 
@@ -253,6 +310,19 @@ class Jobs:
             await self.driver.poll()
             await asyncio.sleep(0.5)
 
+    def row(self, id_: str, name: str, workers: int) -> Row:
+        """Return one job as people want to see it."""
+        job = self.job(id_)
+        return Row(
+            name=name,
+            id=id_,
+            state=job.state,
+            reason=job.reason,
+            node=", ".join(job.nodes),
+            left=job.walltime_left,
+            workers=workers,
+        )
+
     def rows(self) -> tuple[Row, ...]:
         """Return every job as people want to see it."""
         return tuple(process.row() for process in self.known.values())
@@ -263,11 +333,32 @@ class Jobs:
             self._submitting.cancel()
         if self._watching is not None:
             self._watching.cancel()
+        await _let_go(self._scheduler, self._scheduler_host)
         try:
             await self.driver.close()
         except EnvsyncError as error:
             self.launch.hooks.warning(error.where or "cluster", f"{error.message}: they end by themselves")
         await self.board.close()
+
+
+class _SchedulerJob:
+    """The job that the scheduler runs in."""
+
+    name = "scheduler"
+
+    def __init__(self, jobs: Jobs, id_: str) -> None:
+        self.jobs = jobs
+        self.id = id_
+        self.ended = asyncio.Event()
+
+    def heard(self, job: Job) -> None:
+        """Hear from the batch system how it stands."""
+        if job.ended or self.jobs.backend.system.never(job):
+            self.ended.set()
+
+    def row(self) -> Row:
+        """Return it for people."""
+        return self.jobs.row(self.id, self.name, 0)
 
 
 class JobProcess(ProcessInterface):  # type: ignore[misc]
@@ -320,16 +411,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
 
     def row(self) -> Row:
         """Return it for people."""
-        job = self.jobs.job(self.id)
-        return Row(
-            name=self.name,
-            id=self.id,
-            state=job.state,
-            reason=job.reason,
-            node=", ".join(job.nodes),
-            left=job.walltime_left,
-            workers=sum(worker.status == Status.running for worker in self.workers),
-        )
+        running = sum(worker.status == Status.running for worker in self.workers)
+        return self.jobs.row(self.id, self.name, running)
 
     async def close(self) -> None:
         """End it, its workers first; silent if it has ended."""
@@ -381,17 +464,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         """Wait for its call, make the environment there, start its workers; return what tells of its loss."""
         jobs, lost = self.jobs, asyncio.Event()
         host = await jobs.board.answer(self.id, noticed=self._noticed, lost=lambda _: lost.set())
-        host.name = f"{host.hello['host']} ({self.id})"
         self._host = host
-        first = jobs.first
-        [prepared] = await prepare(
-            [host],
-            lock=first.lock,
-            cache=first.session.cache,
-            grace=jobs.backend.grace,
-            hooks=_Quiet(jobs.launch.hooks),
-            cwd=jobs.cwd,
-        )
+        prepared = await jobs.prepare(host, self.id)
         self._prepared = prepared
         place = Place.of(prepared)
         self.workers = [
@@ -445,11 +519,16 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     async def _leave(self) -> None:
         prepared, self._prepared = self._prepared, None
         host, self._host = self._host, None
-        with contextlib.suppress(EnvsyncError, OSError):
-            if prepared is not None:
-                await prepared.session.close()
-            if host is not None:
-                await host.close()
+        await _let_go(prepared, host)
+
+
+async def _let_go(prepared: Prepared | None, host: CarriedHost | None) -> None:
+    """Let go of a job's node, which ends the job; silent if it is gone."""
+    with contextlib.suppress(EnvsyncError, OSError):
+        if prepared is not None:
+            await prepared.session.close()
+        if host is not None:
+            await host.close()
 
 
 def _differences(error: EnvsyncError) -> str:

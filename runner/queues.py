@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LSF", "OAR", "PBS", "SGE", "Batch", "HTCondor", "Slurm", "Torque"]
 
-Where = Literal["client", "login"]
+Where = Literal["client", "login", "job"]
 
 
 class Batch(Backend):
@@ -39,8 +39,13 @@ class Batch(Backend):
         One for each GPU if not given; without GPUs one.
     via : SSH or str, optional
         The login host; the machine that this runs on if not given.
-    scheduler : {"client", "login"}, optional
-        Where the scheduler runs: here, or on the login host. By default here where this is the login host.
+    scheduler : {"client", "login", "job"}, optional
+        Where the scheduler runs: here, on the login host, or in a job of its own. By default here where this
+        is the login host, else in a job: login hosts end what runs long.
+    scheduler_cores : int
+        Of the scheduler's own job.
+    scheduler_memory : str or int, optional
+        Of the scheduler's own job; `memory` if not given.
     extra : sequence of str
         Further options of the submission, as one would write them behind the command.
     prologue : sequence of str
@@ -81,6 +86,8 @@ class Batch(Backend):
         workers_per_job: int | None = None,
         via: SSH | str | None = None,
         scheduler: Where | None = None,
+        scheduler_cores: int = 1,
+        scheduler_memory: str | int | None = None,
         extra: Sequence[str] = (),
         prologue: Sequence[str] = (),
         interface: str | None = None,
@@ -92,13 +99,15 @@ class Batch(Backend):
     ) -> None:
         if system not in SYSTEMS:
             raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
-        if scheduler not in (None, "client", "login"):
-            raise ValueError(f"scheduler must be 'client' or 'login', not {scheduler!r}")
+        if scheduler not in (None, "client", "login", "job"):
+            raise ValueError(f"scheduler must be 'client', 'login' or 'job', not {scheduler!r}")
         if workers_per_job is not None and workers_per_job < 1:
             raise ValueError(f"workers_per_job must be at least 1, not {workers_per_job}")
         self.system: BatchSystem = SYSTEMS[system]()
         self.via = SSH([via]) if isinstance(via, str) else via
-        self.scheduler: Where = scheduler or ("login" if self.via else "client")
+        self.scheduler: Where = scheduler or ("job" if self.via else "client")
+        self.scheduler_cores = scheduler_cores
+        self.scheduler_memory = None if scheduler_memory is None else int(parse_bytes(scheduler_memory))
         self.request = JobRequest(
             name="envsync",
             log="",
@@ -127,9 +136,9 @@ class Batch(Backend):
         return f"{type(self).__name__}({self.system.name}{f', via={self.via}' if self.via else ''})"
 
     def hosts(self) -> list[Host]:
-        """Return the scheduler's host, then the login host if that is another."""
+        """Return the scheduler's host if that is this machine, then the login host if that is another."""
         login = (self.via or Local()).hosts()[:1]
-        return login if self.via is None or self.scheduler == "login" else [*Local().hosts(), *login]
+        return [*Local().hosts(), *login] if self.via is not None and self.scheduler == "client" else login
 
     @property
     def workers_on_first(self) -> bool:
@@ -194,7 +203,10 @@ def seconds(time: Any) -> float:
         if len(parts) == 2:
             parts = [*parts, 0] if days else [0, *parts]
         return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
-    return float(parse_timedelta(time))
+    try:
+        return float(parse_timedelta(time))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"time={time!r} is none: write 04:00:00, or 2 h") from error
 
 
 def gpus_of(gres: str) -> int:

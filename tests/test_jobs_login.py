@@ -19,7 +19,7 @@ from envsync import SyncedCluster
 import envsync.runner as runner
 
 name, user, config = sys.argv[1:]
-asked = {"memory": "500 MB"} if name == "HTCondor" else {}
+asked = {"memory": "500 MB"} if name == "HTCondor" else {"scheduler": "login"} if name == "OAR" else {}
 backend = getattr(runner, name)(
     time="10:00", cores=1, poll=1, via=runner.SSH([f"{user}@head"], config=(config,)), **asked
 )
@@ -37,10 +37,12 @@ with SyncedCluster(backend, n_workers=2) as cluster:
     assert cluster.verify(on_mismatch="ignore").ok
     assert sum(client.gather(client.map(abs, range(100)))) == 4950
     assert cluster.dashboard_link.startswith("http://127.0.0.1:")  # through the login host
-    assert [(row.state, row.workers) for row in cluster.jobs] == [("running", 1)] * 2
+    rows = [row for row in cluster.jobs if row.name != "scheduler"]
+    assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 2
+    assert len(cluster.jobs) == (2 if name == "OAR" else 3)  # the scheduler's, where it has one
     cluster.scale(1)
     end = time.monotonic() + 30
-    while [row.state for row in cluster.jobs].count("running") > 1:
+    while [row.state for row in cluster.jobs if row.name != "scheduler"].count("running") > 1:
         assert time.monotonic() < end, cluster.jobs
         time.sleep(0.2)
 """

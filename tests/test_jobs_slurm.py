@@ -196,3 +196,19 @@ def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: 
         process.wait(30)
         process.stdout.close()
     assert nothing_left(slurm, 40)
+
+
+def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        "import socket\n"
+        "from distributed import Client\n"
+        "with Client() as client:\n"
+        "    client.wait_for_workers(2, timeout=60)\n"
+        "    print(sorted(set(client.run(socket.gethostname).values())))\n"
+    )
+    asked = ("--on", "slurm", "--partition", "debug", "--cores", "1", "--memory", "400MB", "--time", "10:00")
+    python = str(place.ours / "bin" / "python")
+    done = place.envsync(tmp_path, "run", *asked, "-n", "2", "--", python, "script.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "['node1', 'node2']\n"
+    assert nothing_left(slurm)

@@ -19,9 +19,12 @@ from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
+from envsync.cli.queue import SYSTEMS, batch_of, queue_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from envsync.runner.backends import Backend
 
 __all__ = ["command", "run_forwarding"]
 
@@ -37,10 +40,10 @@ _NOT_EXECUTABLE = 126
 @click.option(
     "--on",
     "backend",
-    type=click.Choice(["local", "ssh"]),
+    type=click.Choice(["local", "ssh", *SYSTEMS]),
     default="local",
     show_default=True,
-    help="Where the cluster runs: on this machine, or on the SSH hosts that --hosts names.",
+    help="Where the cluster runs: this machine, the SSH hosts that --hosts names, or jobs of a batch system.",
 )
 @click.option(
     "--hosts",
@@ -53,7 +56,7 @@ _NOT_EXECUTABLE = 126
     "--n-workers",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Workers in all; by default as many as fit.",
+    help="Workers in all; by default as many as fit, and with a batch system one job's.",
 )
 @click.option("--threads-per-worker", metavar="N", type=click.IntRange(min=1), help="Threads of each worker.")
 @click.option(
@@ -97,6 +100,7 @@ _NOT_EXECUTABLE = 126
     show_default=True,
     help="A process whose environment is not the wanted one: never let it run a task, or only warn of it.",
 )
+@queue_options
 @cache_option
 @click.argument("arguments", metavar="[--] COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
@@ -112,6 +116,7 @@ def command(
     on_mismatch: str,
     cache: str | None,
     arguments: tuple[str, ...],
+    **asked: Any,
 ) -> None:
     """Run COMMAND here, with a cluster in this environment for as long as it runs.
 
@@ -121,9 +126,14 @@ def command(
     names = [name.strip() for name in (hosts or "").split(",") if name.strip()]
     if backend == "ssh" and not names:
         raise click.UsageError("--on ssh needs --hosts")
-    if backend == "local" and names:
+    if backend != "ssh" and names:
         raise click.UsageError("--hosts needs --on ssh")
     demand_hosts(names, "--hosts")
+    batch = batch_of(backend, cache, asked)
+    if batch is not None:
+        n_workers = n_workers or batch.workers_per_job
+        if image is not None:
+            raise click.UsageError("--env image:NAME is not for batch systems yet")
     if image is not None and not image.startswith("image:"):
         raise click.UsageError(f"--env takes image:NAME, not {image}")
     if image is not None and lock_file is not None:
@@ -154,7 +164,9 @@ def command(
             if not current().verbose:  # that it closed without starting up: our error says it, and why
                 logging.getLogger("distributed.deploy.spec").setLevel(logging.ERROR)
             stack.enter_context(terminated_as_interrupted())
-            place = SSH(names, cache=cache) if backend == "ssh" else Local(cache=cache) if cache else None
+            place: Backend | None = batch
+            if batch is None:
+                place = SSH(names, cache=cache) if backend == "ssh" else Local(cache=cache) if cache else None
             cluster = stack.enter_context(SyncedCluster(place, hooks=hooks, **keywords))
             environment = stack.enter_context(client_environment(cluster.scheduler_address, cluster.security))
         if not current().quiet and not current().json:
