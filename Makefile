@@ -5,8 +5,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = envsync runner plugins tests examples benchmarks
 READY = $(BIN)/.ready
-# a file's tests stay together: they share what is slow to make
-PARALLEL ?= -n logical --dist loadfile
+# a file's tests stay together, as they share what is slow to make; one more than there are cores, as many wait
+PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
+PARALLEL ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
 
