@@ -56,6 +56,7 @@ def edit(client: Client, rounds: int) -> Times:
             times["ours"].append(ours)
             times["upload_file"].append(theirs)
     plugin.unregister()
+    os.unlink("mine.py")
     return times
 
 
@@ -77,6 +78,8 @@ def restart(client: Client, rounds: int) -> Times:
             client.upload_file(path)
 
         times["restart"].append(_timed(client, "theirs", value, act))
+    os.unlink("mine.py")
+    os.unlink("theirs.py")
     return times
 
 
@@ -121,6 +124,7 @@ def file(client: Client, _: int) -> Times:
 
 def main(what: str, address: str, workers: int, rounds: int) -> None:
     """Do one of the things above and print its times."""
+    sys.path.insert(0, str(Path.cwd()))  # as in a notebook, where the folder's code is one's own
     with Client(address) as client:
         client.wait_for_workers(workers, timeout=120)
         print(json.dumps(globals()[what](client, rounds)))
