@@ -34,7 +34,7 @@ from envsync.runner.shipment import (
     upload,
 )
 from envsync.runner.telling import tell_edited, tell_left_out
-from envsync.runner.verification import Checked, Verification, warn
+from envsync.runner.verification import Checked, Verification, in_words, warn
 from envsync.runner.verifying import ask_all, verify
 from envsync.shadowing import refuse_shadowing, shadowing, with_trees
 
@@ -372,13 +372,9 @@ class SyncEnvironment:
         said = event[1] if isinstance(event, tuple) else event
         if not isinstance(said, dict) or said.get("action") not in ("refused", "admitted-different"):
             return
-        found = [one for one in said.get("differences", ()) if one["severity"] in (FATAL, ERROR)]
-        few = len(found) if self.hooks.verbose else 3
-        parts = [
-            f"{one['subject']} {one['right'] or 'missing'}, not {one['left'] or 'there'}"
-            for one in found[:few]
-        ]
-        parts += [f"and {len(found) - few} more"] if len(found) > few else []
+        told = map(Difference.from_dict, said.get("differences", ()))
+        found = [one for one in told if one.severity in (FATAL, ERROR)]
+        parts = in_words(found, few=0 if self.hooks.verbose else 3)
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")

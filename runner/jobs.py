@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
 from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
+from envsync.runner.verification import in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,10 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["JobFailed", "JobProcess", "Jobs", "Row"]
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
-_MARGIN = (
-    60.0,
-    0.05,
-)  # before a job's end its workers retire: seconds, and part of its time, whichever is more
+_MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
+_PART = 0.05  # of its time, if that is more; and over how much of that they do so, one after another
 _LOOK = 10.0  # seconds that the system has to say why a job ended
 _CLOSE = 20.0  # seconds that a job has to end when it is asked to
 
@@ -98,7 +98,8 @@ class Jobs:
         self.lost = lost
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
         folder = board.folder
-        self.request = replace(backend.request, log=f"{folder}/job", folder=folder)
+        self.request = replace(backend.request, name=launch.cluster, log=f"{folder}/job", folder=folder)
+        self.body = board.body(backend.system.variables.identity)  # what every job runs
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -164,15 +165,13 @@ class Jobs:
         backend = self.backend
         request = replace(
             self.request,
-            name=self.launch.cluster,
             cores=backend.scheduler_cores,
             memory=backend.scheduler_memory or self.request.memory,
             gpus=None,
             gres="",
         )
-        body = self.board.body(backend.system.variables.identity)
         self.launch.hooks.step("cluster", "waiting for the scheduler's job")
-        (id_,) = await self.driver.submit(request, body)
+        (id_,) = await self.driver.submit(request, self.body)
         job = self.known[id_] = _SchedulerJob(self, id_)
         self._begin_to_watch()
         call = asyncio.ensure_future(self.board.answer(id_))
@@ -232,10 +231,9 @@ class Jobs:
         await asyncio.sleep(_TOGETHER)
         while self._asked:
             asked, self._asked = self._asked, []
-            request = replace(self.request, name=self.launch.cluster, count=len(asked))
+            request = replace(self.request, count=len(asked))
             try:
-                identity = self.backend.system.variables.identity
-                ids = await self.driver.submit(request, self.board.body(identity))
+                ids = await self.driver.submit(request, self.body)
             except EnvsyncError as error:
                 for _, future in asked:
                     future.set_exception(error)
@@ -271,8 +269,6 @@ class Jobs:
 
     async def log_tail(self, id_: str, lines: int = 15) -> list[str]:
         """Return the last lines of what a job printed."""
-        import shlex
-
         path = self.backend.system.log(self.request, id_)
         with contextlib.suppress(EnvsyncError):
             done = await self.first.session.host.run(
@@ -422,8 +418,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait({self._life})
-        await asyncio.gather(*(worker.close() for worker in self.workers), return_exceptions=True)
-        await self._leave()
+        await self._drop_workers()
         if self.id and not self.jobs.job(self.id).ended:
             with contextlib.suppress(EnvsyncError):
                 await asyncio.wait_for(self.jobs.driver.cancel([self.id]), _CLOSE)
@@ -432,6 +427,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     async def _live(self) -> None:
         """From the queue to workers, and again if the job is run again; until it has ended."""
         ended = asyncio.ensure_future(self._ended.wait())
+        up: asyncio.Task[asyncio.Event] | None = None
         try:
             while not ended.done():
                 up = asyncio.ensure_future(self._come_up())
@@ -440,18 +436,21 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                     up.cancel()
                     await asyncio.wait({up})
                     break
-                lost = up.result()
-                await asyncio.wait(
-                    {asyncio.ensure_future(lost.wait()), ended}, return_when=asyncio.FIRST_COMPLETED
-                )
+                lost = asyncio.ensure_future(up.result().wait())
+                await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
+                lost.cancel()
                 await self._drop_workers()
             why = await self.jobs.why(self.id)
         except EnvsyncError as error:
-            why = f"{error.where or self.id}: {error.message}{_differences(error)}"
+            found = in_words(getattr(error, "differences", ()))
+            words = f" ({'; '.join(found)})" if found else ""
+            why = f"{error.where or self.id}: {error.message}{words}"
             if isinstance(error, (HostError, AgentError, ProcessDied)):  # it may be that the job was ended
                 why = f"{why}; {await self.jobs.why(self.id)}"
         finally:
             ended.cancel()
+            if up is not None:
+                up.cancel()  # nothing comes up in a job that is closed
         if self.status == Status.running:
             self.status = Status.closed
             self._event_finished.set()
@@ -468,9 +467,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         prepared = await jobs.prepare(host, self.id)
         self._prepared = prepared
         place = Place.of(prepared)
-        self.workers = [
-            self._worker(place, number, spec) for number, spec in enumerate(self._layout(prepared))
-        ]
+        specs = zip(jobs.suffixes(), self._layout(prepared), strict=True)
+        self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
         await asyncio.gather(*(worker.start() for worker in self.workers))
         return lost
 
@@ -488,18 +486,18 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             memory_limit=self.jobs.options.memory_limit,
         )
 
-    def _worker(self, place: Place, number: int, spec: Any) -> WorkerProcess:
+    def _worker(self, place: Place, name: str, spec: Any) -> WorkerProcess:
         jobs = self.jobs
         config = jobs.options.worker(spec, encrypted=jobs.encrypted)
         walltime = jobs.request.walltime
         if walltime is not None and "lifetime" not in jobs.options.worker_kwargs:
-            life = max(walltime / 2, walltime - max(_MARGIN[0], _MARGIN[1] * walltime))
-            config["options"].update(lifetime=f"{life:.0f} s", lifetime_stagger=f"{0.05 * life:.0f} s")
+            life = max(walltime / 2, walltime - max(_MARGIN, _PART * walltime))
+            config["options"].update(lifetime=f"{life:.0f} s", lifetime_stagger=f"{_PART * life:.0f} s")
         return WorkerProcess(
             self.scheduler_address,
             launch=jobs.launch,
             place=place,
-            name=f"{self.name}{jobs.suffixes()[number]}",
+            name=name,
             config=config,
             nthreads=spec.nthreads,
             memory_limit=spec.memory_limit,
@@ -514,9 +512,6 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     async def _drop_workers(self) -> None:
         workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
-        await self._leave()
-
-    async def _leave(self) -> None:
         prepared, self._prepared = self._prepared, None
         host, self._host = self._host, None
         await _let_go(prepared, host)
@@ -529,12 +524,6 @@ async def _let_go(prepared: Prepared | None, host: CarriedHost | None) -> None:
             await prepared.session.close()
         if host is not None:
             await host.close()
-
-
-def _differences(error: EnvsyncError) -> str:
-    found = getattr(error, "differences", ())
-    texts = [f"{one.subject} {one.right or 'missing'}, not {one.left or 'there'}" for one in found[:3]]
-    return f" ({'; '.join(texts)}{f' and {len(found) - 3} more' if found[3:] else ''})" if texts else ""
 
 
 class _Quiet(Hooks):

@@ -14,15 +14,24 @@ from envsync.plugins.compare import ERROR, FATAL, RANK, Difference
 from envsync.runner.table import Row, rows, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from envsync.runner.table import Paint
 
-__all__ = ["Checked", "Verification", "warn"]
+__all__ = ["Checked", "Verification", "in_words", "warn"]
 
 _NOT_THEIRS = frozenset(
     ["asyncio", "concurrent", "distributed", "envsync", "functools", "threading", "tornado"]
 )
 
 _HEAD = ("", "", "wanted", "there", "where", "next step")
+
+
+def in_words(differences: Sequence[Difference], *, few: int = 3) -> list[str]:
+    """Return what differs, shortly, for one line: a few, and how many more there are; all if `few` is 0."""
+    shown = differences[: few or None]
+    parts = [f"{one.subject} {one.right or 'missing'}, not {one.left or 'there'}" for one in shown]
+    return parts + ([f"and {len(differences) - len(shown)} more"] if len(shown) < len(differences) else [])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

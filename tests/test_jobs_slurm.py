@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -125,6 +126,26 @@ def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
         yield made
 
 
+@contextlib.contextmanager
+def client_with_workers(place: Place, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a client that has its workers, and end it."""
+    (folder / "script.py").write_text(KILLED)
+    process = subprocess.Popen(
+        [place.ours / "bin/python", "script.py"],
+        cwd=folder,
+        env=place.environment,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+
+
 def nothing_left(slurm: Slurm, seconds: float = 20) -> bool:
     until = time.monotonic() + seconds
     while (slurm.jobs() or slurm.processes()) and time.monotonic() < until:
@@ -149,18 +170,8 @@ def test_what_slurm_would_never_run_is_an_error_before_it_is_submitted(
 
 
 def test_a_client_that_is_killed_leaves_no_job(slurm: Slurm, place: Place, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(KILLED)
-    process = subprocess.Popen(
-        [place.ours / "bin/python", "script.py"],
-        cwd=tmp_path,
-        env=place.environment,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"up\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    with client_with_workers(place, tmp_path) as process:
+        process.send_signal(signal.SIGKILL)
     assert nothing_left(slurm, 40)
 
 
@@ -172,16 +183,7 @@ def test_a_job_that_somebody_cancels_is_told_and_the_others_go_on(
 
 
 def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(KILLED)
-    process = subprocess.Popen(
-        [place.ours / "bin/python", "script.py"],
-        cwd=tmp_path,
-        env=place.environment,
-        stdout=subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == b"up\n"
+    with client_with_workers(place, tmp_path):
         (key,) = (place.folder / "cache" / "runs").glob("*/relay/key.pem")
         secret = "".join(key.read_text().splitlines()[1:-1])[:40]
         assert key.stat().st_mode & 0o777 == 0o600
@@ -191,10 +193,6 @@ def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: 
         assert "carry" in shown
         assert secret not in shown
         assert secret not in json.dumps([one.arguments for one in slurm.processes()])
-    finally:
-        process.terminate()
-        process.wait(30)
-        process.stdout.close()
     assert nothing_left(slurm, 40)
 
 

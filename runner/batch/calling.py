@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections import defaultdict
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import AgentError, ConnectError, EnvsyncError, ProcessDied
@@ -132,8 +133,6 @@ class Switchboard:
         identity : str
             What the shell makes the job's id of: `JobVariables.identity`.
         """
-        from shlex import quote
-
         settings = f"{self.folder}/{_CARRIER}"
         return f"""settings={quote(settings)}
 if [ ! -r "$settings" ]; then

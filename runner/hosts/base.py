@@ -30,6 +30,7 @@ __all__ = [
     "LineReader",
     "Tail",
     "command_failed",
+    "command_too_slow",
     "parse_host",
 ]
 
@@ -314,6 +315,16 @@ def command_failed(where: str, command: str, returncode: int, stderr: bytes) -> 
         hint="Run it there by hand to see more.",
         returncode=returncode,
         stderr=tail,
+    )
+
+
+def command_too_slow(where: str, command: str, timeout: float | None) -> CommandError:
+    """Return the error of a command that did not end in time."""
+    return CommandError(
+        f"`{command[:200]}` did not end within {timeout:g} s",
+        where=where,
+        hint="Allow it more time, or look at what it waits for.",
+        returncode=124,
     )
 
 

@@ -28,8 +28,17 @@ from envsync.agent.frames import (
     copy,
     room_of,
 )
-from envsync.errors import CommandError, ConnectError, EnvsyncError, HostError
-from envsync.runner.hosts.base import PATIENCE, Channel, Completed, Host, LineReader, Tail, command_failed
+from envsync.errors import ConnectError, EnvsyncError, HostError
+from envsync.runner.hosts.base import (
+    PATIENCE,
+    Channel,
+    Completed,
+    Host,
+    LineReader,
+    Tail,
+    command_failed,
+    command_too_slow,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -132,12 +141,7 @@ class CarriedHost(Host):
         try:
             done = await asyncio.wait_for(channel.communicate(input), timeout)
         except (TimeoutError, asyncio.TimeoutError):
-            raise CommandError(
-                f"`{command[:200]}` did not end within {timeout:g} s",
-                where=self.name,
-                hint="Allow it more time, or look at what it waits for.",
-                returncode=124,
-            ) from None
+            raise command_too_slow(self.name, command, timeout) from None
         finally:
             channel.end(_GRACE)
         if check and done.returncode != 0:
@@ -146,7 +150,9 @@ class CarriedHost(Host):
 
     async def start(self, command: str) -> Channel:
         """Start a command that goes on. See `Host.start`."""
-        return self._start(command, input=True)
+        channel = self._start(command, input=True)
+        channel.begin()
+        return channel
 
     async def forward(self, host: str, port: int) -> int:
         """Return a port of our loopback that reaches an address from there. See `Host.forward`."""
@@ -298,8 +304,6 @@ class _CarriedChannel(_Stream, Channel):
                 self._exit.set_result(int(json.loads(payload)["code"]))
         elif kind == DATA and pipe == ERRORS:
             self.errors.feed(payload[1:])
-            if self._drain is None:
-                self._drain = self.host._begin(self._pump())
         elif kind == EOF and pipe == ERRORS:
             self.errors.end()
         else:
@@ -313,9 +317,12 @@ class _CarriedChannel(_Stream, Channel):
                 ConnectError(f"the host was lost: {why}", where=self.host.name, hint="See how the job ended.")
             )
 
+    def begin(self) -> None:
+        """Keep the end of what it writes to its standard error."""
+        self._drain = self.host._begin(self._pump())
+
     async def communicate(self, data: bytes | AsyncIterable[bytes] | None) -> Completed:
-        """Feed it, and return all that it wrote."""
-        self._drain = self._drain or self.host._begin(_nothing())  # its errors are read here
+        """Feed it, and return all that it wrote; instead of `begin`."""
         gathered = await asyncio.gather(
             _all_of(self.output), _all_of(self.errors), asyncio.shield(self._exit), self._feed(data)
         )
@@ -357,7 +364,6 @@ class _CarriedChannel(_Stream, Channel):
 
     async def wait(self) -> int:
         code = await asyncio.shield(self._exit)
-        await asyncio.sleep(0)
         if self._drain is not None:
             await asyncio.wait({self._drain}, timeout=0.2)  # a child that goes on may hold the pipe
         return code
@@ -388,7 +394,3 @@ async def _all_of(receiver: Receiver) -> bytes:
     while data := await receiver.read():
         pieces.append(data)
     return b"".join(pieces)
-
-
-async def _nothing() -> None:
-    return

@@ -8,8 +8,17 @@ import os
 import signal
 from collections.abc import AsyncIterable
 
-from envsync.errors import CommandError, HostError
-from envsync.runner.hosts.base import PATIENCE, Channel, Completed, Host, LineReader, Tail, command_failed
+from envsync.errors import HostError
+from envsync.runner.hosts.base import (
+    PATIENCE,
+    Channel,
+    Completed,
+    Host,
+    LineReader,
+    Tail,
+    command_failed,
+    command_too_slow,
+)
 
 __all__ = ["Local"]
 
@@ -39,12 +48,7 @@ class Local(Host):
             done = await asyncio.wait_for(_communicate(process, input), timeout)
             ended = True
         except (TimeoutError, asyncio.TimeoutError):
-            raise CommandError(
-                f"`{command[:200]}` did not end within {timeout:g} s",
-                where=self.name,
-                hint="Allow it more time, or look at what it waits for.",
-                returncode=124,
-            ) from None
+            raise command_too_slow(self.name, command, timeout) from None
         finally:
             if not ended:
                 await asyncio.shield(_end(process))

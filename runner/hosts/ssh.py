@@ -12,8 +12,17 @@ from dataclasses import dataclass
 
 import asyncssh
 
-from envsync.errors import CommandError, ConnectError, HostError
-from envsync.runner.hosts.base import PATIENCE, Channel, Completed, Host, LineReader, Tail, command_failed
+from envsync.errors import ConnectError, HostError
+from envsync.runner.hosts.base import (
+    PATIENCE,
+    Channel,
+    Completed,
+    Host,
+    LineReader,
+    Tail,
+    command_failed,
+    command_too_slow,
+)
 from envsync.runner.hosts.connecting import connect
 from envsync.runner.hosts.options import Address, SSHOptions
 from envsync.runner.hosts.sessions import Session, Sessions
@@ -71,12 +80,7 @@ class SSHHost(Host):
         except (TimeoutError, asyncio.TimeoutError):
             if timeout is None:
                 raise
-            raise CommandError(
-                f"`{command[:200]}` did not end within {timeout:g} s",
-                where=self.name,
-                hint="Allow it more time, or look at what it waits for.",
-                returncode=124,
-            ) from None
+            raise command_too_slow(self.name, command, timeout) from None
         if check and done.returncode != 0:
             raise command_failed(self.name, command, done.returncode, done.stderr)
         return done
