@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
-    from envsync.runner.jobs import JobProcess, Jobs, Row
+    from envsync.runner.jobprocess import JobProcess
+    from envsync.runner.jobrows import Row
+    from envsync.runner.jobs import Jobs
     from envsync.runner.provision import Prepared
     from envsync.runner.verification import Verification
 
@@ -439,7 +441,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         return {name: self._spec(place, spec, name)}
 
     def _job_spec(self) -> dict[str, Any]:
-        from envsync.runner.jobs import JobProcess
+        from envsync.runner.jobprocess import JobProcess
 
         assert self.queue is not None
         return {"cls": JobProcess, "options": {"jobs": self.queue}, "group": self.queue.suffixes()}
