@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import datetime
 import logging
-import math
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import dask.config
@@ -17,6 +17,7 @@ from distributed.utils import NoOpAwaitable, format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
+from envsync.runner.groups import counts
 from envsync.runner.locking import read_lock
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
@@ -30,13 +31,14 @@ from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from distributed.security import Security
 
     from envsync.hooks import Hooks
     from envsync.lock import Lock
+    from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobprocess import JobProcess
     from envsync.runner.jobrows import Row
@@ -61,9 +63,10 @@ class SyncedCluster(SpecCluster):  # type: ignore[misc]
         Where, such as ``SSH(["node1", "node2"])``; this machine if not given.
     name : str, optional
         What it is called.
-    n_workers : int, optional
+    n_workers : int or mapping, optional
         How many workers in all. By default as many as LocalCluster would start, on each host; on hosts with
-        GPUs one per GPU.
+        GPUs one per GPU. On a batch system none by default; where there are groups of jobs, a number is of
+        the first, and ``{"cpu": 10, "gpu": 2}`` of each.
     threads_per_worker : int, optional
         Threads of each worker.
     memory_limit : str, float, int or None
@@ -128,7 +131,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         backend: Backend | None = None,
         *,
         name: str | None = None,
-        n_workers: int | None = None,
+        n_workers: int | Mapping[str, int] | None = None,
         threads_per_worker: int | None = None,
         memory_limit: str | float | None = "auto",
         security: bool | Security | None = None,
@@ -168,6 +171,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.image, env = env, None
         elif engine is not None:
             raise TypeError("engine= is for images: env='image:...'")
+        self.n_workers = n_workers
+        if isinstance(self.backend, Batch):
+            counts(self.backend.groups, n_workers)
+            n_workers = None
+        elif isinstance(n_workers, Mapping):
+            raise TypeError("groups of workers are a batch system's: n_workers= is a number")
         self.options = Options(
             local=self.backend.local,
             n_workers=n_workers,
@@ -203,6 +212,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self._hosts: list[Host] = []
         self.launch: Launch | None = None
         self.queue: Jobs | None = None
+        self.fleet: Fleet | None = None
         self._dashboard: tuple[str, int] | None = None
         self._starting = asyncio.Lock()
         self._provisioning: asyncio.Task[None] | None = None
@@ -293,6 +303,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             terminate=self._terminate,
         )
         if isinstance(self.backend, Batch):
+            from envsync.runner.fleet import Fleet
             from envsync.runner.jobs import Jobs
 
             self.queue = await Jobs.open(
@@ -321,13 +332,13 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             },
         }
         if self.queue is not None:
-            self.new_spec = self._job_spec()
-            initial = math.ceil((self.options.n_workers or 0) / len(self.queue.suffixes()))
-        else:
-            assert self.seats is not None
-            self.new_spec = self._spec(*self.seats.form())
-            initial = self.seats.initial
-        for _ in range(initial):
+            self.fleet = Fleet(self.queue, self.worker_spec, self.workers)
+            self.new_spec = self.fleet.spec(self.queue.backend.group)
+            self.fleet.have(self.fleet.wanted(self.n_workers))
+            return
+        assert self.seats is not None
+        self.new_spec = self._spec(*self.seats.form())
+        for _ in range(self.seats.initial):
             self.worker_spec.update(self.new_worker_spec())
 
     async def _correct_state_internal(self) -> None:
@@ -434,39 +445,41 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
         """Return the name and the specification of the next worker, on the host with most room; of a job."""
-        if self.queue is not None:
-            return {self.queue.next_name(): self._job_spec()}
+        if self.fleet is not None:
+            return self.fleet.new(self.fleet.jobs.backend.group)
         assert self.seats is not None
         name, place, spec = self.seats.take(self.worker_spec)
         return {name: self._spec(place, spec, name)}
 
-    def _job_spec(self) -> dict[str, Any]:
-        from envsync.runner.jobprocess import JobProcess
-
-        assert self.queue is not None
-        return {"cls": JobProcess, "options": {"jobs": self.queue}, "group": self.queue.suffixes()}
-
-    def scale(self, n: int = 0, memory: Any = None, cores: Any = None) -> Any:
-        """Have so many workers; on a batch system so many jobs as that takes, and what waits goes first.
+    def scale(
+        self,
+        n: int | Mapping[str, int] | None = None,
+        memory: Any = None,
+        cores: Any = None,
+        *,
+        jobs: int | Mapping[str, int] | None = None,
+    ) -> Any:
+        """Have so many workers; on a batch system as many jobs as that takes, and what waits goes first.
 
         Parameters
         ----------
-        n : int
-            How many.
+        n : int or mapping
+            How many. Where there are groups of jobs, a number is of the first, ``{"gpu": 4}`` of those that
+            are named; the others stay as they are.
         memory, cores
-            As for SpecCluster.
+            As for SpecCluster: of all together.
+        jobs : int or mapping, optional
+            On a batch system: how many jobs, whatever the number of workers in each.
         """
-        if self.queue is None:
-            return super().scale(n, memory=memory, cores=cores)
-        if memory is not None or cores is not None:
-            raise TypeError("say how many workers: what each job has of cores and memory is the backend's")
-        wanted = math.ceil(n / len(self.queue.suffixes()))
-        waiting = [name for name, job in self.workers.items() if not job.workers]
-        running = [name for name in self.worker_spec if name not in waiting]
-        for name in [*reversed(waiting), *reversed(running)][: max(0, len(self.worker_spec) - wanted)]:
-            del self.worker_spec[name]
-        while len(self.worker_spec) < wanted:
-            self.worker_spec.update(self.new_worker_spec())
+        if self.fleet is None:
+            if jobs is not None or isinstance(n, Mapping):
+                raise TypeError("jobs and groups of them are a batch system's: say how many workers")
+            return super().scale(n or 0, memory=memory, cores=cores)
+        if self.status in (Status.closing, Status.closed):
+            self.fleet.have(dict.fromkeys(self.fleet.groups, 0))
+        else:
+            none = (n, memory, cores, jobs) == (None,) * 4
+            self.fleet.have(self.fleet.wanted(0 if none else n, memory=memory, cores=cores, jobs=jobs))
         self.loop.add_callback(self._correct_state)
         return None if not self.asynchronous else NoOpAwaitable()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envsync.runner.batch import Job
+    from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobrows import Row
     from envsync.runner.jobs import Jobs
@@ -43,14 +44,17 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         The scheduler's address as nodes reach it.
     jobs : Jobs
         What it shares with the others.
+    group : Group
+        What it asks for.
     name : str
         Its workers are called by it.
     """
 
-    def __init__(self, scheduler: str, *, jobs: Jobs, name: str) -> None:
+    def __init__(self, scheduler: str, *, jobs: Jobs, group: Group, name: str) -> None:
         super().__init__()
         self.scheduler_address = scheduler
         self.jobs = jobs
+        self.group = group
         self.name = name
         self.id = ""
         self.workers: list[WorkerProcess] = []
@@ -68,6 +72,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             self.status = Status.failed
             raise
         await super().start()
+        if not self.id:  # nobody wants it any more
+            return
         self._life = asyncio.ensure_future(self._live())
 
     def heard(self, job: Job) -> None:
@@ -142,7 +148,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         prepared = await jobs.prepare(host, self.id)
         self._prepared = prepared
         place = Place.of(prepared)
-        specs = zip(jobs.suffixes(), self._layout(prepared), strict=True)
+        specs = zip(self.group.suffixes, self._layout(prepared), strict=True)
         self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
         await asyncio.gather(*(worker.start() for worker in self.workers))
         return lost
@@ -150,13 +156,13 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     def _layout(self, prepared: Prepared) -> Sequence[Any]:
         """Lay out what the job was given of its node."""
         facts = dict(prepared.session.facts)
-        request = self.jobs.request
+        request = self.group.request
         for key, asked in (("cores", request.cores), ("memory", request.memory)):
             if asked:
                 facts[key] = min(int(facts.get(key) or asked), asked)
         return layout(
             facts,
-            n_workers=self.jobs.backend.workers_per_job,
+            n_workers=self.group.workers_per_job,
             threads_per_worker=self.jobs.options.threads_per_worker,
             memory_limit=self.jobs.options.memory_limit,
         )
@@ -164,7 +170,11 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     def _worker(self, place: Place, name: str, spec: Any) -> WorkerProcess:
         jobs = self.jobs
         config = jobs.options.worker(spec, encrypted=jobs.encrypted)
-        walltime = jobs.request.walltime
+        offered = dict(self.group.resources)
+        if self.group.resource:
+            offered[self.group.resource] = spec.nthreads  # whoever asks for one has a thread
+        config["options"]["resources"] = {**offered, **(config["options"]["resources"] or {})} or None
+        walltime = self.group.request.walltime
         if walltime is not None and "lifetime" not in jobs.options.worker_kwargs:
             life = max(walltime / 2, walltime - max(_MARGIN, _PART * walltime))
             config["options"].update(lifetime=f"{life:.0f} s", lifetime_stagger=f"{_PART * life:.0f} s")

@@ -18,8 +18,10 @@ from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
+    from envsync.runner.batch import JobRequest
+    from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobprocess import JobProcess
     from envsync.runner.options import Options
@@ -63,9 +65,9 @@ class Jobs:
         self.cwd = cwd
         self.lost = lost
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
-        folder = board.folder
-        self.request = replace(backend.request, name=launch.cluster, log=f"{folder}/job", folder=folder)
+        self.requests: dict[str, JobRequest] = {}  # what each job asked for
         self.body = board.body(backend.system.variables.identity)  # what every job runs
+        self._submissions = 0
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -114,7 +116,8 @@ class Jobs:
         )
         jobs = cls(backend=backend, driver=driver, board=board, first=first, launch=launch, **rest)
         try:
-            await driver.check(jobs.request)
+            for group in backend.groups.values():
+                await driver.check(jobs.request(group))
         except BaseException:
             await board.close()
             raise
@@ -130,14 +133,15 @@ class Jobs:
         """
         backend = self.backend
         request = replace(
-            self.request,
+            self.request(backend.group),
             cores=backend.scheduler_cores,
-            memory=backend.scheduler_memory or self.request.memory,
+            memory=backend.scheduler_memory or backend.group.request.memory,
             gpus=None,
             gres="",
         )
         self.launch.hooks.step("cluster", "waiting for the scheduler's job")
         (id_,) = await self.driver.submit(request, self.body)
+        self.requests[id_] = request
         job = self.known[id_] = _SchedulerJob(self, id_)
         self._begin_to_watch()
         call = asyncio.ensure_future(self.board.answer(id_))
@@ -170,17 +174,20 @@ class Jobs:
         )
         return prepared
 
-    def next_name(self) -> str:
+    def request(self, group: Group) -> JobRequest:
+        """Return what to submit for jobs of a group; each submission has logs of its own."""
+        self._submissions += 1
+        folder = self.board.folder
+        log = f"{folder}/{group.label}-{self._submissions}"
+        return replace(group.request, name=self.launch.cluster, log=log, folder=folder)
+
+    def next_name(self, group: Group) -> str:
         """Return a name for a job that no other had."""
         self._numbers += 1
-        return f"job-{self._numbers}"
-
-    def suffixes(self) -> list[str]:
-        """Return what the names of a job's workers have behind it."""
-        return [f"-{number}" for number in range(self.backend.workers_per_job)]
+        return f"{group.label}-{self._numbers}"
 
     async def submit(self, process: JobProcess) -> str:
-        """Submit a job; those that are asked for at the same time are one array. Return its id.
+        """Submit a job; those of a group that are asked for together are one array. Return its id.
 
         Raises
         ------
@@ -193,24 +200,39 @@ class Jobs:
             self._submitting = asyncio.ensure_future(self._submit_all())
         return await future
 
+    def withdraw(self, names: Collection[str]) -> None:
+        """Submit these no more, if they have not been yet; they have no id then."""
+        names = set(names)
+        gone = [future for process, future in self._asked if process.name in names]
+        self._asked = [each for each in self._asked if each[0].name not in names]
+        for future in gone:
+            if not future.done():
+                future.set_result("")
+
     async def _submit_all(self) -> None:
         await asyncio.sleep(_TOGETHER)
         while self._asked:
-            asked, self._asked = self._asked, []
-            request = replace(self.request, count=len(asked))
+            group = self._asked[0][0].group
+            asked = [each for each in self._asked if each[0].group is group]
+            self._asked = [each for each in self._asked if each[0].group is not group]
+            request = replace(self.request(group), count=len(asked))
             try:
                 ids = await self.driver.submit(request, self.body)
             except EnvsyncError as error:
                 for _, future in asked:
-                    future.set_exception(error)
+                    if not future.done():
+                        future.set_exception(error)
                 continue
             many = f"{len(ids)} jobs" if len(ids) > 1 else "a job"
+            of = f" of group {group.name}" if group.name else ""
             self.launch.hooks.note(
-                "cluster", f"submitted {many}: {ids[0]}{f' to {ids[-1]}' if ids[1:] else ''}"
+                "cluster", f"submitted {many}{of}: {ids[0]}{f' to {ids[-1]}' if ids[1:] else ''}"
             )
             for (process, future), job in zip(asked, ids, strict=True):
                 self.known[job] = process
-                future.set_result(job)
+                self.requests[job] = request
+                if not future.done():
+                    future.set_result(job)
         self._begin_to_watch()
 
     def _begin_to_watch(self) -> None:
@@ -235,7 +257,7 @@ class Jobs:
 
     async def log_tail(self, id_: str, lines: int = 15) -> list[str]:
         """Return the last lines of what a job printed."""
-        path = self.backend.system.log(self.request, id_)
+        path = self.backend.system.log(self.requests[id_], id_)
         with contextlib.suppress(EnvsyncError):
             done = await self.first.session.host.run(
                 f"tail -n {lines} {shlex.quote(path)}", check=False, timeout=10

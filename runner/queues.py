@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_bytes
 
 from envsync.runner.backends import GRACE, SSH, Backend, Local
-from envsync.runner.batch import SYSTEMS, BatchSystem, JobRequest
+from envsync.runner.batch import SYSTEMS, BatchSystem
+from envsync.runner.groups import groups_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from envsync.runner.hosts.base import Host
 
@@ -37,6 +37,11 @@ class Batch(Backend):
         Of each job, such as ``"16 GB"``.
     workers_per_job : int, optional
         One for each GPU if not given; without GPUs one.
+    resources : mapping, optional
+        What each worker offers to tasks, besides ``GPU``, such as ``{"licence": 1}``.
+    groups : mapping, optional
+        Several kinds of jobs in one cluster: by the name of each, what it asks for instead of the above,
+        such as ``{"cpu": {}, "gpu": {"queue": "gpu", "gpus": 1}}``. The first is the default one.
     via : SSH or str, optional
         The login host; the machine that this runs on if not given.
     scheduler : {"client", "login", "job"}, optional
@@ -68,7 +73,11 @@ class Batch(Backend):
     ------
     ValueError
         A number or a name makes no sense.
+    TypeError
+        A group asks for what there is not.
     """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -84,6 +93,8 @@ class Batch(Backend):
         memory: str | int | None = None,
         gpus: int | None = None,
         workers_per_job: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        groups: Mapping[str, Mapping[str, Any]] | None = None,
         via: SSH | str | None = None,
         scheduler: Where | None = None,
         scheduler_cores: int = 1,
@@ -101,30 +112,29 @@ class Batch(Backend):
             raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
         if scheduler not in (None, "client", "login", "job"):
             raise ValueError(f"scheduler must be 'client', 'login' or 'job', not {scheduler!r}")
-        if workers_per_job is not None and workers_per_job < 1:
-            raise ValueError(f"workers_per_job must be at least 1, not {workers_per_job}")
         self.system: BatchSystem = SYSTEMS[system]()
         self.via = SSH([via]) if isinstance(via, str) else via
         self.scheduler: Where = scheduler or ("job" if self.via else "client")
         self.scheduler_cores = scheduler_cores
         self.scheduler_memory = None if scheduler_memory is None else int(parse_bytes(scheduler_memory))
-        self.request = JobRequest(
-            name="envsync",
-            log="",
-            folder="",
-            walltime=None if time is None else seconds(time),
-            cores=cores,
-            memory=None if memory is None else int(parse_bytes(memory)),
-            gpus=gpus,
-            queue=queue,
-            account=account,
-            project=project,
-            constraint=constraint,
-            gres=gres,
-            extra=tuple(extra),
-            prologue=tuple(prologue),
-        )
-        self.workers_per_job = workers_per_job or gpus or gpus_of(gres) or 1
+        asked = {
+            "queue": queue,
+            "account": account,
+            "project": project,
+            "constraint": constraint,
+            "gres": gres,
+            "time": time,
+            "cores": cores,
+            "memory": memory,
+            "gpus": gpus,
+            "workers_per_job": workers_per_job,
+            "extra": extra,
+            "prologue": prologue,
+            "resources": resources,
+        }
+        self.groups = groups_of(asked, groups, self.aliases)
+        self.group = next(iter(self.groups.values()))
+        """The default one."""
         self.interface = interface
         self.cache = cache
         self.grace = grace
@@ -148,6 +158,8 @@ class Batch(Backend):
 
 class Slurm(Batch):
     """Jobs of Slurm; ``partition`` is its word for a queue. See `Batch`."""
+
+    aliases: ClassVar[Mapping[str, str]] = {"partition": "queue"}
 
     def __init__(self, *, partition: str = "", **rest: Any) -> None:
         super().__init__("slurm", queue=partition or rest.pop("queue", ""), **rest)
@@ -193,27 +205,3 @@ class OAR(Batch):
 
     def __init__(self, **rest: Any) -> None:
         super().__init__("oar", **rest)
-
-
-def seconds(time: Any) -> float:
-    """Return a walltime in seconds: of ``"1-12:00:00"``, ``"04:00:00"``, ``"30:00"`` (minutes), ``"2 h"``."""
-    if isinstance(time, str) and re.fullmatch(r"(?:\d+-)?\d+(?::\d+){1,2}", time.strip()):
-        days, _, clock = time.strip().rpartition("-")
-        parts = [int(part) for part in clock.split(":")]
-        if len(parts) == 2:
-            parts = [*parts, 0] if days else [0, *parts]
-        return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
-    try:
-        return float(parse_timedelta(time))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"time={time!r} is none: write 04:00:00, or 2 h") from error
-
-
-def gpus_of(gres: str) -> int:
-    """Return how many GPUs generic resources name: 2 of ``gpu:a100:2``."""
-    found = 0
-    for one in gres.split(","):
-        kind, *rest = one.split("(")[0].strip().removeprefix("gres/").split(":")
-        if kind == "gpu":
-            found += int(rest[-1]) if rest and rest[-1].isdigit() else 1
-    return found

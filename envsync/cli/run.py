@@ -131,7 +131,7 @@ def command(
     demand_hosts(names, "--hosts")
     batch = batch_of(backend, cache, asked)
     if batch is not None:
-        n_workers = n_workers or batch.workers_per_job
+        n_workers = n_workers or batch.group.workers_per_job
         if image is not None:
             raise click.UsageError("--env image:NAME is not for batch systems yet")
     if image is not None and not image.startswith("image:"):

@@ -1,0 +1,193 @@
+"""Kinds of jobs in one cluster: what each asks for, and how many there should be. Nothing is asked here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from dask.utils import parse_bytes, parse_timedelta
+
+from envsync.runner.batch.request import JobRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Group", "counts", "gpus_of", "groups_of", "seconds"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
+_RESERVED = ("scheduler",)
+_TEXTS = ("queue", "account", "project", "constraint", "gres")
+_KEYS = (*_TEXTS, *("time", "cores", "memory", "gpus", "workers_per_job", "extra", "prologue", "resources"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Jobs that are alike.
+
+    Attributes
+    ----------
+    name : str
+        Empty where a cluster has one kind of jobs only.
+    request : JobRequest
+        What each asks for; name, log and folder are the cluster's.
+    workers_per_job : int
+        How many workers each runs.
+    resources : mapping
+        What each of its workers offers to tasks, besides ``GPU``.
+    """
+
+    name: str = ""
+    request: JobRequest
+    workers_per_job: int = 1
+    resources: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What the names of its jobs begin with."""
+        return self.name or "job"
+
+    @property
+    def resource(self) -> str:
+        """What tasks ask for to be run by its workers; empty where there is one kind only."""
+        return f"group-{self.name}" if self.name else ""
+
+    @property
+    def suffixes(self) -> list[str]:
+        """What the names of a job's workers have behind it."""
+        return [f"-{number}" for number in range(self.workers_per_job)]
+
+    def jobs_for(self, workers: int) -> int:
+        """Return how many jobs so many workers take."""
+        return -(-workers // self.workers_per_job)
+
+
+def groups_of(
+    asked: Mapping[str, Any],
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> dict[str, Group]:
+    """Return the groups of a cluster by name, the default one first.
+
+    Parameters
+    ----------
+    asked : mapping
+        What all ask for.
+    groups : mapping, optional
+        What each asks for instead, by its name; one group without a name if there are none.
+    aliases : mapping, optional
+        A batch system's own words for what is asked.
+
+    Raises
+    ------
+    TypeError
+        A group asks for what there is not.
+    ValueError
+        A name or an amount makes no sense.
+    """
+    if groups is None:
+        return {"": _group("", asked)}
+    if not groups:
+        raise ValueError("groups= names at least one group, such as {'cpu': {}, 'gpu': {'gpus': 1}}")
+    found = {}
+    for name, own in groups.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
+            raise ValueError(
+                f"a group cannot be called {name!r}: letters, digits, '_', '-' and '.', a letter first, "
+                f"32 at most, and not {', '.join(_RESERVED)}"
+            )
+        if not isinstance(own, Mapping):
+            raise TypeError(f"group {name}: a dictionary of what it asks for, not {own!r}")
+        own = {(aliases or {}).get(key, key): value for key, value in own.items()}
+        if unknown := [key for key in own if key not in _KEYS]:
+            known = ", ".join((*(aliases or {}), *_KEYS))
+            raise TypeError(f"group {name}: {', '.join(unknown)} cannot be asked for; it may name {known}")
+        both = {**asked, **own}
+        if "gpus" in own and "gres" not in own:  # one of them is meant
+            both["gres"] = ""
+        if "gres" in own and "gpus" not in own:
+            both["gpus"] = None
+        try:
+            found[name] = _group(name, both)
+        except ValueError as error:
+            raise ValueError(f"group {name}: {error}") from error
+    return found
+
+
+def _group(name: str, asked: Mapping[str, Any]) -> Group:
+    per_job = asked.get("workers_per_job")
+    if per_job is not None and per_job < 1:
+        raise ValueError(f"workers_per_job must be at least 1, not {per_job}")
+    time, memory, gpus = asked.get("time"), asked.get("memory"), asked.get("gpus")
+    gres = asked.get("gres") or ""
+    texts: dict[str, Any] = {key: asked.get(key) or "" for key in _TEXTS}
+    return Group(
+        name=name,
+        request=JobRequest(
+            name="envsync",
+            log="",
+            folder="",
+            walltime=None if time is None else seconds(time),
+            cores=asked.get("cores"),
+            memory=None if memory is None else int(parse_bytes(memory)),
+            gpus=gpus,
+            extra=_lines("extra", asked.get("extra") or ()),
+            prologue=_lines("prologue", asked.get("prologue") or ()),
+            **texts,
+        ),
+        workers_per_job=per_job or gpus or gpus_of(gres) or 1,
+        resources=dict(asked.get("resources") or {}),
+    )
+
+
+def counts(groups: Mapping[str, Group], n: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Return how many are wanted of each group that is named; a plain number is of the first group.
+
+    Raises
+    ------
+    TypeError, ValueError
+        No such group, or a number that is none.
+    """
+    if n is None:
+        return {}
+    wanted = dict(n) if isinstance(n, Mapping) else {next(iter(groups)): n}
+    for name, number in wanted.items():
+        if name not in groups:
+            named = ", ".join(filter(None, groups)) or "none: groups= of the backend names them"
+            raise ValueError(f"there is no group {name!r}; there are {named}")
+        if isinstance(number, bool) or not hasattr(number, "__index__"):
+            raise TypeError(f"how many workers is a whole number, not {number!r}")
+        if number < 0:
+            raise ValueError(f"n_workers must not be negative, not {number}")
+    return {name: int(number) for name, number in wanted.items()}
+
+
+def _lines(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise ValueError(f"{name}={given!r}: a list of them, such as [{given!r}]")
+    return tuple(given)
+
+
+def seconds(time: Any) -> float:
+    """Return a walltime in seconds: of ``"1-12:00:00"``, ``"04:00:00"``, ``"30:00"`` (minutes), ``"2 h"``."""
+    if isinstance(time, str) and re.fullmatch(r"(?:\d+-)?\d+(?::\d+){1,2}", time.strip()):
+        days, _, clock = time.strip().rpartition("-")
+        parts = [int(part) for part in clock.split(":")]
+        if len(parts) == 2:
+            parts = [*parts, 0] if days else [0, *parts]
+        return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
+    try:
+        return float(parse_timedelta(time))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"time={time!r} is none: write 04:00:00, or 2 h") from error
+
+
+def gpus_of(gres: str) -> int:
+    """Return how many GPUs generic resources name: 2 of ``gpu:a100:2``."""
+    found = 0
+    for one in gres.split(","):
+        kind, *rest = one.split("(")[0].strip().removeprefix("gres/").split(":")
+        if kind == "gpu":
+            found += int(rest[-1]) if rest and rest[-1].isdigit() else 1
+    return found

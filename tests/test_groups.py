@@ -1,0 +1,96 @@
+"""Several kinds of jobs in one cluster: what each asks for, and how many of each are wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from envsync import SyncedCluster
+from envsync.runner import SGE, Slurm
+from envsync.runner.groups import counts, gpus_of, seconds
+
+GROUPS: dict[str, dict[str, Any]] = {
+    "cpu": {},
+    "gpu": {"partition": "gpu", "gres": "gpu:2", "time": "1 h", "resources": {"licence": 1}},
+    "big": {"memory": "64 GB", "workers_per_job": 4},
+}
+
+
+def test_a_group_asks_for_what_it_names_and_else_for_what_all_do() -> None:
+    backend = Slurm(partition="cpu", cores=4, memory="16 GB", account="lab", groups=GROUPS)
+    cpu, gpu, big = backend.groups.values()
+    assert backend.group is cpu
+    assert (cpu.request.queue, cpu.request.cores, cpu.request.walltime) == ("cpu", 4, None)
+    assert (gpu.request.queue, gpu.request.gres, gpu.request.walltime) == ("gpu", "gpu:2", 3600)
+    assert (gpu.request.account, gpu.request.cores, gpu.workers_per_job) == ("lab", 4, 2)
+    assert (big.request.memory, big.suffixes) == (64 * 10**9, ["-0", "-1", "-2", "-3"])
+    assert [group.resource for group in backend.groups.values()] == ["group-cpu", "group-gpu", "group-big"]
+    assert big.jobs_for(9) == 3
+
+
+def test_gpus_and_gres_stand_for_each_other() -> None:
+    backend = Slurm(gres="gpu:1", groups={"one": {}, "two": {"gpus": 2}, "none": {"gres": ""}})
+    asked = [(group.request.gres, group.request.gpus) for group in backend.groups.values()]
+    assert asked == [("gpu:1", None), ("", 2), ("", None)]
+    assert [group.workers_per_job for group in backend.groups.values()] == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("groups", "error", "said"),
+    [
+        ({}, ValueError, "at least one group"),
+        ({"a b": {}}, ValueError, "a group cannot be called 'a b'"),
+        ({"scheduler": {}}, ValueError, "a group cannot be called 'scheduler'"),
+        ({"gpu": 2}, TypeError, "group gpu: a dictionary of what it asks for, not 2"),
+        ({"gpu": {"gpu": 2, "via": "x"}}, TypeError, "group gpu: gpu, via cannot be asked for"),
+        ({"gpu": {"time": "soon"}}, ValueError, "group gpu: time='soon'"),
+        ({"gpu": {"cores": 0}}, ValueError, "group gpu: cores has to be more than nothing"),
+        ({"gpu": {"workers_per_job": 0}}, ValueError, "group gpu: workers_per_job must be at least 1"),
+        ({"gpu": {"extra": "--exclusive"}}, ValueError, "group gpu: extra='--exclusive': a list"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error_that_names_the_group(
+    groups: dict[str, Any], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said.replace("(", r"\(")):
+        Slurm(groups=groups)
+
+
+def test_only_slurm_says_partition() -> None:
+    with pytest.raises(TypeError, match="group fast: partition cannot be asked for"):
+        SGE(groups={"fast": {"partition": "fast"}})
+
+
+def test_a_number_is_of_the_first_group() -> None:
+    groups = Slurm(groups=GROUPS).groups
+    assert counts(groups, 12) == {"cpu": 12}
+    assert counts(groups, {"gpu": 2, "cpu": 0}) == {"gpu": 2, "cpu": 0}
+    assert counts(groups, None) == {}
+    assert counts(Slurm().groups, 3) == {"": 3}
+    for wrong, error in (
+        ({"disk": 1}, ValueError),
+        (-1, ValueError),
+        ({"gpu": 1.5}, TypeError),
+        (True, TypeError),
+    ):
+        with pytest.raises(error):
+            counts(groups, wrong)  # type: ignore[arg-type]
+
+
+def test_wrong_numbers_are_told_before_anything_starts() -> None:
+    with pytest.raises(ValueError, match="there is no group 'disk'; there are cpu, gpu"):
+        SyncedCluster(Slurm(groups={"cpu": {}, "gpu": {}}), n_workers={"disk": 1})
+    with pytest.raises(ValueError, match="there is no group 'gpu'; there are none"):
+        SyncedCluster(Slurm(), n_workers={"gpu": 1})
+    with pytest.raises(TypeError, match="a batch system's"):
+        SyncedCluster(n_workers={"gpu": 1})
+
+
+def test_times_and_generic_resources_are_read_as_users_write_them() -> None:
+    assert [seconds(text) for text in ("1-12:00:00", "04:00:00", "30:00", "2 h", 90)] == [
+        *(129600, 14400, 1800, 7200, 90)
+    ]
+    assert [gpus_of(text) for text in ("", "gpu", "gpu:2", "gres/gpu:a100:3(S:0)", "disk:4,gpu:1")] == [
+        *(0, 1, 2, 3, 1)
+    ]
