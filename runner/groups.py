@@ -134,6 +134,7 @@ def _group(name: str, asked: Mapping[str, Any]) -> Group:
             gpus=gpus,
             extra=_lines("extra", asked.get("extra") or ()),
             prologue=_lines("prologue", asked.get("prologue") or ()),
+            shell=asked.get("shell") or "/bin/sh",
             **texts,
         ),
         workers_per_job=per_job or gpus or gpus_of(gres) or 1,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dask.utils import parse_bytes
 
+from envsync.runner import batch
 from envsync.runner.backends import GRACE, SSH, Backend, Local
 from envsync.runner.batch import SYSTEMS, BatchSystem
 from envsync.runner.groups import groups_of
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
     from envsync.runner.hosts.base import Host
 
-__all__ = ["LSF", "OAR", "PBS", "SGE", "Batch", "HTCondor", "Slurm", "Torque"]
+__all__ = ["BACKENDS", "LSF", "OAR", "PBS", "SGE", "Batch", "HTCondor", "Slurm", "Torque"]
 
 Where = Literal["client", "login", "job"]
 
@@ -25,7 +27,7 @@ class Batch(Backend):
 
     Parameters
     ----------
-    system : str
+    system : str or BatchSystem
         Which: ``slurm sge pbs torque lsf htcondor oar``.
     queue, account, project, constraint, gres : str
         As the system calls them; a Slurm partition is a queue.
@@ -55,6 +57,8 @@ class Batch(Backend):
         Further options of the submission, as one would write them behind the command.
     prologue : sequence of str
         Lines of the job's shell that run first, such as ``module load cuda``.
+    shell : str
+        That shell's path, such as ``"/bin/bash"``.
     interface : str, optional
         The login host's address on the network of the nodes, if they do not find it by themselves.
     cache : str, optional
@@ -81,7 +85,7 @@ class Batch(Backend):
 
     def __init__(
         self,
-        system: str,
+        system: str | BatchSystem,
         *,
         queue: str = "",
         account: str = "",
@@ -101,6 +105,7 @@ class Batch(Backend):
         scheduler_memory: str | int | None = None,
         extra: Sequence[str] = (),
         prologue: Sequence[str] = (),
+        shell: str = "/bin/sh",
         interface: str | None = None,
         cache: str | None = None,
         submissions_per_minute: int = 30,
@@ -108,11 +113,15 @@ class Batch(Backend):
         grace: float = GRACE,
         environment: dict[str, str] | None = None,
     ) -> None:
-        if system not in SYSTEMS:
-            raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
+        if isinstance(system, str):
+            if system not in SYSTEMS:
+                raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
+            system = SYSTEMS[system]()
         if scheduler not in (None, "client", "login", "job"):
             raise ValueError(f"scheduler must be 'client', 'login' or 'job', not {scheduler!r}")
-        self.system: BatchSystem = SYSTEMS[system]()
+        if not re.fullmatch(r"/\S+", shell):
+            raise ValueError(f"shell={shell!r}: the path of a shell, without options, such as '/bin/bash'")
+        self.system: BatchSystem = system
         self.via = SSH([via]) if isinstance(via, str) else via
         self.scheduler: Where = scheduler or ("job" if self.via else "client")
         self.scheduler_cores = scheduler_cores
@@ -130,6 +139,7 @@ class Batch(Backend):
             "workers_per_job": workers_per_job,
             "extra": extra,
             "prologue": prologue,
+            "shell": shell,
             "resources": resources,
         }
         self.groups = groups_of(asked, groups, self.aliases)
@@ -161,15 +171,46 @@ class Slurm(Batch):
 
     aliases: ClassVar[Mapping[str, str]] = {"partition": "queue"}
 
-    def __init__(self, *, partition: str = "", **rest: Any) -> None:
-        super().__init__("slurm", queue=partition or rest.pop("queue", ""), **rest)
+    def __init__(self, *, partition: str = "", queue: str = "", **rest: Any) -> None:
+        if partition and queue and partition != queue:
+            raise ValueError(f"partition={partition!r} and queue={queue!r} are the same thing: give one")
+        super().__init__("slurm", queue=partition or queue, **rest)
 
 
 class SGE(Batch):
-    """Jobs of Grid Engine. See `Batch`."""
+    """Jobs of Grid Engine, where each site has names of its own for what is asked.
 
-    def __init__(self, **rest: Any) -> None:
-        super().__init__("sge", **rest)
+    Parameters
+    ----------
+    parallel_environment : str
+        The parallel environment of jobs with more than one core: ``qconf -spl`` lists them.
+    memory_resource : str
+        The resource by which memory is asked for, a share for each core: ``mem_free``, ``h_vmem``,
+        ``m_mem_free``... Memory is not asked for if it is empty.
+    gpu_resource : str
+        The resource by which GPUs are asked for.
+    gpu_per_core : bool
+        Whether that one counts for each core, as consumables do unless they are of the kind ``JOB``.
+    **rest
+        See `Batch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        parallel_environment: str = "smp",
+        memory_resource: str = "mem_free",
+        gpu_resource: str = "gpu",
+        gpu_per_core: bool = True,
+        **rest: Any,
+    ) -> None:
+        system = batch.SGE(
+            parallel=parallel_environment,
+            memory=memory_resource,
+            gpu=gpu_resource,
+            gpu_per_core=gpu_per_core,
+        )
+        super().__init__(system, **rest)
 
 
 class PBS(Batch):
@@ -201,7 +242,40 @@ class HTCondor(Batch):
 
 
 class OAR(Batch):
-    """Jobs of OAR. See `Batch`."""
+    """Jobs of OAR, where each site has names of its own for what is asked.
 
-    def __init__(self, **rest: Any) -> None:
-        super().__init__("oar", **rest)
+    Parameters
+    ----------
+    core_resource : str
+        The resource that stands for a core.
+    gpu_resource : str
+        The resource that stands for a GPU.
+    memory_resource : str
+        The property with a node's memory in MiB, by which nodes with enough are chosen. OAR has no other way
+        to ask for memory: it is not asked for if this is empty.
+    **rest
+        See `Batch`.
+    """
+
+    def __init__(
+        self,
+        *,
+        core_resource: str = "core",
+        gpu_resource: str = "gpu",
+        memory_resource: str = "",
+        **rest: Any,
+    ) -> None:
+        system = batch.OAR(core=core_resource, gpu=gpu_resource, memory=memory_resource)
+        super().__init__(system, **rest)
+
+
+BACKENDS: dict[str, type[Batch]] = {
+    "slurm": Slurm,
+    "sge": SGE,
+    "pbs": PBS,
+    "torque": Torque,
+    "lsf": LSF,
+    "htcondor": HTCondor,
+    "oar": OAR,
+}
+"""The backend of each batch system, by the system's name."""
