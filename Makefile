@@ -9,7 +9,8 @@ READY = $(BIN)/.ready
 PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 PARALLEL ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH
+# without bytecode each Dask process that a test starts compiles all that it imports, for seconds
+unexport VIRTUAL_ENV PYTHONHOME PYTHONPATH PYTHONDONTWRITEBYTECODE
 
 .PHONY: help ready demo test unit check lint format types imports examples bench clean
 .DEFAULT_GOAL := help

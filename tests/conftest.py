@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from collections import Counter
 
 import pytest
@@ -18,7 +21,7 @@ from tests.lab.fixtures import (
     sge,
     slurm,
 )
-from tests.makes import makes, uv_asked_for
+from tests.makes import makes, store_of_uv, uv_asked_for
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
 from tests.small import small_lock
@@ -40,8 +43,19 @@ __all__ = [
     "sge",
     "slurm",
     "small_lock",
+    "store_of_uv",
     "uv_asked_for",
 ]
+
+
+def pytest_configure() -> None:
+    """Let what tests start be as it is for a user, whoever started pytest."""
+    # the environments that tests make have no bytecode yet: each process would compile all that it imports
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+    # a shell has what it starts in the background ignore it, and so would all that tests interrupt
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ from envsync.hooks import Hooks
 from envsync.indexes import IndexSettings
 from envsync.lock import Lock
 from envsync.runner.hosts.base import Host
+from envsync.runner.packing import packed
 from envsync.runner.session import Environment, Session
 from envsync.store import FolderStore
 from envsync.supply import Supply
@@ -86,15 +88,33 @@ def uv_asked_for() -> list[Target]:
     return []
 
 
+@pytest.fixture(scope="session")
+def store_of_uv(tmp_path_factory: pytest.TempPathFactory) -> tuple[FolderStore, str]:
+    """A store that has the installed uv, as it is and packed, and its digest: both take a second to make."""
+    store = FolderStore(tmp_path_factory.mktemp("uv"))
+    digest = store.put(Path(find_uv()))
+    with store.open(digest) as file:
+        packed(store, digest, file, Path(find_uv()).stat().st_size)
+    return store, digest
+
+
 @pytest.fixture
 async def makes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uv_asked_for: list[Target]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    uv_asked_for: list[Target],
+    store_of_uv: tuple[FolderStore, str],
 ) -> AsyncIterator[Makes]:
     monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv"))
+    kept, digest = store_of_uv
 
     async def installed(self: Supply, target: Target, *, here: bool = False) -> str:
         uv_asked_for.append(target)
-        return self.store.put(Path(find_uv()))
+        if not self.store.has([digest]):
+            shutil.copytree(
+                kept.root / "blobs", tmp_path / "store/blobs", copy_function=os.link, dirs_exist_ok=True
+            )
+        return digest
 
     # The index is not asked for a static uv by these tests: the installed one runs here just as well.
     monkeypatch.setattr(Supply, "uv", installed)

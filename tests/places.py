@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -34,16 +36,33 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def wheel_of_envsync(folder: Path) -> Path:
-    """Build a wheel of these sources, below a folder."""
-    source, wheels = folder / "source", folder / "dist"
-    for name in ("envsync", "runner", "plugins"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    subprocess.run([find_uv(), "build", "-q", "--wheel", "--out-dir", wheels, source], check=True)
-    (wheel,) = wheels.glob("*.whl")
+    """Write a wheel of these sources below a folder."""
+    name, data = _built()
+    wheel = folder / "dist" / name
+    wheel.parent.mkdir(exist_ok=True)
+    wheel.write_bytes(data)
     return wheel
+
+
+@functools.cache
+def _built() -> tuple[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        source, wheels = Path(folder, "source"), Path(folder, "dist")
+        for name in ("envsync", "runner", "plugins"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, source)
+        subprocess.run([find_uv(), "build", "-q", "--wheel", "--out-dir", wheels, source], check=True)
+        (wheel,) = wheels.glob("*.whl")
+        return wheel.name, wheel.read_bytes()
+
+
+def write_bytecode(python: Path) -> None:
+    """Import what Dask's processes do, once: else all that start at the same time compile it, each."""
+    subprocess.run(
+        [python, "-c", "import distributed.cli.dask_scheduler, distributed.cli.dask_worker"], check=True
+    )
 
 
 class Place:
@@ -81,6 +100,7 @@ class Place:
         mine = (wheel, "vary==2.0", "extra==1.0", "same==1.0", "-e", project)
         self.install(self.ours, *pins, *mine, *ours, python=python)
         self.install(self.other, *pins, "vary==1.0", "same==1.0", "proj==1.0", *other, python=python)
+        write_bytecode(self.other / "bin/python")
 
     def install(self, prefix: Path, *requirements: str | Path, python: str | Path = sys.executable) -> None:
         """Make an environment with these requirements."""

@@ -28,6 +28,7 @@ from envsync.plugins.hub import Hub
 from envsync.plugins.overlay import tree_digest
 from envsync.plugins.survey import target_of_process
 from envsync.uv import find_uv
+from tests.places import write_bytecode
 
 TOOLZ = "0.12.0"  # what the others have; not what the tests have
 
@@ -41,6 +42,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([uv, "venv", "-q", "-p", sys.executable, str(prefix)], check=True)
     python = prefix / "bin/python"
     subprocess.run([uv, "pip", "install", "-q", "-p", str(python), *core, f"toolz=={TOOLZ}"], check=True)
+    write_bytecode(python)
     return python
 
 
