@@ -26,7 +26,8 @@
     │   └── RealiseError        an environment could not be made there
     ├── ClusterError            a cluster could not be started or changed
     │   ├── BatchError          a batch system cannot be used, or does not answer
-    │   │   └── SubmitError     it refused a job, or nobody knows whether it took it
+    │   │   ├── SubmitError     it refused a job, or nobody knows whether it took it
+    │   │   └── JobFailed       a job ended before its workers were there, or will never start
     │   ├── ProcessDied         a scheduler or worker process ended; carries its last lines
     │   └── StartTimeout        a process did not come up in time
     └── MismatchError           environments differ; carries the differences
@@ -207,6 +208,10 @@ class BatchError(ClusterError):
 
 class SubmitError(BatchError):
     """A batch system refused a job, or nobody knows whether it took it."""
+
+
+class JobFailed(BatchError):  # noqa: N818 - the event is the name
+    """A job ended before its workers were there, or will never start."""
 
 
 class ProcessDied(ClusterError):  # noqa: N818 - the event is the name

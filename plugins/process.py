@@ -3,6 +3,7 @@
 ``process scheduler|worker CONFIG.json`` starts distributed's Scheduler, or its Nanny, in the interpreter that
 runs this. It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
 ``@envsync {"error": ...}`` when it cannot, and closes gracefully when its standard input ends or on SIGTERM.
+Where the variable ``ENVSYNC_PATIENT`` is set, as in jobs, no signal ends it: what it holds is saved meanwhile.
 
 The configuration holds::
 
@@ -165,10 +166,13 @@ def _security(config: Config, folder: str) -> Any:
 
 
 def _watch(ending: asyncio.Event) -> None:
-    """Set the event when standard input ends, or on a signal."""
+    """Set the event when standard input ends, or on a signal, unless that is for somebody else."""
     loop = asyncio.get_running_loop()
+    patient = bool(os.environ.get("ENVSYNC_PATIENT"))
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.set)
+        loop.add_signal_handler(number, (lambda: None) if patient else ending.set)
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU) if patient else ():
+        loop.add_signal_handler(number, lambda: None)
 
     def read() -> None:
         with contextlib.suppress(OSError):

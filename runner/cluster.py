@@ -15,7 +15,7 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import NoOpAwaitable, format_dashboard_link
 
-from envsync.errors import ClusterError, EnvsyncError
+from envsync.errors import ClusterError, EnvsyncError, JobFailed
 from envsync.runner.backends import Backend, Local
 from envsync.runner.groups import counts
 from envsync.runner.locking import read_lock
@@ -31,7 +31,7 @@ from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from distributed.security import Security
@@ -42,13 +42,15 @@ if TYPE_CHECKING:
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobprocess import JobProcess
     from envsync.runner.jobrows import Row
-    from envsync.runner.jobs import Jobs
+    from envsync.runner.jobs import End, Jobs
     from envsync.runner.provision import Prepared
     from envsync.runner.verification import Verification
 
 __all__ = ["SyncedCluster"]
 
 logger = logging.getLogger("envsync")
+
+_FAILURES = 10  # jobs in a row that end before their workers are there, after which no more are asked for
 
 
 class SyncedCluster(SpecCluster):  # type: ignore[misc]
@@ -301,6 +303,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hooks=self.hooks,
             lost=self._process_lost,
             terminate=self._terminate,
+            retire=self._retire,
         )
         if isinstance(self.backend, Batch):
             from envsync.runner.fleet import Fleet
@@ -313,7 +316,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 options=self.options,
                 encrypted=self.trust.encrypted,
                 cwd=self.cwd,
-                lost=self._job_lost,
+                left=self._job_left,
             )
             if self.backend.scheduler == "job":
                 places = (await self.queue.scheduler_place(),)
@@ -354,6 +357,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             await super()._correct_state_internal()
         except EnvsyncError as error:
             self.hooks.failed(error.where or "cluster", error.message)
+            if self.queue is not None:
+                self.queue.failures.append(str(error))
             raise
         finally:
             for name, worker in list(self.workers.items()):
@@ -410,16 +415,46 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             del self.workers[process.name]
             self.worker_spec.pop(process.name, None)
 
-    def _job_lost(self, job: JobProcess, why: str) -> None:
-        """Report a job that ended, or could not be used, and forget it."""
+    def _job_left(self, job: JobProcess, why: str, end: End) -> None:
+        """Report a job that is over, forget it, and ask for another if the system took this one."""
         if self.status in (Status.closing, Status.closed, Status.failed):
             return
-        self.hooks.failed("cluster", f"{job.name}: {why}")
-        logger.warning("%s: %s", job.name, why)
-        self._cluster_manager_logs.append((datetime.datetime.now(), f"{job.name}: {why}"))
-        if self.workers.get(job.name) is job:
-            del self.workers[job.name]
-            self.worker_spec.pop(job.name, None)
+        text = f"{job.name}: {why}"
+        tell = {"failed": self.hooks.failed, "taken": self.hooks.warning}.get(end, self.hooks.note)
+        tell("cluster", text)
+        self._cluster_manager_logs.append((datetime.datetime.now(), text))
+        if self.workers.get(job.name) is not job:
+            return
+        del self.workers[job.name]
+        spec = self.worker_spec.pop(job.name, None)
+        if self.queue is not None and self.queue.failures_in_a_row >= _FAILURES and self._adapts:
+            self._adaptive.stop()
+            self.hooks.failed("cluster", f"{_FAILURES} jobs in a row failed: nothing adapts any more")
+        if end in ("taken", "retired") and spec is not None and self.fleet is not None and not self._adapts:
+            self.worker_spec.update(self.fleet.new(job.group))
+            self.loop.add_callback(self._correct_state)
+
+    async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
+        """Wait as SpecCluster does, but not for those whose jobs have failed."""
+        waiting = asyncio.ensure_future(super()._wait_for_workers(n_workers, timeout))
+        try:
+            while not waiting.done():
+                await asyncio.wait({waiting}, timeout=0.2)
+                expected = sum(len(spec.get("group", ("",))) for spec in self.worker_spec.values())
+                if self.queue and self.queue.failures and expected < n_workers and not self._adapts:
+                    raise JobFailed(
+                        f"{n_workers} workers will not be there: {self.queue.failures[-1]}",
+                        where="cluster",
+                        hint="See to what it says, then scale() asks for what is missing.",
+                    )
+            waiting.result()
+        finally:
+            waiting.cancel()
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether `adapt` sees to how many workers there are."""
+        return self._adaptive is not None and self._adaptive.periodic_callback is not None
 
     @property
     def jobs(self) -> tuple[Row, ...]:
@@ -430,6 +465,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         """Return where each worker listens now, by its name: one that its nanny restarts has another port."""
         identity = await self.scheduler_comm.identity()
         return {info["name"]: address for address, info in identity["workers"].items()}
+
+    async def _retire(self, names: Collection[str | int]) -> set[str | int]:
+        """Have what workers hold moved to others; return the names of those that hold nothing any more."""
+        there = (await self.addresses()).keys() & names
+        done = await self.scheduler_comm.retire_workers(names=list(there), close_workers=False, remove=False)
+        return {name for name in names if name not in there} | {info["name"] for info in done.values()}
 
     async def _terminate(self, worker: WorkerProcess) -> None:
         address = (await self.addresses()).get(worker.name)

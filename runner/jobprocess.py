@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied
-from envsync.runner.jobs import let_go
+from envsync.runner.jobs import NOTICE, let_go
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
@@ -23,14 +24,24 @@ if TYPE_CHECKING:
     from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobrows import Row
-    from envsync.runner.jobs import Jobs
+    from envsync.runner.jobs import End, Jobs
     from envsync.runner.provision import Prepared
 
-__all__ = ["JobProcess"]
+__all__ = ["JobProcess", "leaves_at"]
 
-_MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
-_PART = 0.05  # of its time, if that is more; and over how much of that they do so, one after another
+MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
+_PART = 0.05  # of its time, if that is more; and over how much of it jobs that end together do so, in turn
+_LAST = 10.0  # seconds before a job's end at which nothing is moved any more
 _CLOSE = 20.0  # seconds that a job has to end when it is asked to
+_TAKEN = ("preempted", "node-failed", "timeout")  # by the system, from a job that did well
+_GO_ON = """import signal
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+    signal.signal(number, lambda *_: None)
+"""
+"""What the process below a nanny runs first: systems send their signals to every process of a job, and it has to
+go on while what it holds is moved. What it starts is not spared."""
+
+_AHEAD = (signal.SIGUSR1, signal.SIGUSR2)  # that the end is near, with time to leave in order
 
 
 class JobProcess(ProcessInterface):  # type: ignore[misc]
@@ -59,10 +70,15 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         self.id = ""
         self.workers: list[WorkerProcess] = []
         self.trouble = ""
+        self.came_up = False
         self._host: CarriedHost | None = None
         self._prepared: Prepared | None = None
         self._life: asyncio.Task[None] | None = None
         self._ended = asyncio.Event()
+        self._leave = asyncio.Event()
+        self._signal = 0
+        self._time = self._over = 0.0  # how much it had, and when that is over; 0 if that is not known
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Submit it."""
@@ -85,6 +101,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         elif self.jobs.backend.system.never(job):
             self.trouble = f"it will never start: {job.reason}"
             self._ended.set()
+        elif job.state == "running" and job.walltime_left is not None:
+            self._has(job.walltime_left)
 
     def row(self) -> Row:
         """Return it for people."""
@@ -100,28 +118,26 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             self._life.cancel()
             await asyncio.wait({self._life})
         await self._drop_workers()
-        if self.id and not self.jobs.job(self.id).ended:
-            with contextlib.suppress(EnvsyncError):
-                await asyncio.wait_for(self.jobs.driver.cancel([self.id]), _CLOSE)
+        await self._cancel()
         await super().close()
 
     async def _live(self) -> None:
         """From the queue to workers, and again if the job is run again; until it has ended."""
         ended = asyncio.ensure_future(self._ended.wait())
         up: asyncio.Task[asyncio.Event] | None = None
+        end: End | None = None
         try:
-            while not ended.done():
+            while end is None and not ended.done():
+                self._begin()
                 up = asyncio.ensure_future(self._come_up())
                 await asyncio.wait({up, ended}, return_when=asyncio.FIRST_COMPLETED)
                 if not up.done():
                     up.cancel()
                     await asyncio.wait({up})
                     break
-                lost = asyncio.ensure_future(up.result().wait())
-                await asyncio.wait({lost, ended}, return_when=asyncio.FIRST_COMPLETED)
-                lost.cancel()
+                end = await self._stay(up.result(), ended)
                 await self._drop_workers()
-            why = await self.jobs.why(self.id)
+            why = await self.jobs.why(self.id) if end in (None, "failed") else ""
         except EnvsyncError as error:
             found = in_words(getattr(error, "differences", ()))
             words = f" ({'; '.join(found)})" if found else ""
@@ -130,27 +146,101 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                 why = f"{why}; {await self.jobs.why(self.id)}"
         finally:
             ended.cancel()
+            self._begin()
             if up is not None:
                 up.cancel()  # nothing comes up in a job that is closed
         if self.status == Status.running:
             self.status = Status.closed
             self._event_finished.set()
             await self._drop_workers()
-            with contextlib.suppress(EnvsyncError):
-                await self.jobs.driver.cancel([self.id])
-            self.jobs.lost(self, f"{self.trouble}; {why}" if self.trouble else why)
+            await self._cancel()
+            if end is None:
+                taken = self.came_up and self.jobs.job(self.id).state in _TAKEN
+                end = "taken" if taken else "failed"
+            text = "; ".join(part for part in (self.trouble, why) if part)
+            self.jobs.left(self, text or "its workers have closed", end)
+
+    async def _stay(self, lost: asyncio.Event, ended: asyncio.Future[Any]) -> End | None:
+        """Wait while its workers work; return how that ended, None if only the job itself can tell."""
+        events: list[asyncio.Future[bool]] = [
+            asyncio.ensure_future(event.wait()) for event in (lost, self._leave)
+        ]
+        alone = asyncio.ensure_future(_all_finished(self.workers))
+        try:
+            await asyncio.wait({*events, alone, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in (*events, alone):
+                one.cancel()
+        remotes = [worker.remote for worker in self.workers if worker.remote is not None]
+        if ended.done() or lost.is_set() or any(remote.lost for remote in remotes):
+            return None
+        if self._leave.is_set():
+            return await self._retire()
+        codes = {remote.returncode for remote in remotes if remote.returncode}
+        if codes:
+            self.trouble = f"its workers ended with exit status {', '.join(map(str, sorted(codes)))}"
+        return "failed" if codes else "closed"
+
+    async def _retire(self) -> End | None:
+        """Have what only its workers hold moved to others, while there is time; others take its place first."""
+        left = self._over - asyncio.get_running_loop().time() if self._over else None
+        end: End | None = None
+        seconds = NOTICE - 2.0
+        if not self._signal or self._signal in _AHEAD:
+            end, seconds = "retired", max((left if left is not None else 2 * NOTICE) - _LAST, 2.0)
+            why = f"its time is over in {left:.0f} s" if left is not None else "the system will end it"
+            self.jobs.left(self, f"{why}: its workers retire", end)
+        names = {worker.name for worker in self.workers if worker.status == Status.running}
+        with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
+            names = await asyncio.wait_for(self._move(names), seconds)
+        if names:
+            where = self._host.name if self._host else self.id
+            text = f"not all that only {self.name} held found a place in time: tasks that need it run again"
+            self.jobs.launch.hooks.warning(where, text)
+        return end
+
+    async def _move(self, names: set[str | int]) -> set[str | int]:
+        """Retire workers, as soon as others can take what they hold; return those that could not: none."""
+        while left := names - await self.jobs.launch.retire(names):
+            names = left
+            await asyncio.sleep(1.0)
+        return set()
+
+    def _begin(self) -> None:
+        """Know nothing of a run: it is its first, or the job is run again, or over."""
+        self._leave.clear()
+        self._signal = 0
+        self._time = self._over = 0.0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _has(self, left: float) -> None:
+        """Know how many seconds it may still run."""
+        loop = asyncio.get_running_loop()
+        if "lifetime" in self.jobs.options.worker_kwargs:
+            return  # its user sees to it
+        self._time, self._over = max(self._time, left), loop.time() + left
+        if self._timer is not None:
+            self._timer.cancel()
+        number = int(self.name.rpartition("-")[2])
+        self._timer = loop.call_at(self._over - leaves_at(self._time, number), self._leave.set)
 
     async def _come_up(self) -> asyncio.Event:
         """Wait for its call, make the environment there, start its workers; return what tells of its loss."""
         jobs, lost = self.jobs, asyncio.Event()
         host = await jobs.board.answer(self.id, noticed=self._noticed, lost=lambda _: lost.set())
         self._host = host
+        if self.group.request.walltime is not None and not self._over:
+            self._has(self.group.request.walltime)
         prepared = await jobs.prepare(host, self.id)
         self._prepared = prepared
         place = Place.of(prepared)
         specs = zip(self.group.suffixes, self._layout(prepared), strict=True)
         self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
         await asyncio.gather(*(worker.start() for worker in self.workers))
+        self.came_up = True
+        jobs.failures_in_a_row = 0
         return lost
 
     def _layout(self, prepared: Prepared) -> Sequence[Any]:
@@ -174,10 +264,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         if self.group.resource:
             offered[self.group.resource] = spec.nthreads  # whoever asks for one has a thread
         config["options"]["resources"] = {**offered, **(config["options"]["resources"] or {})} or None
-        walltime = self.group.request.walltime
-        if walltime is not None and "lifetime" not in jobs.options.worker_kwargs:
-            life = max(walltime / 2, walltime - max(_MARGIN, _PART * walltime))
-            config["options"].update(lifetime=f"{life:.0f} s", lifetime_stagger=f"{_PART * life:.0f} s")
+        preload = config["options"].get("preload") or []
+        config["options"]["preload"] = [*([preload] if isinstance(preload, str) else preload), _GO_ON]
         return WorkerProcess(
             self.scheduler_address,
             launch=jobs.launch,
@@ -190,9 +278,13 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
 
     def _noticed(self, number: int) -> None:
         """The job was sent a signal: its end is near, and what only its workers hold has to go."""
-        self.jobs.launch.hooks.warning(
-            str(self._host.name if self._host else self.id), f"the job got signal {number}"
-        )
+        if self._signal or self.status != Status.running:
+            return
+        self._signal = number
+        name = signal.Signals(number).name
+        where = str(self._host.name if self._host else self.id)
+        self.jobs.launch.hooks.warning(where, f"the job was sent {name}: its workers retire")
+        self._leave.set()
 
     async def _drop_workers(self) -> None:
         workers, self.workers = self.workers, []
@@ -200,3 +292,29 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         prepared, self._prepared = self._prepared, None
         host, self._host = self._host, None
         await let_go(prepared, host)
+
+    async def _cancel(self) -> None:
+        if self.id and not self.jobs.job(self.id).ended:
+            with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self.jobs.driver.cancel([self.id]), _CLOSE)
+
+
+async def _all_finished(workers: Sequence[WorkerProcess]) -> bool:
+    for worker in workers:
+        await worker.finished()
+    return True
+
+
+def leaves_at(time: float, number: int) -> float:
+    """Return how many seconds before its end a job's workers retire.
+
+    Parameters
+    ----------
+    time : float
+        Seconds that it has, or had when it began.
+    number : int
+        Of the job: those that end together go one after another, so that each finds others to take over.
+    """
+    margin = min(max(MARGIN, _PART * time), time / 2)
+    turn = number * 0.618034 % 1  # some numbers in a row are far apart
+    return margin + turn * min(_PART * time, time / 4)

@@ -23,6 +23,8 @@ class Row:
         Seconds that it may still run.
     workers : int
         How many are there.
+    restarts : int
+        How often the batch system has started it again.
     """
 
     name: str
@@ -32,3 +34,4 @@ class Row:
     node: str
     left: float | None
     workers: int
+    restarts: int = 0

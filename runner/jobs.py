@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.errors import BatchError, EnvsyncError, HostError
+from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.calling import NO_PYTHON, NOT_SHARED, Switchboard
@@ -18,7 +19,7 @@ from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from envsync.runner.batch import JobRequest
     from envsync.runner.groups import Group
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from envsync.runner.provision import Prepared
     from envsync.runner.queues import Batch
 
-__all__ = ["JobFailed", "Jobs", "let_go"]
+__all__ = ["NOTICE", "End", "Jobs", "let_go"]
+
+NOTICE = 20.0
+"""Seconds that a job's carrier goes on after the job was told to end; systems kill after 30, mostly."""
+
+End = Literal["failed", "taken", "retired", "closed"]
+"""How it went with a job: it failed; the system took its node; its time was nearly over; its workers closed."""
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
 _LOOK = 10.0  # seconds that the system has to say why a job ended
-
-
-class JobFailed(BatchError):  # noqa: N818 - the event is the name
-    """A job ended before its workers were there, or will never start."""
+_SHORT = 300.0  # seconds before the end of the scheduler's job at which it is told
 
 
 class Jobs:
@@ -53,7 +57,7 @@ class Jobs:
         options: Options,
         encrypted: bool,
         cwd: str | None,
-        lost: Callable[[JobProcess, str], None],
+        left: Callable[[JobProcess, str, End], None],
     ) -> None:
         self.backend = backend
         self.driver = driver
@@ -63,7 +67,12 @@ class Jobs:
         self.options = options
         self.encrypted = encrypted
         self.cwd = cwd
-        self.lost = lost
+        self._left = left
+        self._leaving: set[JobProcess] = set()
+        self.failures: list[str] = []  # what was told of jobs that failed
+        self.failures_in_a_row = 0  # since one came up
+        self._told: set[str] = set()  # why jobs wait
+        self._restarts: dict[str, int] = {}
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
         self.requests: dict[str, JobRequest] = {}  # what each job asked for
         self.body = board.body(backend.system.variables.identity)  # what every job runs
@@ -105,6 +114,7 @@ class Jobs:
             addresses=[backend.interface] if backend.interface else (),
             variables=[backend.system.variables.gpus] if backend.system.variables.gpus else (),
             grace=backend.grace,
+            notice=NOTICE,
         )
         driver = Driver(
             backend.system,
@@ -138,13 +148,14 @@ class Jobs:
             memory=backend.scheduler_memory or backend.group.request.memory,
             gpus=None,
             gres="",
+            walltime=backend.scheduler_time or backend.group.request.walltime,
         )
         self.launch.hooks.step("cluster", "waiting for the scheduler's job")
         (id_,) = await self.driver.submit(request, self.body)
         self.requests[id_] = request
         job = self.known[id_] = _SchedulerJob(self, id_)
         self._begin_to_watch()
-        call = asyncio.ensure_future(self.board.answer(id_))
+        call = asyncio.ensure_future(self.board.answer(id_, noticed=job.noticed))
         end = asyncio.ensure_future(job.ended.wait())
         try:
             await asyncio.wait({call, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -156,6 +167,7 @@ class Jobs:
                 )
             self._scheduler_host = call.result()
             self._scheduler = await self.prepare(self._scheduler_host, id_)
+            job.up = True
             return Place.of(self._scheduler)
         finally:
             call.cancel()
@@ -250,6 +262,41 @@ class Jobs:
             process = self.known.get(id_)
             if process is not None:
                 process.heard(job)
+        self._tell_waiting([job for id_, job in news.items() if job.state == "pending" and id_ in self.known])
+        again = [job.id for job in news.values() if self._starts_again(job)]
+        if again:
+            text = f"{self.backend.system.name} starts again what it had ended: {', '.join(again)}"
+            self.launch.hooks.note("cluster", text)
+
+    def _tell_waiting(self, waiting: Sequence[Job]) -> None:
+        """Say why jobs wait, in the system's words, once for each reason: of a thousand jobs too."""
+        for reason in dict.fromkeys(job.reason for job in waiting):
+            if not reason or reason in self._told:
+                continue
+            self._told.add(reason)
+            those = [job.id for job in waiting if job.reason == reason]
+            many = f"{len(those)} jobs wait" if len(those) > 1 else f"job {those[0]} waits"
+            stuck = any(word in reason for word in self.backend.system.stuck)
+            text = f"{many}: {reason}{' (nothing starts until somebody changes that)' if stuck else ''}"
+            (self.launch.hooks.warning if stuck else self.launch.hooks.note)("cluster", text)
+
+    def _starts_again(self, job: Job) -> bool:
+        """Whether a job has been started once more since it was looked at last."""
+        before = self._restarts.get(job.id, 0)
+        self._restarts[job.id] = job.restarts
+        return job.restarts > before
+
+    def left(self, process: JobProcess, why: str, end: End) -> None:
+        """Hear from a job that it is over, or that it retires: what it still does is seen to here."""
+        if process in self._leaving:
+            self._leaving.discard(process)
+            return
+        if end == "retired":
+            self._leaving.add(process)
+        if end == "failed":
+            self.failures.append(f"{process.name}: {why}")
+            self.failures_in_a_row += not process.came_up
+        self._left(process, why, end)
 
     def job(self, id_: str) -> Job:
         """Return what is known of a job."""
@@ -305,6 +352,7 @@ class Jobs:
             node=", ".join(job.nodes),
             left=job.walltime_left,
             workers=workers,
+            restarts=job.restarts,
         )
 
     def rows(self) -> tuple[Row, ...]:
@@ -317,6 +365,7 @@ class Jobs:
             self._submitting.cancel()
         if self._watching is not None:
             self._watching.cancel()
+        await asyncio.gather(*(process.close() for process in list(self._leaving)))
         await let_go(self._scheduler, self._scheduler_host)
         try:
             await self.driver.close()
@@ -326,19 +375,40 @@ class Jobs:
 
 
 class _SchedulerJob:
-    """The job that the scheduler runs in."""
+    """The job that the scheduler runs in: when it ends, so does the cluster."""
 
     name = "scheduler"
 
     def __init__(self, jobs: Jobs, id_: str) -> None:
         self.jobs = jobs
         self.id = id_
+        self.up = False
         self.ended = asyncio.Event()
+        self._warned = False
+        self._telling: asyncio.Task[None] | None = None
 
     def heard(self, job: Job) -> None:
         """Hear from the batch system how it stands."""
         if job.ended or self.jobs.backend.system.never(job):
             self.ended.set()
+            if self.up and self._telling is None:
+                self._telling = asyncio.ensure_future(self._tell_end())
+        elif job.state == "running" and job.walltime_left is not None and job.walltime_left < _SHORT:
+            self._warn(f"its time is over in {job.walltime_left:.0f} s")
+
+    def noticed(self, number: int) -> None:
+        """Hear from its carrier that it was sent a signal."""
+        self._warn(f"it was sent {signal.Signals(number).name}")
+
+    def _warn(self, why: str) -> None:
+        if not self._warned:
+            self._warned = True
+            text = f"the scheduler's job {self.id} is about to end, and the cluster with it: {why}"
+            self.jobs.launch.hooks.warning("cluster", text)
+
+    async def _tell_end(self) -> None:
+        why = await self.jobs.why(self.id)
+        self.jobs.launch.hooks.failed("cluster", f"the scheduler's job ended, and the cluster with it: {why}")
 
     def row(self) -> Row:
         """Return it for people."""

@@ -18,7 +18,7 @@ from envsync.plugins.compare import Difference
 from envsync.runner.tls import Credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from envsync.hooks import Hooks
     from envsync.runner.places import Place
@@ -52,6 +52,8 @@ class Launch:
         Told about a process that ended by itself.
     terminate : callable
         Asks the scheduler to close a worker.
+    retire : callable
+        Asks the scheduler to move what workers hold to others, by their names; returns those that are done.
     """
 
     cluster: str
@@ -61,6 +63,7 @@ class Launch:
     hooks: Hooks
     lost: Callable[[DaskProcess], None] = field(repr=False)
     terminate: Callable[[WorkerProcess], Any] = field(repr=False)
+    retire: Callable[[Collection[str | int]], Awaitable[set[str | int]]] = field(repr=False)
 
 
 class DaskProcess(ProcessInterface):  # type: ignore[misc]

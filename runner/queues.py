@@ -10,7 +10,7 @@ from dask.utils import parse_bytes
 from envsync.runner import batch
 from envsync.runner.backends import GRACE, SSH, Backend, Local
 from envsync.runner.batch import SYSTEMS, BatchSystem
-from envsync.runner.groups import groups_of
+from envsync.runner.groups import groups_of, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,6 +53,8 @@ class Batch(Backend):
         Of the scheduler's own job.
     scheduler_memory : str or int, optional
         Of the scheduler's own job; `memory` if not given.
+    scheduler_time : str, float or timedelta, optional
+        How long the scheduler's own job may run, and the cluster with it; `time` if not given.
     extra : sequence of str
         Further options of the submission, as one would write them behind the command.
     prologue : sequence of str
@@ -103,6 +105,7 @@ class Batch(Backend):
         scheduler: Where | None = None,
         scheduler_cores: int = 1,
         scheduler_memory: str | int | None = None,
+        scheduler_time: Any = None,
         extra: Sequence[str] = (),
         prologue: Sequence[str] = (),
         shell: str = "/bin/sh",
@@ -126,6 +129,7 @@ class Batch(Backend):
         self.scheduler: Where = scheduler or ("job" if self.via else "client")
         self.scheduler_cores = scheduler_cores
         self.scheduler_memory = None if scheduler_memory is None else int(parse_bytes(scheduler_memory))
+        self.scheduler_time = None if scheduler_time is None else seconds(scheduler_time)
         asked = {
             "queue": queue,
             "account": account,

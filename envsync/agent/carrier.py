@@ -41,15 +41,17 @@ from .frames import (
     copy,
     room_of,
 )
-from .supervise import die_with_parent
+from .supervise import PATIENT, die_with_parent
 
 __all__ = ["carry"]
 
 NO_WAY, LOST, ASKED = 71, 72, 0
 """Exit codes: nobody was reached, the connection was lost, the client had no more to do."""
 
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _DIAL = 10.0  # seconds for one try
 _PAUSE = 1.0  # seconds between two tries, to begin with
+_AHEAD = 2.0  # times that notice, between a signal that comes early and the end
 _TERM = 5.0  # seconds that processes have when all ends
 
 
@@ -86,7 +88,7 @@ class _Carrier:
         adopt()
         loop = asyncio.get_running_loop()
         self.over = loop.create_future()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+        for number in _HEARD:
             loop.add_signal_handler(number, self.signalled, number)
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
         began = time.monotonic()
@@ -170,7 +172,8 @@ class _Carrier:
             self.streams[stream] = there = _Connection(self, stream, json.loads(payload))
             there.begin()
         elif kind == END and not stream:
-            self.finish(ASKED, "the client closed it")
+            # what was told to end does not end well: systems would take it for done
+            self.finish(128 + self.signals[0] if self.signals else ASKED, "the client closed it")
         elif known is not None:
             known.take(kind, payload)
 
@@ -187,10 +190,11 @@ class _Carrier:
         self.signals.append(number)
         if self.link is not None:
             self.link.say(NOTICE, signal=number)
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU):
-            name = signal.Signals(number).name
-            wait = float(self.settings["notice"]) if self.link is not None and self.link.open else 0.0
-            asyncio.get_running_loop().call_later(wait, self.finish, 128 + number, f"the job was sent {name}")
+        name = signal.Signals(number).name
+        wait = float(self.settings["notice"]) if self.link is not None and self.link.open else 0.0
+        if number in (signal.SIGUSR1, signal.SIGUSR2):
+            wait *= _AHEAD  # systems send these long before they end a job
+        asyncio.get_running_loop().call_later(wait, self.finish, 128 + number, f"the job was sent {name}")
 
     async def end_all(self) -> None:
         """End all that was started here, whoever started it."""
@@ -282,7 +286,8 @@ class _Command(_Stream):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
+                preexec_fn=_prepared(),
+                env={**os.environ, PATIENT: "1"},
             )
         except OSError as error:
             link.say(REFUSED, self.number, message=str(error))
@@ -336,6 +341,19 @@ class _Command(_Stream):
             family.update(descendants([pid]))
             os.killpg(pid, signal.SIGKILL)
         end_all(family)
+
+
+def _prepared() -> Any:
+    """Return what a child does first: it dies with us, and does not end by what the job is sent."""
+    arrange = die_with_parent()
+
+    def prepare() -> None:
+        if arrange is not None:
+            arrange()
+        for number in _HEARD:
+            signal.signal(number, signal.SIG_IGN)
+
+    return prepare
 
 
 class _Connection(_Stream):

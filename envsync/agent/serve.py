@@ -39,6 +39,10 @@ _GRACE = 5.0  # seconds that processes have to end by themselves when the agent 
 Answer = Callable[..., Any]
 
 
+def _go_on(*_: object) -> None:
+    """Ignore a signal, but in what is started from here."""
+
+
 def serve(root: str, grace: float, hints: list[str]) -> None:
     """Serve one client on standard input and output, until it is gone.
 
@@ -83,7 +87,10 @@ class _Server:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, self._terminated)
+        patient = os.environ.get("ENVSYNC_PATIENT")  # supervise.PATIENT
+        signal.signal(signal.SIGTERM, _go_on if patient else self._terminated)
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU) if patient else ():
+            signal.signal(number, _go_on)
         self.out.emit(
             {
                 "event": "hello",

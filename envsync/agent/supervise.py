@@ -19,9 +19,13 @@ from .family import descendants, end_all
 from .layout import Cache, Emit, Problem, checked_name, disk_problem, remove
 from .owner import write_owner
 
-__all__ = ["MARKER", "Child", "base_environment", "die_with_parent", "run_after", "spawn"]
+__all__ = ["MARKER", "PATIENT", "Child", "base_environment", "die_with_parent", "run_after", "spawn"]
 
 MARKER = b"@envsync "
+PATIENT = "ENVSYNC_PATIENT"
+"""The variable that is set in jobs: their systems send signals to every process, which the carrier hears for
+all of them; the others go on while what they hold is saved, and end when their input ends."""
+
 _TAIL = 30  # lines
 _LONGEST = 64 * 1024  # bytes of one line
 _AFTER = 30.0  # seconds

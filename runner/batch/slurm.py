@@ -25,6 +25,7 @@ __all__ = ["Slurm"]
 
 _LISTED = "JobArrayID:|,State:|,RestartCnt:|,exit_code:|,TimeLeft:|,NodeList:|,Name:|,Reason:|"
 _PAST = "JobID,State,ExitCode,NodeList,Reason"
+_SIGNALLED = 300  # seconds of walltime from which on a job is signalled a minute before its end
 _STATES: dict[str, JobState] = {
     "PENDING": "pending",
     "CONFIGURING": "pending",
@@ -58,6 +59,11 @@ class Slurm(BatchSystem):
             "DependencyNeverSatisfied",
             "InvalidAccount",
             "InvalidQOS",
+            "MaxCpuPerJob",
+            "MaxGRESPerJob",
+            "MaxMemPerJob",
+            "MaxNodePerJob",
+            "MaxWallDurationPerJob",
             "JobHeldAdmin",
             "PartitionNodeLimit",
             "PartitionTimeLimit",
@@ -65,6 +71,9 @@ class Slurm(BatchSystem):
             "launch_failed_requeued_held",
             "launch failed requeued held",
         )
+    )
+    stuck = frozenset(
+        ("JobHeldUser", "NodeDown", "PartitionDown", "PartitionInactive", "ReqNodeNotAvail", "Nodes required")
     )
     variables = JobVariables(
         identity="${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}",
@@ -150,8 +159,10 @@ class Slurm(BatchSystem):
             "account": request.account,
             "wckey": request.project,
             "constraint": request.constraint,
+            # a moment in which to leave, whoever made its time shorter
+            "signal": "B:USR1@60" if (request.walltime or 0) >= _SIGNALLED else "",
         }
-        fixed = ["--nodes=1", "--ntasks=1", "--open-mode=append"]
+        fixed = ["--nodes=1", "--ntasks=1", "--open-mode=append", "--requeue"]
         return [*fixed, *(f"--{key}={value}" for key, value in asked.items() if value)]
 
 

@@ -61,6 +61,8 @@ class BatchSystem(ABC):
         How long a job's name may be.
     hopeless : frozenset of str
         Words in the reason of a pending job that say that it will never start.
+    stuck : frozenset of str
+        Words in it that say that somebody has to act first: the queue is closed, the job is held.
     variables : JobVariables
         What a job finds in its environment.
     """
@@ -69,6 +71,7 @@ class BatchSystem(ABC):
     programs: ClassVar[tuple[str, ...]]
     limit: ClassVar[int] = 64
     hopeless: ClassVar[frozenset[str]] = frozenset()
+    stuck: ClassVar[frozenset[str]] = frozenset()
     variables: ClassVar[JobVariables]
 
     def script(self, request: JobRequest, body: str) -> str:

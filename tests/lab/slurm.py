@@ -12,7 +12,7 @@ import shlex
 import stat
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.install import find
@@ -80,6 +80,8 @@ class Slurm(Lab):
         Folders below ``/tmp`` that the nodes see too. What is elsewhere they see anyhow.
     gpus : int
         How many each node says it has, with character devices that no driver answers at.
+    settings : mapping, optional
+        More of its configuration.
 
     Attributes
     ----------
@@ -91,7 +93,14 @@ class Slurm(Lab):
         What ``sbatch`` and its like need in their environment.
     """
 
-    def __init__(self, nodes: int = 2, *, shared: Sequence[Path] = (), gpus: int = 0) -> None:
+    def __init__(
+        self,
+        nodes: int = 2,
+        *,
+        shared: Sequence[Path] = (),
+        gpus: int = 0,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
         self._shared = [self.folder, *shared]
         self._hosts, conf = self.folder / "hosts", self.folder / "slurm.conf"
@@ -105,6 +114,7 @@ class Slurm(Lab):
             size += f" Gres=gpu:fake:{gpus}"
         lines = [f"NodeName={name} NodeAddr={address} {size}\n" for name, address in both[1:]]
         text = _CONF.format(folder=self.folder, head=addresses[0])
+        text += "".join(f"{key}={value}\n" for key, value in (settings or {}).items())
         conf.write_text(text + ("GresTypes=gpu\n" * bool(gpus)) + "".join(lines))
         if gpus:
             self._make_gpus(gpus)

@@ -1,0 +1,129 @@
+"""What becomes of a cluster's jobs on a real Slurm, and what its user is told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envsync.runner.jobprocess import leaves_at
+from tests.lab.fixtures import demand
+from tests.lab.install import PROGRAMS, SLURM
+from tests.lab.slurm import Slurm
+from tests.places import Place, make_place
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+BEGIN = """
+import os, socket, subprocess, sys, time
+from envsync import SyncedCluster
+from envsync.errors import EnvsyncError, JobFailed
+from envsync.hooks import Hooks
+from envsync.runner import Slurm, jobprocess
+
+BEGAN = time.monotonic()
+
+class Told(Hooks):
+    def __init__(self):
+        self.all = []
+    def tell(self, kind, where, text):
+        print(f"{time.monotonic() - BEGAN:.1f} {kind}: {where}: {text}", file=sys.stderr, flush=True)
+        self.all.append((kind, text))
+    def failed(self, where, why):
+        self.tell("failed", where, why)
+    def note(self, where, text):
+        self.tell("note", where, text)
+    def warning(self, where, text):
+        self.tell("warning", where, text)
+    def of(self, kind, *words):
+        return [text for one, text in self.all if one == kind and all(word in text for word in words)]
+
+told = Told()
+
+def start(n_workers, **options):
+    asked = {"partition": "debug", "cores": 1, "memory": "500 MB", "poll": 0.5, **options}
+    return SyncedCluster(Slurm(**asked), n_workers=n_workers, dashboard_address="127.0.0.1:0", hooks=told)
+
+def until(condition, seconds=40):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, (told.all, cluster.jobs)
+        time.sleep(0.1)
+
+def call(*command):
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+"""
+
+SYSTEM_ENDS = (
+    BEGIN
+    + """
+early = set()  # numbers of jobs whose time is as good as over
+jobprocess.leaves_at = lambda time, number: time if number in early else 0.0
+with start(3, time="10:00") as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(3, timeout=60)
+    names = lambda: {info["name"] for info in client.scheduler_info()["workers"].values()}
+    held = client.scatter([bytes([n]) * 1000 for n in range(30)], hash=False)
+
+    early.add(1)
+    # time is over for one: another comes for it first, and what it held is not lost
+    until(lambda: "job-1-0" not in names() and len(names()) == 3)
+    assert told.of("note", "job-1", "its workers retire")
+    until(lambda: {row.name: row.state for row in cluster.jobs}["job-1"] in ("completed", "cancelled"))
+    assert set(cluster.workers) == {"job-2", "job-3", "job-4"}
+    assert len(client.gather(held)) == 30
+
+    # preempted: what it held moves while there is time, the job comes back
+    row = next(row for row in cluster.jobs if row.name == "job-2")
+    urgent = call("sbatch", "--parsable", "--partition=urgent", "--exclusive",
+        f"--nodelist={row.node}", "--wrap=sleep 3").strip()
+    until(lambda: "job-2-0" not in names())
+    assert len(client.gather(held)) == 30
+    until(lambda: {row.name: row.state for row in cluster.jobs}["job-2"] == "pending")
+    until(lambda: not call("squeue", "-h", "-j", urgent, "-t", "running,pending"))
+    call("scontrol", "update", f"jobid={row.id}", "starttime=now")
+    until(lambda: "job-2-0" in names())
+    assert {row.name: row.restarts for row in cluster.jobs}["job-2"] == 1
+    assert len(client.gather(held)) == 30
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """One of our own, as its nodes die; it watches how much memory jobs use."""
+    demand({**PROGRAMS, **SLURM})
+    watched = {
+        "JobAcctGatherType": "jobacct_gather/linux",
+        "JobAcctGatherFrequency": "task=1",
+        "JobAcctGatherParams": "OverMemoryKill",
+    }
+    cluster = Slurm(3, shared=[tmp_path_factory.getbasetemp()], settings=watched)
+    try:
+        yield cluster
+    finally:
+        survivors = cluster.close()
+    assert not survivors
+
+
+@pytest.fixture(scope="module")
+def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch, make_place(tmp_path_factory.mktemp("ends")) as made:
+        for name, value in slurm.environment.items():
+            patch.setenv(name, value)
+        yield made
+
+
+@pytest.mark.parametrize("time", [60, 300, 3600, 4 * 3600, 7 * 86400])
+def test_workers_leave_before_the_end_one_after_another(time: float) -> None:
+    before = [leaves_at(time, number) for number in range(1, 9)]
+    assert all(min(60, time / 2) <= each < time for each in before)
+    assert max(before) <= time * 3 / 4
+    apart = [late - early for early, late in itertools.pairwise(sorted(before))]
+    assert min(apart) > (max(before) - min(before)) / 20
+
+
+def test_what_the_system_ends_is_replaced_or_comes_back(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    place.run(tmp_path, SYSTEM_ENDS)
