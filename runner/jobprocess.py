@@ -182,7 +182,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         return "failed" if codes else "closed"
 
     async def _retire(self) -> End | None:
-        """Have what only its workers hold moved to others, while there is time; others take its place first."""
+        """Have what only its workers hold moved to others in time; another job takes its place first."""
         left = self._over - asyncio.get_running_loop().time() if self._over else None
         end: End | None = None
         seconds = NOTICE - 2.0

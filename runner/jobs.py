@@ -36,7 +36,7 @@ NOTICE = 20.0
 """Seconds that a job's carrier goes on after the job was told to end; systems kill after 30, mostly."""
 
 End = Literal["failed", "taken", "retired", "closed"]
-"""How it went with a job: it failed; the system took its node; its time was nearly over; its workers closed."""
+"""How a job went: it failed; the system took its node; its time is nearly over; its workers closed."""
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
 _LOOK = 10.0  # seconds that the system has to say why a job ended
