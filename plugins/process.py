@@ -3,7 +3,7 @@
 ``process scheduler|worker CONFIG.json`` starts distributed's Scheduler, or its Nanny, in the interpreter that
 runs this. It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
 ``@envsync {"error": ...}`` when it cannot, and closes gracefully when its standard input ends or on SIGTERM.
-Where the variable ``ENVSYNC_PATIENT`` is set, as in jobs, no signal ends it: what it holds is saved meanwhile.
+Where the variable ``ENVSYNC_PATIENT`` is set (in jobs) no signal ends it: what it holds is saved first.
 
 The configuration holds::
 

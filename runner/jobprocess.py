@@ -38,8 +38,8 @@ _GO_ON = """import signal
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
     signal.signal(number, lambda *_: None)
 """
-"""What the process below a nanny runs first: systems send their signals to every process of a job, and it has to
-go on while what it holds is moved. What it starts is not spared."""
+"""What the process below a nanny runs first: systems send their signals to every process of a job, and it has
+to go on while what it holds is moved. What it starts is not spared."""
 
 _AHEAD = (signal.SIGUSR1, signal.SIGUSR2)  # that the end is near, with time to leave in order
 
