@@ -5,6 +5,10 @@ installed version is looked up as it is. For any other kind the roots of the env
 under all installed versions as constraints, so that packages for one platform only drop out and the target's
 own come in. uv does both.
 
+For a target with a driver of NVIDIA that is not this machine's, CUDA builds of the same versions stand in for
+builds of the CPU, and for those that the driver does not run (`envsync.cuda_builds`); the libraries that they
+require come with them.
+
 Only wheels are locked. What no index has as a wheel, or what was not installed from an index (git, archives,
 local builds), is made into a wheel again from its installed files, if those can run on the target.
 """
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -21,18 +25,21 @@ from urllib.parse import quote
 from packaging.utils import canonicalize_name, parse_wheel_filename
 from packaging.version import Version
 
-from envsync import wheels
+from envsync import cuda, wheels
 from envsync.artifacts import wheel_tags
+from envsync.cuda_builds import Builds, choose_builds
 from envsync.errors import NoWheelError, ResolveError, ToolError
 from envsync.hooks import Hooks
 from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution
 from envsync.plan import Plan, make_plan, project_folder
-from envsync.roots import active_requirements, parse_requirements, roots
+from envsync.roots import active_requirements, only_for, parse_requirements, roots
 from envsync.scratch import scratch
 from envsync.uv_compile import Found, Question, culprits, refused, scope_of, uv_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from packaging.requirements import Requirement
 
     from envsync.indexes import IndexSettings
     from envsync.snapshot import Distribution, Snapshot
@@ -100,10 +107,12 @@ def resolve(
     for excluded in plan.excluded:
         hooks.warning("here", f"{excluded.name} {excluded.version} is left out: {excluded.reason}")
     job = _Job(snapshot, target, store, settings, plan, hooks, allow_substitutes)
+    job = replace(job, builds=_builds(job))
     artifacts = _own_kind(job) if _same_kind(snapshot.target, target) else None
     if artifacts is None:
         artifacts = _other_kind(job)
     locked = {artifact.name: artifact for artifact in artifacts}
+    _demand_driver(job, artifacts)
     lock = Lock.of(
         artifacts,
         target,
@@ -116,7 +125,8 @@ def resolve(
     for excluded in job.excluded:
         hooks.note("here", f"{excluded.name} {excluded.version} is left out: {excluded.reason}")
     for one in job.substitutions:
-        hooks.warning("here", f"{one.name} {one.locked} is locked in place of {one.installed}: {one.reason}")
+        tell = hooks.note if _same_public(one.locked, one.installed) else hooks.warning
+        tell("here", f"{one.name} {one.locked} is locked in place of {one.installed}: {one.reason}")
     hooks.done("here", f"locked {len(locked)} packages", time.monotonic() - started)
     return lock
 
@@ -132,6 +142,7 @@ class _Job:
     plan: Plan
     hooks: Hooks
     allow_substitutes: bool
+    builds: Builds | None = None
     excluded: list[Excluded] = field(default_factory=list)
     substitutions: list[Substitution] = field(default_factory=list)
 
@@ -150,6 +161,30 @@ class _Job:
             target=platform,
             installed={name: one.tags for name, one in self.plan.pins.items()},
         )
+
+    @property
+    def driver(self) -> str:
+        """The target's driver; "" if it is this machine's, where what is installed is what is meant."""
+        driver = cuda.driver_of(self.target)
+        return "" if driver == cuda.driver_of(self.snapshot.target) else driver
+
+    def requires(self) -> dict[str, tuple[Requirement, ...]]:
+        """What each installed distribution requires."""
+        installed = {**self.plan.pins, **self.plan.local, **self.plan.trees}
+        return {name: parse_requirements(one.requires) for name, one in installed.items()}
+
+    def replaced(self) -> dict[str, str]:
+        """The packages of which another build is locked, and its version."""
+        return {} if self.builds is None else dict(self.builds.pins)
+
+    def loose(self) -> set[str]:
+        """What only such packages require of CUDA: it is not pinned, and goes or comes as they want it."""
+        replaced = self.replaced()
+        if not replaced:
+            return set()
+        environment = self.snapshot.target.marker_environment()
+        found = only_for(replaced, self.requires(), environment)
+        return {name for name in found - replaced.keys() if cuda.is_library(name)}
 
     def local_wheel(self, distribution: Distribution) -> Artifact:
         """Make a wheel of what is installed (or, for an editable, of its project).
@@ -205,11 +240,44 @@ class _Job:
         )
 
 
+def _builds(job: _Job) -> Builds | None:
+    """Return the builds that the target's driver wants in place of those that are installed."""
+    driver = job.driver
+    installed = {name: one.version for name, one in {**job.plan.pins, **job.plan.local}.items()}
+    names = cuda.concerned(installed.items(), driver) if driver else ()
+    if not names:
+        return None
+    return choose_builds(
+        {name: installed[name] for name in names},
+        driver,
+        job.question(),
+        allow_substitutes=job.allow_substitutes,
+    )
+
+
+def _demand_driver(job: _Job, artifacts: Sequence[Artifact]) -> None:
+    """Raise if the target's driver is too old for what is locked.
+
+    Raises
+    ------
+    ResolveError
+        With the package that asks for the newest driver.
+    """
+    driver = job.driver
+    missing = cuda.unmet(driver, [(one.name, one.version) for one in artifacts]) if driver else ()
+    if missing:
+        raise ResolveError(
+            cuda.too_old(driver, missing[-1]),
+            hint="Update the driver there, or install a version for an older CUDA here.",
+        )
+
+
 def _own_kind(job: _Job) -> list[Artifact] | None:
     """Look every installed version up as it is; None if some have to be substituted."""
     plan, question = job.plan, job.question()
-    pins = dict(plan.pins)
-    artifacts = [job.local_wheel(one) for one in plan.local.values()]
+    others = job.replaced().keys() | job.loose()
+    pins = {name: one for name, one in plan.pins.items() if name not in others}
+    artifacts = [job.local_wheel(one) for name, one in plan.local.items() if name not in others]
     wheels_only = True  # uv is quicker where it need not look at source distributions
     while True:
         try:
@@ -234,7 +302,50 @@ def _own_kind(job: _Job) -> list[Artifact] | None:
             f"{distribution.name} {distribution.version}: {one.filename} is another build than is installed"
         )
         job.hooks.note("here", f"{what}; its installed files are used")
-    return artifacts + _artifacts(job, [one for one in chosen if one not in other], question)
+    artifacts += _artifacts(job, [one for one in chosen if one not in other], question)
+    return artifacts + _other_builds(job) if job.builds is not None else artifacts
+
+
+def _other_builds(job: _Job) -> list[Artifact]:
+    """Look up other builds than are installed, and what they require besides all that is installed anyhow."""
+    assert job.builds is not None
+    others = job.replaced().keys() | job.loose()
+    installed = {**job.plan.pins, **job.plan.local, **job.plan.trees}
+    stays = sorted(installed.keys() - others)
+    with scratch("lock") as folder:
+        (folder / "excludes.txt").write_text("".join(f"{name}\n" for name in stays))
+        found = job.builds.question.closure(
+            job.builds.requirements(), excludes=folder / "excludes.txt" if stays else None
+        )
+    artifacts = _artifacts(job, list(found.values()), job.builds.question)
+    _tell_builds(job, artifacts)
+    return artifacts
+
+
+def _tell_builds(job: _Job, artifacts: Sequence[Artifact]) -> None:
+    """Write down what stands in for what, and what comes and goes with it."""
+    assert job.builds is not None
+    installed = {**job.plan.pins, **job.plan.local}
+    locked = {one.name: one.version for one in artifacts}
+    replaced, loose = job.replaced(), job.loose()
+    job.substitutions.extend(
+        Substitution(
+            name=name,
+            installed=installed[name].version,
+            locked=locked[name],
+            reason=job.builds.reason,
+        )
+        for name in sorted((replaced.keys() | loose) & locked.keys())
+        if not _same_version(locked[name], installed[name].version)
+    )
+    job.excluded.extend(
+        Excluded(name=name, version=installed[name].version, reason="the locked builds do not need it")
+        for name in sorted(loose - locked.keys())
+    )
+    come = sorted(locked.keys() - installed.keys() - job.plan.trees.keys())
+    if come:
+        more = f" and {len(come) - 3} more" if len(come) > 3 else ""
+        job.hooks.note("here", f"{', '.join(come[:3])}{more} come with the CUDA builds")
 
 
 def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact], why: str) -> bool:
@@ -251,12 +362,18 @@ def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact],
 
 def _other_kind(job: _Job) -> list[Artifact]:
     """Resolve the roots under the installed versions as constraints."""
-    plan, question = job.plan, job.question()
+    plan = job.plan
+    question = job.question() if job.builds is None else job.builds.question
+    replaced, loose = job.replaced(), job.loose()
     installed = {**plan.pins, **plan.local, **plan.trees}
-    requires = {name: parse_requirements(one.requires) for name, one in installed.items()}
+    requires = job.requires()
     versions = {name: one.version for name, one in installed.items()}
     top = roots(requires, versions, job.snapshot.target.marker_environment())
-    asked = {name: _asked(name, extras) for name, extras in top.items() if name in plan.pins}
+    asked = {
+        name: _asked(name, extras)
+        for name, extras in top.items()
+        if (name in plan.pins or name in replaced) and name not in loose
+    }
     further: set[str] = set()
     for name in plan.trees:  # uv does not see these: what they require is asked for in their place
         extras = top.get(name, ())
@@ -267,13 +384,16 @@ def _other_kind(job: _Job) -> list[Artifact]:
                 further.add(_asked(child, requirement.extras))
             elif child not in installed:
                 further.add(str(requirement))
-    pins: dict[str, str] = {name: _pin(one) for name, one in plan.pins.items()}
+    pins: dict[str, str] = {name: _pin(one) for name, one in plan.pins.items() if name not in loose}
+    pins |= {name: f"{name}==={version}" for name, version in replaced.items()}
     made: dict[str, Artifact] = {}
     foreign: set[str] = set()
     for name, one in plan.local.items():
+        if name in replaced or name in loose:
+            continue
         try:
             made[name] = job.local_wheel(one)
-        except NoWheelError:  # noqa: PERF203 - each for itself
+        except NoWheelError:
             if name in top:
                 raise
             foreign.add(name)
@@ -287,7 +407,7 @@ def _other_kind(job: _Job) -> list[Artifact]:
             }
             lines |= {line for name, line in asked.items() if name not in made}
             try:
-                found = question.closure(lines | further, folder / "constraints.txt")
+                found = question.closure(lines | further, constraints=folder / "constraints.txt")
                 break
             except ToolError as error:
                 _relax(job, error, pins, made)
@@ -304,13 +424,18 @@ def _other_kind(job: _Job) -> list[Artifact]:
             reason=f"no wheel for {job.target.describe()}",
         )
         for one in artifacts
-        if one.name in plan.pins and not _same_version(one.version, plan.pins[one.name].version)
+        if one.name in plan.pins
+        and one.name not in replaced
+        and one.name not in loose
+        and not _same_version(one.version, plan.pins[one.name].version)
     )
+    if job.builds is not None:
+        _tell_builds(job, [one for one in artifacts if one.name in replaced or one.name in loose])
     locked = {artifact.name for artifact in artifacts}
     job.excluded.extend(
         Excluded(name=name, version=one.version, reason=f"nothing requires it on {job.target.describe()}")
         for name, one in installed.items()
-        if name not in locked and name not in plan.trees
+        if name not in locked and name not in plan.trees and name not in loose
     )
     return artifacts
 
@@ -430,6 +555,10 @@ def _same_build(distribution: Distribution, artifact: Artifact | Found) -> bool:
 
 def _same_version(one: str, other: str) -> bool:
     return one == other or Version(one) == Version(other)
+
+
+def _same_public(one: str, other: str) -> bool:
+    return Version(one).public == Version(other).public
 
 
 def _same_kind(one: Target, other: Target) -> bool:

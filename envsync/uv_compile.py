@@ -86,6 +86,11 @@ class Question:
         What the best of several wheels is judged by.
     installed : mapping of str to tuple of str
         The tags of what is installed, by name: of several wheels, that build is meant.
+    torch_backend : str
+        The index of PyTorch's own that its packages are taken from: ``"cu124"``, or ``"auto"`` for the newest
+        that `driver` runs; "" for the indexes that are configured.
+    driver : str
+        The version of the target's NVIDIA driver, for ``"auto"``.
     """
 
     settings: IndexSettings
@@ -94,6 +99,8 @@ class Question:
     platform: str = ""
     target: Target
     installed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    torch_backend: str = ""
+    driver: str = ""
 
     def pins(self, requirements: Iterable[str], *, wheels_only: bool = False) -> dict[str, Found]:
         """Look up exactly these, without what they require."""
@@ -101,10 +108,14 @@ class Question:
         args += ["--only-binary", ":all:"] if wheels_only else []
         return self._read(run_uv([*args, "-"], **self._input(requirements)))
 
-    def closure(self, requirements: Iterable[str], constraints: Path) -> dict[str, Found]:
-        """Resolve these and what they require, wheels only."""
-        args = [*self._args("pylock.toml"), "--only-binary", ":all:", "--constraints", str(constraints), "-"]
-        return self._read(run_uv(args, **self._input(requirements)))
+    def closure(
+        self, requirements: Iterable[str], *, constraints: Path | None = None, excludes: Path | None = None
+    ) -> dict[str, Found]:
+        """Resolve these and what they require, wheels only; what the file `excludes` names is left out."""
+        args = [*self._args("pylock.toml"), "--only-binary", ":all:"]
+        for option, file in (("--constraints", constraints), ("--excludes", excludes)):
+            args += [option, str(file)] if file is not None else []
+        return self._read(run_uv([*args, "-"], **self._input(requirements)))
 
     def indexes(self, found: Iterable[Found]) -> dict[str, str]:
         """Return the index that each package was found in.
@@ -114,7 +125,7 @@ class Question:
         remote = {one.name: one for one in found if one.url is not None}
         searched = [index.url for index in self.settings.searched() if not index.local]
         pages = [link for link in self.settings.find_links if not link.local]
-        if not remote or (len(searched) == 1 and not pages):
+        if not remote or (len(searched) == 1 and not pages and not self.torch_backend):
             return dict.fromkeys(remote, searched[0]) if searched else {}
         args = [*self._args("requirements.txt"), "--no-deps", "--no-annotate", "--emit-index-annotation", "-"]
         pins = [f"{one.name}=={one.version}" for one in remote.values()]
@@ -124,8 +135,8 @@ class Question:
         for line in run_uv(args, **self._input(pins)).splitlines():
             if line.startswith("    # from "):
                 url = without_credentials(line.removeprefix("    # from ").strip(), query=False)
-                if url.rstrip("/") in known:
-                    indexes[name] = known[url.rstrip("/")]
+                if url.rstrip("/") in known or self.torch_backend:
+                    indexes[name] = known.get(url.rstrip("/"), url)
             elif "==" in line:
                 name = canonicalize_name(line.partition("==")[0])
         return indexes
@@ -186,11 +197,16 @@ class Question:
         args += ["--python-version", self.version, *self.settings.uv_arguments()]
         if self.platform and platform:
             args += ["--python-platform", self.platform]
+        if self.torch_backend:
+            args += ["--torch-backend", self.torch_backend]
         return args
 
     def _input(self, requirements: Iterable[str]) -> dict[str, Any]:
         text = "".join(f"{line}\n" for line in sorted(requirements))
-        return {"env": self.settings.uv_environment(), "input": text}
+        environ = self.settings.uv_environment()
+        if self.driver:
+            environ["UV_CUDA_DRIVER_VERSION"] = self.driver
+        return {"env": environ, "input": text}
 
 
 def _filename(entry: Mapping[str, Any]) -> str:
