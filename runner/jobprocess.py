@@ -7,10 +7,13 @@ import contextlib
 import signal
 from typing import TYPE_CHECKING, Any
 
+from distributed.comm.addressing import get_address_host
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied
+from envsync.runner.groups import gpus_of
+from envsync.runner.jobgpus import with_gpus
 from envsync.runner.jobs import NOTICE, let_go
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobrows import Row
     from envsync.runner.jobs import End, Jobs
+    from envsync.runner.layout import WorkerSpec
     from envsync.runner.provision import Prepared
 
 __all__ = ["JobProcess", "leaves_at"]
@@ -236,17 +240,22 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         prepared = await jobs.prepare(host, self.id)
         self._prepared = prepared
         place = Place.of(prepared)
-        specs = zip(self.group.suffixes, self._layout(prepared), strict=True)
+        specs = zip(self.group.suffixes, await self._layout(prepared), strict=True)
         self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
         await asyncio.gather(*(worker.start() for worker in self.workers))
         self.came_up = True
         jobs.failures_in_a_row = 0
         return lost
 
-    def _layout(self, prepared: Prepared) -> Sequence[Any]:
+    async def _layout(self, prepared: Prepared) -> Sequence[WorkerSpec]:
         """Lay out what the job was given of its node."""
-        facts = dict(prepared.session.facts)
-        request = self.group.request
+        request, system = self.group.request, self.jobs.backend.system
+        facts = await with_gpus(
+            prepared.session,
+            request.gpus or gpus_of(request.gres),
+            told=bool(system.variables.gpus),
+            name=f"job {self.id}",
+        )
         for key, asked in (("cores", request.cores), ("memory", request.memory)):
             if asked:
                 facts[key] = min(int(facts.get(key) or asked), asked)
@@ -255,9 +264,10 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             n_workers=self.group.workers_per_job,
             threads_per_worker=self.jobs.options.threads_per_worker,
             memory_limit=self.jobs.options.memory_limit,
+            scheduler=get_address_host(self.scheduler_address),
         )
 
-    def _worker(self, place: Place, name: str, spec: Any) -> WorkerProcess:
+    def _worker(self, place: Place, name: str, spec: WorkerSpec) -> WorkerProcess:
         jobs = self.jobs
         config = jobs.options.worker(spec, encrypted=jobs.encrypted)
         offered = dict(self.group.resources)

@@ -1,17 +1,21 @@
 """From what a host has and what the user asked for, to its workers. Nothing here looks at a host.
 
-The facts are those of the agent's probe: ``cores``, ``affinity``, ``memory``, ``numa``, ``gpus`` and
-``cuda_visible_devices``.
+The facts are those of the agent's probe: ``cores``, ``affinity``, ``memory``, ``numa``, ``gpus``, ``nics``
+and ``cuda_visible_devices``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dask.utils import parse_bytes
 from distributed.deploy.utils import nprocesses_nthreads
+
+from envsync.agent.gpus import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,10 +33,13 @@ class Device:
         Of a GPU, or of a MIG instance on one.
     numa : int or None
         The NUMA node that it hangs on.
+    mig : bool
+        Whether it is a MIG instance. CUDA shows a process one of them at most.
     """
 
     uuid: str
     numa: int | None = None
+    mig: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,8 @@ class WorkerSpec:
         The cores that it is bound to; empty for all.
     gpus : tuple of str
         UUIDs of the devices that it sees; None leaves them alone.
+    interface : str or None
+        The network interface that it listens on; None where there is no reason to choose.
     resources : mapping of str to float
         What it offers to tasks that ask.
     """
@@ -57,6 +66,7 @@ class WorkerSpec:
     memory_limit: int
     cpus: tuple[int, ...] = ()
     gpus: tuple[str, ...] | None = None
+    interface: str | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
 
     def environment(self) -> dict[str, str]:
@@ -71,6 +81,7 @@ def layout(
     threads_per_worker: int | None = None,
     memory_limit: str | float | None = "auto",
     resources: Mapping[str, float] | None = None,
+    scheduler: str = "",
 ) -> tuple[WorkerSpec, ...]:
     """Lay out one host.
 
@@ -87,6 +98,9 @@ def layout(
         or a string an amount, None or 0 no limit.
     resources : mapping, optional
         Added to each worker's own.
+    scheduler : str
+        The scheduler's IPv4 address, if it is on another host: of several interfaces on its network a worker
+        takes the one that is beside its GPU.
 
     Raises
     ------
@@ -112,9 +126,13 @@ def layout(
         threads_per_worker = 1 if gpus else max(1, math.ceil(cores / n_workers))
     limit = memory_bytes(memory_limit, int(facts.get("memory") or 0), n_workers)
     nodes = _nodes(facts)
+    shares = [_share(gpus, index, n_workers) for index in range(n_workers)]
+    beside = [
+        tuple(sorted({one.numa for one in mine if one.numa is not None and one.numa in nodes}))
+        for mine in shares
+    ]
     specs = []
-    for index in range(n_workers):
-        mine = _share(gpus, index, n_workers)
+    for index, mine in enumerate(shares):
         own: dict[str, float] = {
             "GPU": max(1.0, len(mine)) if n_workers <= len(gpus) else len(gpus) / n_workers
         }
@@ -122,8 +140,11 @@ def layout(
             WorkerSpec(
                 nthreads=threads_per_worker,
                 memory_limit=limit,
-                cpus=_cpus(nodes, mine, index, n_workers),
+                cpus=_beside(nodes, beside[index], beside.count(beside[index]) * threads_per_worker)
+                if gpus
+                else _cpus(nodes, index, n_workers),
                 gpus=tuple(device.uuid for device in mine) if gpus else None,
+                interface=_interface(facts, mine, scheduler),
                 resources={**(own if gpus else {}), **(resources or {})},
             )
         )
@@ -165,22 +186,10 @@ def local_layout(
 def devices(facts: Mapping[str, Any]) -> tuple[Device, ...]:
     """Return what a worker can be pinned to: each GPU, or in its place its MIG instances.
 
-    Where the host's own CUDA_VISIBLE_DEVICES names some, by index or by the beginning of a UUID, only those.
+    Where the host's own CUDA_VISIBLE_DEVICES names some, only those, as CUDA understands it.
     """
-    found = []
-    for index, gpu in enumerate(facts.get("gpus") or ()):
-        instances = [gpu] if gpu.get("mig") is None else gpu["mig"]
-        names = {str(gpu.get("index", index)), gpu["uuid"]}
-        found += [(names, Device(uuid=part["uuid"], numa=gpu.get("numa"))) for part in instances]
-    visible = facts.get("cuda_visible_devices")
-    if visible is None:
-        return tuple(device for _, device in found)
-    chosen: dict[Device, None] = {}
-    for name in filter(None, (part.strip() for part in visible.split(","))):
-        for names, device in found:
-            if name in names or device.uuid.startswith(name):
-                chosen[device] = None
-    return tuple(chosen)
+    found = visible(facts.get("gpus") or [], facts.get("cuda_visible_devices"))
+    return tuple(Device(uuid=one["uuid"], numa=one["numa"], mig=one["mig"]) for one in found)
 
 
 def memory_bytes(limit: str | float | None, memory: int, n_workers: int) -> int:
@@ -210,7 +219,8 @@ def _share(gpus: Sequence[Device], index: int, n_workers: int) -> tuple[Device, 
     if n_workers >= len(gpus):
         return (gpus[index * len(gpus) // n_workers],)
     first, last = index * len(gpus) // n_workers, (index + 1) * len(gpus) // n_workers
-    return tuple(gpus[first:last])
+    mine = tuple(gpus[first:last])
+    return mine[:1] if any(device.mig for device in mine) else mine
 
 
 def _nodes(facts: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
@@ -224,15 +234,34 @@ def _nodes(facts: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     return nodes
 
 
-def _cpus(
-    nodes: Mapping[int, tuple[int, ...]], gpus: Sequence[Device], index: int, n_workers: int
-) -> tuple[int, ...]:
-    """Return the cores beside the worker's devices, or a NUMA node's, where binding leaves no core unused."""
-    if len(nodes) < 2:
-        return ()
-    beside = {device.numa for device in gpus if device.numa in nodes}
-    if beside:
-        return tuple(sorted(core for node in beside if node is not None for core in nodes[node]))
-    if gpus or n_workers % len(nodes):
+def _beside(nodes: Mapping[int, tuple[int, ...]], beside: Sequence[int], threads: int) -> tuple[int, ...]:
+    """Return the cores beside a worker's devices, where there are enough for all that are to run there."""
+    cores = tuple(sorted(core for node in beside for core in nodes[node]))
+    return cores if len(nodes) > 1 and len(cores) >= threads else ()
+
+
+def _cpus(nodes: Mapping[int, tuple[int, ...]], index: int, n_workers: int) -> tuple[int, ...]:
+    """Return the cores of a NUMA node, where binding leaves no core unused."""
+    if len(nodes) < 2 or n_workers % len(nodes):
         return ()
     return list(nodes.values())[index * len(nodes) // n_workers]
+
+
+def _interface(facts: Mapping[str, Any], gpus: Sequence[Device], scheduler: str) -> str | None:
+    """Return the one interface beside a worker's devices, of several on the scheduler's own network.
+
+    Of other networks nobody here knows whether the scheduler and all workers reach them.
+    """
+    reaching = []
+    with contextlib.suppress(ValueError):  # a name, which may have any address
+        address = ipaddress.IPv4Address(scheduler)
+        reaching = [
+            nic
+            for nic in facts.get("nics") or ()
+            if nic["up"] and not nic["loopback"] and nic.get("network")
+            if address in ipaddress.IPv4Network(nic["network"])
+        ]
+    numa = {device.numa for device in gpus} - {None}
+    near = [nic["name"] for nic in reaching if nic.get("numa") in numa]
+    here = any(scheduler in nic["addresses"] for nic in reaching)
+    return near[0] if len(reaching) > 1 and len(near) == 1 and not here else None

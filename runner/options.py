@@ -158,7 +158,7 @@ class Options:
         resources = {**spec.resources, **(rest.pop("resources", None) or {})}
         options = {
             "host": LOOPBACK if self.local and not self.interface and self.host is None else None,
-            "interface": self.interface,
+            "interface": self.interface or (None if self.host else spec.interface),
             "protocol": self.scheme(encrypted=encrypted),
             "dashboard": self.worker_dashboard_address is not None,
             "dashboard_address": self.worker_dashboard_address,

@@ -1,4 +1,4 @@
-"""What the agent finds out about a machine, on recorded file systems and with a driver library of our own."""
+"""What the agent finds out about a machine, on recorded file systems."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from envsync.agent.gpus import gpus
 from envsync.agent.layout import Cache
-from envsync.agent.probe import cores, interfaces, memory, numa, probe
+from envsync.agent.probe import affinity, cores, interfaces, memory, numa, probe
 from envsync.agent.pythons import choose, find, look
 from envsync.plugins.scan import libc
-from tests.nvml import driver_library
 
 GIB = 1 << 30
 
@@ -78,6 +76,28 @@ def test_no_limit_in_the_first_version_is_a_huge_number(tmp_path: Path) -> None:
     assert memory(root) == 16 * GIB
 
 
+def test_cores_are_those_of_the_cpuset(tmp_path: Path) -> None:
+    new = record(
+        tmp_path / "new",
+        **{
+            "proc/self/cgroup": "0::/job\n",
+            "sys/fs/cgroup/job/cpuset.cpus.effective": "2-5\n",
+            "sys/fs/cgroup/cpuset.cpus.effective": "0-7\n",
+        },
+    )
+    old = record(
+        tmp_path / "old",
+        **{
+            "proc/self/cgroup": "4:cpuset:/oar/job_7\n",
+            "sys/fs/cgroup/cpuset/oar/job_7/cpuset.cpus": "1,3\n",
+            "sys/fs/cgroup/cpuset/cpuset.cpus": "0-7\n",
+        },
+    )
+    assert affinity(new, {0, 1, 2, 3}) == [2, 3]
+    assert affinity(old, {0, 1, 2, 3}) == [1, 3]
+    assert affinity(tmp_path, {0, 1}) == [0, 1]
+
+
 def test_numa_nodes_with_their_cores(tmp_path: Path) -> None:
     node = "sys/devices/system/node"
     root = record(
@@ -100,6 +120,7 @@ def test_interfaces_are_those_of_this_machine() -> None:
     assert set(found) == {name for _, name in socket.if_nameindex()}
     assert found["lo"]["loopback"]
     assert "127.0.0.1" in found["lo"]["addresses"]
+    assert found["lo"]["network"] == "127.0.0.0/255.0.0.0"
 
 
 def test_the_whole_probe_is_plain_and_true(tmp_path: Path) -> None:
@@ -109,19 +130,6 @@ def test_the_whole_probe_is_plain_and_true(tmp_path: Path) -> None:
     assert 0 < facts["memory"] <= facts["memory_total"]
     assert facts["disk"]["free"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert facts["libc"] == libc()
-
-
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
-def test_gpus_through_the_drivers_library(tmp_path: Path) -> None:
-    first, second = gpus(str(driver_library(tmp_path)))
-    assert (first["name"], first["uuid"], first["memory"], first["free"]) == ("Card A", "GPU-1", 1000, 500)
-    assert (first["driver"], first["cuda"], first["pci"]) == ("550.54.14", "12.4", "0000:c1:01.0")
-    assert first["mig"] is None
-    assert second["mig"] == [{"name": "Card B MIG 1g", "uuid": "MIG-11", "memory": 11000, "free": 500}]
-
-
-def test_no_driver_no_gpus() -> None:
-    assert gpus("libno-such-driver.so.1") == []
 
 
 def test_interpreters_are_found_once_and_remembered(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.slurm import Slurm
+from tests.nvml import MISMATCH, Card, driver_library
 from tests.places import Place, make_place
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -117,6 +119,45 @@ with SyncedCluster(Slurm(cores=1, memory="400 MB", poll=1), n_workers=2, hooks=t
 """
 )
 
+GPUS = (
+    BEGIN
+    + """
+from envsync.hooks import Hooks
+
+class Told(Hooks):
+    failures = ()
+    def failed(self, where, why):
+        self.failures += (why,)
+
+def pinned():
+    variables = os.environ
+    return variables["CUDA_VISIBLE_DEVICES"], variables["SLURM_JOB_ID"], variables["SLURM_JOB_GPUS"]
+
+driver, broken = sys.argv[1:]
+asked = {"cores": 2, "memory": "800 MB", "poll": 1, "gres": "gpu:2"}
+jobs = Slurm(prologue=[f"export LD_LIBRARY_PATH={driver}"], **asked)
+with SyncedCluster(jobs, n_workers=4, dashboard_address=None) as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(4, timeout=60)
+    found = sorted(client.run(pinned).values())
+    assert [device for device, *_ in found] == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"], found
+    assert len({job for _, job, _ in found}) == 2
+    # what each job was given, as Slurm calls it outside of the job, is what its workers have
+    assert all(device[-1] in given.split(",") for device, _, given in found), found
+    workers = client.scheduler_info()["workers"].values()
+    assert [worker["resources"] for worker in workers] == [{"GPU": 1}] * 4
+    assert {worker["nthreads"] for worker in workers} == {1}
+    assert {worker["memory_limit"] for worker in workers} == {400 * 10**6}
+
+told = Told()
+jobs = Slurm(prologue=[f"export LD_LIBRARY_PATH={broken}"], **asked)
+with SyncedCluster(jobs, n_workers=2, dashboard_address=None, hooks=told) as cluster:
+    until(lambda: told.failures)
+    print(told.failures[0])
+    assert not cluster.scheduler_info["workers"]
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -194,6 +235,27 @@ def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: 
         assert secret not in shown
         assert secret not in json.dumps([one.arguments for one in slurm.processes()])
     assert nothing_left(slurm, 40)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two jobs on one node, each in a cgroup where its devices are the first and the second."""
+    lab = Slurm(1, shared=[tmp_path_factory.getbasetemp()], gpus=4, confined=True)
+    try:
+        monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
+        cards = [Card(uuid=f"GPU-{one}", file=f"{lab.folder}/dev/nvidia{one}") for one in range(4)]
+        driver = driver_library(tmp_path / "driver", cards).parent
+        broken = driver_library(tmp_path / "broken", init=MISMATCH).parent
+        said = place.run(tmp_path, GPUS, str(driver), str(broken))
+        assert "there are not enough GPUs: asked for 2, 0 to be seen here" in said
+        assert "CUDA_VISIBLE_DEVICES is '0,1'" in said
+        assert "NVML_ERROR_LIB_RM_VERSION_MISMATCH" in said
+        assert nothing_left(lab)
+    finally:
+        survivors = lab.close()
+    assert not survivors
 
 
 def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path) -> None:

@@ -72,13 +72,16 @@ def test_more_workers_than_gpus_share_each() -> None:
 
 def test_mig_instances_stand_in_for_their_gpu() -> None:
     gpus = [
-        {"uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]},
-        {"uuid": "GPU-b", "mig": None},
-        {"uuid": "GPU-c", "mig": []},
+        {"index": 0, "uuid": "GPU-a", "mig": [{"uuid": "MIG-1"}, {"uuid": "MIG-2"}]},
+        {"index": 1, "uuid": "GPU-b", "mig": None},
+        {"index": 2, "uuid": "GPU-c", "mig": []},
     ]
     facts = {**GPUS, "gpus": gpus}
     assert [device.uuid for device in devices(facts)] == ["MIG-1", "MIG-2", "GPU-b"]
     assert [one.gpus for one in layout(facts)] == [("MIG-1",), ("MIG-2",), ("GPU-b",)]
+    # CUDA shows a process one instance, however many are named
+    assert [one.gpus for one in layout(facts, n_workers=1)] == [("MIG-1",)]
+    assert layout(facts, n_workers=1)[0].resources == {"GPU": 1}
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,44 @@ def test_numa_nodes_bind_workers_where_no_core_is_lost() -> None:
     assert layout(facts, n_workers=3)[0].cpus == ()
     allowed = {**facts, "affinity": [0, 1, 8, 9]}
     assert [one.cpus for one in layout(allowed, n_workers=2)] == [(0, 1), (8, 9)]
+
+
+def test_gpu_workers_stay_on_the_cores_that_they_were_given() -> None:
+    given = {**GPUS, "affinity": [2, 3, 10, 11], "cores": 4}
+    assert [one.cpus for one in layout(given)] == [(2, 3)] * 2 + [(10, 11)] * 2
+    # none beside the last two GPUs, too few beside the first two, and but one node: nowhere better to be
+    assert [one.cpus for one in layout({**given, "affinity": [2, 3]})] == [()] * 4
+    assert [one.cpus for one in layout({**given, "affinity": [2, 8, 9, 10]})] == [()] * 2 + [(8, 9, 10)] * 2
+    assert [one.cpus for one in layout(given, threads_per_worker=2)] == [()] * 4
+
+
+def nic(name: str, address: str, network: str, numa: int | None = None, **more: Any) -> dict[str, Any]:
+    about = {"name": name, "addresses": [address], "network": network, "numa": numa}
+    return {**about, "up": True, "loopback": False, "speed": None, **more}
+
+
+FABRIC = "10.1.0.0/255.255.0.0"
+RAILS = [nic("ib0", "10.1.0.1", FABRIC, 0), nic("ib1", "10.1.0.2", FABRIC, 1)]
+
+
+@pytest.mark.parametrize(
+    ("nics", "scheduler", "expected"),
+    [
+        (RAILS, "10.1.9.9", ["ib0", "ib0", "ib1", "ib1"]),
+        (RAILS, "", [None] * 4),
+        (RAILS, "10.2.9.9", [None] * 4),  # by way of a router: which of them reaches it, nobody knows
+        (RAILS, "10.1.0.1", [None] * 4),  # it is here
+        (RAILS, "head", [None] * 4),
+        (RAILS[:1], "10.1.9.9", [None] * 4),
+        ([*RAILS, nic("ib2", "10.1.0.3", FABRIC, 1)], "10.1.9.9", ["ib0", "ib0", None, None]),
+        ([RAILS[0], nic("eth0", "10.1.0.5", FABRIC)], "10.1.9.9", ["ib0", "ib0", None, None]),
+        ([RAILS[0], nic("ib1", "10.3.0.2", "10.3.0.0/255.255.0.0", 1)], "10.1.9.9", [None] * 4),
+        ([RAILS[0], nic("ib1", "10.1.0.2", FABRIC, 1, up=False)], "10.1.9.9", [None] * 4),
+    ],
+)
+def test_the_interface_beside_the_gpu_where_that_is_certain(nics: Any, scheduler: str, expected: Any) -> None:
+    specs = layout({**GPUS, "nics": nics}, scheduler=scheduler)
+    assert [one.interface for one in specs] == expected
 
 
 def test_half_a_core_is_a_core() -> None:

@@ -19,9 +19,10 @@ from ..plugins.scan import libc
 from .gpus import gpus
 from .layout import Cache
 
-__all__ = ["cores", "interfaces", "memory", "numa", "probe", "version"]
+__all__ = ["affinity", "cores", "interfaces", "memory", "numa", "probe", "version"]
 
 _ADDRESS = 0x8915  # SIOCGIFADDR
+_MASK = 0x891B  # SIOCGIFNETMASK
 _FLAGS = 0x8913  # SIOCGIFFLAGS
 _UP, _LOOPBACK = 0x1, 0x8
 _HUGE = 1 << 60  # what cgroup v1 says for "no limit" is a little less than 2**63
@@ -41,11 +42,13 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
     -------
     dict
         JSON types: ``hostname user uid pid home system machine kernel libc python pythons cores cores_total
-        affinity memory memory_total numa gpus cuda_visible_devices nics addresses disk``. Sizes are bytes;
-        ``cores`` (a float where a limit is a fraction) and ``memory`` are what processes here may use, limits
-        of cgroups included.
+        affinity memory memory_total numa gpus gpus_missing cuda_visible_devices nics addresses disk``. Sizes
+        are bytes; ``cores`` (a float where a limit is a fraction), ``affinity`` and ``memory`` are what
+        processes here may use, limits of cgroups included.
     """
     total = _meminfo(Path("/"))
+    found, missing = gpus()
+    allowed = affinity()
     nics = interfaces()
     disk = os.statvfs(cache.root)
     machine = os.uname()
@@ -61,13 +64,14 @@ def probe(cache: Cache, pythons: list[dict[str, Any]]) -> dict[str, Any]:
         "libc": libc(),
         "python": {"version": version(), "executable": sys.executable},
         "pythons": pythons,
-        "cores": cores(),
+        "cores": cores(affinity=len(allowed)),
         "cores_total": os.cpu_count() or 1,
-        "affinity": sorted(os.sched_getaffinity(0)),
+        "affinity": allowed,
         "memory": memory(),
         "memory_total": total,
         "numa": numa(),
-        "gpus": gpus(),
+        "gpus": found,
+        "gpus_missing": missing,
         "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         "nics": nics,
         "addresses": [a for nic in nics if nic["up"] and not nic["loopback"] for a in nic["addresses"]],
@@ -84,6 +88,16 @@ def version() -> str:
     major, minor, micro, level, serial = sys.version_info
     kind = {"alpha": "a", "beta": "b", "candidate": "rc"}.get(level)
     return f"{major}.{minor}.{micro}" + (f"{kind}{serial}" if kind else "")
+
+
+def affinity(root: Path = Path("/"), given: set[int] | None = None) -> list[int]:
+    """Return the cores that processes may run on: those of the affinity that are in the cgroup's cpuset."""
+    usable = set(os.sched_getaffinity(0)) if given is None else given
+    for folder in _cgroups(root, "cpuset"):
+        for name in ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"):
+            with contextlib.suppress(OSError, ValueError):
+                usable = usable & set(_list((folder / name).read_text(encoding="ascii"))) or usable
+    return sorted(usable)
 
 
 def cores(root: Path = Path("/"), affinity: int | None = None) -> float:
@@ -129,25 +143,35 @@ def numa(root: Path = Path("/")) -> list[dict[str, Any]]:
 
 
 def interfaces() -> list[dict[str, Any]]:
-    """Return the network interfaces: ``{"name", "addresses", "up", "loopback", "speed"}`` (Mbit/s)."""
+    """Return the network interfaces.
+
+    Each is ``{"name", "addresses", "network", "up", "loopback", "speed", "numa"}``: its network as
+    ``10.1.0.0/255.255.0.0`` (IPv4; empty if it has none), Mbit/s, and the NUMA node that its card hangs on.
+    """
     six = dict(_six())
     found = []
     with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode()[:15])
             addresses: list[str] = []
-            flags = 0
+            flags, network = 0, ""
             with contextlib.suppress(OSError):
                 flags = struct.unpack("H", fcntl.ioctl(asking, _FLAGS, request)[16:18])[0]
             with contextlib.suppress(OSError):  # it has no address
-                addresses.append(socket.inet_ntoa(fcntl.ioctl(asking, _ADDRESS, request)[20:24]))
+                own = fcntl.ioctl(asking, _ADDRESS, request)[20:24]
+                addresses.append(socket.inet_ntoa(own))
+                mask = fcntl.ioctl(asking, _MASK, request)[20:24]
+                base = bytes(part & kept for part, kept in zip(own, mask))
+                network = f"{socket.inet_ntoa(base)}/{socket.inet_ntoa(mask)}"
             found.append(
                 {
                     "name": name,
                     "addresses": addresses + six.get(name, []),
+                    "network": network,
                     "up": bool(flags & _UP),
                     "loopback": bool(flags & _LOOPBACK),
-                    "speed": _speed(name),
+                    "speed": _number_in(f"/sys/class/net/{name}/speed", least=1),
+                    "numa": _number_in(f"/sys/class/net/{name}/device/numa_node", least=0),
                 }
             )
     return found
@@ -205,10 +229,11 @@ def _six() -> Iterator[tuple[str, list[str]]]:
     return iter(found.items())
 
 
-def _speed(name: str) -> int | None:
+def _number_in(path: str, least: int) -> int | None:
+    """Return the number in a file; None where it has none, or a smaller one."""
     with contextlib.suppress(OSError, ValueError):
-        speed = int(Path(f"/sys/class/net/{name}/speed").read_text(encoding="ascii"))
-        return speed if speed > 0 else None
+        number = int(Path(path).read_text(encoding="ascii"))
+        return number if number >= least else None
     return None
 
 

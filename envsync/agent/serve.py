@@ -26,6 +26,7 @@ from .realise import realise
 from .running import Runner
 
 if TYPE_CHECKING:
+    from .allotting import Allotment
     from .supervise import Child
 
 __all__ = ["serve"]
@@ -66,6 +67,7 @@ class _Server:
         self.out = _Out(sys.stdout.fileno())
         self.runner = Runner()
         self.children: dict[str, Child] = {}
+        self.allotment: Allotment | None = None
         self.adopting = adopt()
         self.wake, self.woken = os.pipe()
         self.leaving = False
@@ -79,6 +81,7 @@ class _Server:
             "unpack_python": lambda request: unpack_python(self.cache, request["version"], request["digest"]),
             "place_trees": self.place_trees,
             "have_image": self.have_image,
+            "allot_gpus": self.allot_gpus,
             "stop": self.stop,
         }
 
@@ -223,6 +226,13 @@ class _Server:
         from .containers import have_image
 
         return have_image(self.cache, self.runner, self._about(request), request)
+
+    def allot_gpus(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Take GPUs of this node for as long as the agent lives: what it started ends before it."""
+        from .allotting import Allotment
+
+        self.allotment = self.allotment or Allotment()
+        return self.allotment.take(int(request["count"]), str(request["name"]))
 
     def _about(self, request: Mapping[str, Any]) -> Emit:
         """Return what sends events that belong to a request."""

@@ -32,6 +32,7 @@ mount --move {folder}/tmp /tmp
 mount -t tmpfs -o mode=1777 shm /dev/shm; mount -t proc proc /proc
 mount --bind {hosts} /etc/hosts
 hostname {name}
+{confined}
 read -r go
 exec < /dev/null
 cd /  # a folder below /tmp is not there any more
@@ -51,7 +52,7 @@ StateSaveLocation={folder}/state
 SlurmdParameters=config_overrides
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin=task/{task}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory,CR_LLN
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,batch_sched_delay=0
@@ -64,6 +65,14 @@ PartitionName=short Nodes=ALL MaxTime=1 State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 """
+
+# Slurm's own tree of cgroups for each node: they would meet in one, as they are on one machine.
+_CONFINED = """mkdir -p {devices}; mount --bind {devices} /sys/fs/cgroup/devices"""
+_CGROUP_CONF = """CgroupPlugin=cgroup/v1
+CgroupAutomount=no
+ConstrainDevices=yes
+"""
+_DEVICES = Path("/sys/fs/cgroup/devices")
 
 
 class Slurm(Lab):
@@ -82,6 +91,8 @@ class Slurm(Lab):
         How many each node says it has, with character devices that no driver answers at.
     settings : mapping, optional
         More of its configuration.
+    confined : bool
+        Whether the kernel keeps jobs from the devices that are not theirs (cgroups of the first version).
 
     Attributes
     ----------
@@ -100,8 +111,10 @@ class Slurm(Lab):
         shared: Sequence[Path] = (),
         gpus: int = 0,
         settings: Mapping[str, str] | None = None,
+        confined: bool = False,
     ) -> None:
         super().__init__()
+        self._cgroup = _DEVICES / self.folder.name if confined else None
         self._shared = [self.folder, *shared]
         self._hosts, conf = self.folder / "hosts", self.folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(conf)}
@@ -113,8 +126,10 @@ class Slurm(Lab):
         if gpus:
             size += f" Gres=gpu:fake:{gpus}"
         lines = [f"NodeName={name} NodeAddr={address} {size}\n" for name, address in both[1:]]
-        text = _CONF.format(folder=self.folder, head=addresses[0])
+        task = "cgroup" if confined else "none"
+        text = _CONF.format(folder=self.folder, head=addresses[0], task=task)
         text += "".join(f"{key}={value}\n" for key, value in (settings or {}).items())
+        (self.folder / "cgroup.conf").write_text(_CGROUP_CONF)
         conf.write_text(text + ("GresTypes=gpu\n" * bool(gpus)) + "".join(lines))
         if gpus:
             self._make_gpus(gpus)
@@ -135,6 +150,15 @@ class Slurm(Lab):
         except BaseException:
             self.close()
             raise
+
+    def close(self) -> list[Process]:
+        """End all of it; return what survived."""
+        left = super().close()
+        if self._cgroup is not None and self._cgroup.is_dir():
+            for folder, _, _ in os.walk(self._cgroup, topdown=False):
+                with contextlib.suppress(OSError):  # somebody who survived is still in it
+                    os.rmdir(folder)
+        return left
 
     def call(self, *command: str) -> str:
         """Run one of Slurm's programs, as a user does, and return what it printed."""
@@ -172,6 +196,7 @@ class Slurm(Lab):
             folder=shlex.quote(str(folder)),
             hosts=shlex.quote(str(self._hosts)),
             name=name,
+            confined=_CONFINED.format(devices=self._cgroup / name) if self._cgroup else "",
             daemons="\n".join(daemons),
             shared="\n".join(
                 f"mkdir -p {folder}/tmp/{at}; mount --bind {path} {folder}/tmp/{at}" for path, at in inner
