@@ -404,7 +404,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         expected = remote.lost is None and remote.returncode == 0
         if expected:
             self.hooks.note(process.place.name, f"{process.label} closed")
-        else:
+        elif (
+            self.queue is None or remote.lost is None or process is self.scheduler
+        ):  # else its job tells more
             self.hooks.failed(process.place.name, f"{process.label} {why}")
             lines = "".join(f"\n  | {line}" for line in remote.tail())
             logger.warning("%s: %s%s", process.where, why, lines)

@@ -36,14 +36,12 @@ __all__ = ["JobProcess", "leaves_at"]
 MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
 _PART = 0.05  # of its time, if that is more; and over how much of it jobs that end together do so, in turn
 _LAST = 10.0  # seconds before a job's end at which nothing is moved any more
+_SILENT = 60.0  # seconds, beyond its grace, without news of a job that is said to run
 _CLOSE = 20.0  # seconds that a job has to end when it is asked to
 _TAKEN = ("preempted", "node-failed", "timeout")  # by the system, from a job that did well
-_GO_ON = """import signal
-for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
-    signal.signal(number, lambda *_: None)
-"""
-"""What the process below a nanny runs first: systems send their signals to every process of a job, and it has
-to go on while what it holds is moved. What it starts is not spared."""
+_GO_ON = "import signal; [signal.signal(number, lambda *_: None) for number in (15, 10, 12, 24)]"
+"""What the process below a nanny runs first: systems send TERM, USR1, USR2, XCPU to every process of a job,
+and it has to go on while what it holds is moved. What it starts is not spared."""
 
 _AHEAD = (signal.SIGUSR1, signal.SIGUSR2)  # that the end is near, with time to leave in order
 
@@ -134,8 +132,9 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             while end is None and not ended.done():
                 self._begin()
                 up = asyncio.ensure_future(self._come_up())
-                await asyncio.wait({up, ended}, return_when=asyncio.FIRST_COMPLETED)
+                gone = await self._wait_for(up, ended)
                 if not up.done():
+                    end = "taken" if gone else None
                     up.cancel()
                     await asyncio.wait({up})
                     break
@@ -163,6 +162,25 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                 end = "taken" if taken else "failed"
             text = "; ".join(part for part in (self.trouble, why) if part)
             self.jobs.left(self, text or "its workers have closed", end)
+
+    async def _wait_for(self, up: asyncio.Future[Any], ended: asyncio.Future[Any]) -> bool:
+        """Wait until it is up or has ended; return whether it was up, and is not heard of any more."""
+        loop, system = asyncio.get_running_loop(), self.jobs.backend.system.name
+        lost: float | None = None
+        while True:
+            done, _ = await asyncio.wait({up, ended}, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                return False
+            if not self.came_up or self._host is not None or self.jobs.job(self.id).state != "running":
+                lost = None  # a queue may take as long as it takes
+                continue
+            if lost is None:
+                lost = loop.time()
+                text = f"{self.name} is not heard of any more, and {system} says that it runs"
+                self.jobs.launch.hooks.warning(", ".join(self.jobs.job(self.id).nodes) or self.id, text)
+            if loop.time() - lost > self.jobs.backend.grace + _SILENT:
+                self.trouble = f"{system} says that it runs, and nothing is heard of it"
+                return True
 
     async def _stay(self, lost: asyncio.Event, ended: asyncio.Future[Any]) -> End | None:
         """Wait while its workers work; return how that ended, None if only the job itself can tell."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import shlex
 import signal
 from dataclasses import replace
@@ -30,13 +31,23 @@ if TYPE_CHECKING:
     from envsync.runner.provision import Prepared
     from envsync.runner.queues import Batch
 
-__all__ = ["NOTICE", "End", "Jobs", "let_go"]
+__all__ = ["NOTICE", "End", "Jobs", "cause", "let_go"]
 
 NOTICE = 20.0
 """Seconds that a job's carrier goes on after the job was told to end; systems kill after 30, mostly."""
 
 End = Literal["failed", "taken", "retired", "closed"]
 """How a job went: it failed; the system took its node; its time is nearly over; its workers closed."""
+
+_CAUSES = {
+    r"exceeded.{0,20}memory limit|oom[-_ ]kill|out[ -]of[ -]memory|mem .*exceeded limit|TERM_MEMLIMIT": (
+        "it used more memory than it had asked for"
+    ),
+    r"due to time limit|walltime .*exceeded limit|TERM_RUNLIMIT": "its walltime was over",
+    r"due to preemption": "it was preempted",
+    r"due to node failure": "its node failed",
+}
+"""What systems write into a job's log, and what that means."""
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
 _LOOK = 10.0  # seconds that the system has to say why a job ended
@@ -315,8 +326,8 @@ class Jobs:
     async def why(self, id_: str) -> str:
         """Return how a job ended, in as many words as there are: the system's, its carrier's, its log's."""
         job = self.job(id_)
-        if not job.ended:
-            with contextlib.suppress(EnvsyncError):
+        if not job.ended and not self.backend.system.never(job):
+            with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self._until_ended(id_), _LOOK)
             job = self.job(id_)
         code = {
@@ -324,16 +335,17 @@ class Jobs:
             NOT_SHARED: f"the node does not see {self.board.folder}: cache= names a shared folder",
         }.get(job.exit_code or 0, "")
         said = await self.board.last_words(id_)
+        tail = await self.log_tail(id_)
         parts = [
             f"{job.state}{f': {job.reason}' if job.reason and job.reason.lower() != job.state else ''}",
             f"exit status {job.exit_code}" if job.exit_code else "",
             f"signal {job.signal}" if job.signal else "",
             f"on {', '.join(job.nodes)}" if job.nodes else "",
             code,
+            cause(tail) if job.state not in ("completed", "pending", "running") else "",
             str(said.get("why") or ""),
         ]
         text = f"job {id_} {'; '.join(part for part in parts if part)}"
-        tail = await self.log_tail(id_)
         return "\n  | ".join([text, *tail])
 
     async def _until_ended(self, id_: str) -> None:
@@ -372,6 +384,13 @@ class Jobs:
         except EnvsyncError as error:
             self.launch.hooks.warning(error.where or "cluster", f"{error.message}: they end by themselves")
         await self.board.close()
+
+
+def cause(lines: Sequence[str]) -> str:
+    """Return why a job was ended, where its log says more of that than its state; empty if it does not."""
+    text = "\n".join(lines)
+    found = [words for pattern, words in _CAUSES.items() if re.search(pattern, text, re.IGNORECASE)]
+    return found[0] if found else ""
 
 
 class _SchedulerJob:

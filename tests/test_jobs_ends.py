@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 BEGIN = """
 import os, socket, subprocess, sys, time
+from distributed import Client
 from envsync import SyncedCluster
 from envsync.errors import EnvsyncError, JobFailed
 from envsync.hooks import Hooks
@@ -42,9 +43,10 @@ class Told(Hooks):
 
 told = Told()
 
-def start(n_workers, **options):
+def start(n_workers, more=None, **options):
     asked = {"partition": "debug", "cores": 1, "memory": "500 MB", "poll": 0.5, **options}
-    return SyncedCluster(Slurm(**asked), n_workers=n_workers, dashboard_address="127.0.0.1:0", hooks=told)
+    more = {"dashboard_address": "127.0.0.1:0", "hooks": told, **(more or {})}
+    return SyncedCluster(Slurm(**asked), n_workers=n_workers, **more)
 
 def until(condition, seconds=40):
     end = time.monotonic() + seconds
@@ -90,6 +92,52 @@ with start(3, time="10:00") as cluster:
 """
 )
 
+TOLD = (
+    BEGIN
+    + """
+node = int(sys.argv[1])
+groups = {
+    "good": {"extra": ["--nodelist=node1"]},
+    "shut": {"partition": "closed"},
+    "late": {"partition": "short", "time": "1:00:00"},
+    "broken": {"prologue": ["echo no such module >&2", "exit 3"]},
+    "hungry": {"extra": ["--nodelist=node2"]},
+    "doomed": {"extra": ["--nodelist=node3", "--no-requeue"]},
+}
+with start({"good": 1, "hungry": 1, "doomed": 1}, {"memory_limit": None}, groups=groups) as cluster:
+    client = cluster.get_client()
+    client.wait_for_workers(3, timeout=60)
+    cluster.scale({"broken": 1, "shut": 1, "late": 1})
+    try:
+        client.wait_for_workers(6, timeout=60)
+    except JobFailed as error:
+        assert "6 workers will not be there" in str(error)
+    else:
+        raise AssertionError("they came")
+    # the system's words, the exit code, the log's last line
+    until(lambda: told.of("failed", "broken", "exit status 3", "node1", "| no such module"))
+    until(lambda: told.of("failed", "late", "will never start", "PartitionTimeLimit"))
+    until(lambda: told.of("warning", "PartitionDown", "nothing starts until somebody"))
+    name = lambda group: next(row.name for row in cluster.jobs if row.name.startswith(group)) + "-0"
+    hog = client.submit(lambda: len(b"x" * 1000**3) and time.sleep(30), workers=name("hungry"))
+    until(lambda: told.of("failed", "hungry", "more memory than it had asked for", "exceeded memory limit"))
+    hog.cancel()
+    # two clusters on one node
+    with start(1, extra=["--nodelist=node1"]) as other, Client(other, set_as_default=False) as one:
+        one.wait_for_workers(1, timeout=60)
+        assert len({row.node for row in other.jobs} & {row.node for row in cluster.jobs}) == 1
+        assert other.verify().ok and cluster.verify().ok
+    # a node dies, and Slurm hears of it
+    os.kill(node, 9)
+    until(lambda: told.of("warning", "doomed", "not heard of any more"))
+    call("scontrol", "update", "nodename=node3", "state=down", "reason=test")
+    until(lambda: told.of("warning", "doomed", "node-failed", "node3"))
+    until(lambda: told.of("warning", "waits", "somebody"))  # the one that takes its place, for that node
+    print(cluster.jobs, file=sys.stderr)
+    assert sum(client.gather(client.map(abs, range(10)))) == 45
+"""
+)
+
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
@@ -127,3 +175,7 @@ def test_workers_leave_before_the_end_one_after_another(time: float) -> None:
 
 def test_what_the_system_ends_is_replaced_or_comes_back(slurm: Slurm, place: Place, tmp_path: Path) -> None:
     place.run(tmp_path, SYSTEM_ENDS)
+
+
+def test_what_a_user_is_told_when_jobs_go_wrong(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+    place.run(tmp_path, TOLD, str(slurm.nodes[2].pid))

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.lab.install import find
-from tests.lab.machines import Lab, LabError, Machine
+from tests.lab.machines import HERE, Lab, LabError, Machine
 from tests.lab.network import SYSTEM
 from tests.lab.processes import Process
 
@@ -159,6 +159,26 @@ class Slurm(Lab):
                 with contextlib.suppress(OSError):  # somebody who survived is still in it
                     os.rmdir(folder)
         return left
+
+    def login(self, name: str = "login") -> Machine:
+        """Start a login node: an ssh host with these files, where Slurm's programs work."""
+        variables = " ".join(f"{key}={value}" for key, value in self.environment.items())
+        return self.host(HERE, name=name, shared=self._shared, sshd={"SetEnv": variables})
+
+    def laptop(self, login: Machine) -> Machine:
+        """Start a machine that reaches nothing but a login node's ssh, and is reached by nobody."""
+        laptop = self.host(name="laptop")
+        rules = [
+            ("OUTPUT", "-o", "lo", "-j", "ACCEPT"),
+            ("OUTPUT", "-d", login.address, "-p", "tcp", "--dport", "22", "-j", "ACCEPT"),
+            ("INPUT", "-i", "lo", "-j", "ACCEPT"),
+            ("INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"),
+        ]
+        for rule in rules:
+            laptop.inside("iptables", "-w", "-A", *rule)
+        for chain in ("INPUT", "OUTPUT"):
+            laptop.inside("iptables", "-w", "-P", chain, "DROP")
+        return laptop
 
     def call(self, *command: str) -> str:
         """Run one of Slurm's programs, as a user does, and return what it printed."""
