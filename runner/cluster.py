@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import html
 import logging
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.config
@@ -18,6 +20,7 @@ from distributed.utils import NoOpAwaitable, format_dashboard_link
 from envsync.errors import ClusterError, EnvsyncError, JobFailed
 from envsync.runner.backends import Backend, Local
 from envsync.runner.groups import counts
+from envsync.runner.jobrows import JobTable
 from envsync.runner.locking import read_lock
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobprocess import JobProcess
-    from envsync.runner.jobrows import Row
     from envsync.runner.jobs import End, Jobs
     from envsync.runner.provision import Prepared
     from envsync.runner.verification import Verification
@@ -306,7 +308,6 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             retire=self._retire,
         )
         if isinstance(self.backend, Batch):
-            from envsync.runner.fleet import Fleet
             from envsync.runner.jobs import Jobs
 
             self.queue = await Jobs.open(
@@ -335,14 +336,20 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             },
         }
         if self.queue is not None:
-            self.fleet = Fleet(self.queue, self.worker_spec, self.workers)
-            self.new_spec = self.fleet.spec(self.queue.backend.group)
-            self.fleet.have(self.fleet.wanted(self.n_workers))
+            from envsync.runner.fleet import Fleet
+
+            self._plan_jobs(Fleet(self.queue, self.worker_spec, self.workers))
             return
         assert self.seats is not None
         self.new_spec = self._spec(*self.seats.form())
         for _ in range(self.seats.initial):
             self.worker_spec.update(self.new_worker_spec())
+
+    def _plan_jobs(self, fleet: Fleet) -> None:
+        """Have the jobs that are wanted at the start."""
+        self.fleet = fleet
+        self.new_spec = fleet.spec(fleet.jobs.backend.group)
+        fleet.have(fleet.wanted(self.n_workers))
 
     async def _correct_state_internal(self) -> None:
         leaving = [worker for name, worker in self.workers.items() if name not in self.worker_spec]
@@ -459,9 +466,27 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         return self._adaptive is not None and self._adaptive.periodic_callback is not None
 
     @property
-    def jobs(self) -> tuple[Row, ...]:
-        """The jobs of a batch system, as it says they stand; none on other backends."""
-        return self.queue.rows() if self.queue is not None else ()
+    def jobs(self) -> JobTable:
+        """The jobs of a batch system, as it says they stand; none on other backends.
+
+        A tuple of `Row` that prints as a table; ``to_dicts()`` is for pandas. Some of those that have ended
+        are in it still.
+        """
+        return self.queue.rows() if self.queue is not None else JobTable()
+
+    def _repr_html_(self, cluster_status: str | None = None) -> str:
+        status = (cluster_status or "") + self._jobs_html(colspan=2)
+        return str(super()._repr_html_(cluster_status=status))
+
+    def _scaling_status(self) -> str:
+        return f"{super()._scaling_status()}<table>{self._jobs_html()}</table>"
+
+    def _jobs_html(self, colspan: int = 1) -> str:
+        """Return a row of a table that says how the jobs stand; nothing where there are none."""
+        if self.queue is None:
+            return ""
+        text = html.escape(self.jobs.summary)
+        return f"<tr><td colspan={colspan} style='text-align: left;'><strong>Jobs:</strong> {text}</td></tr>"
 
     async def addresses(self) -> dict[Any, str]:
         """Return where each worker listens now, by its name: one that its nanny restarts has another port."""
@@ -518,13 +543,41 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             if jobs is not None or isinstance(n, Mapping):
                 raise TypeError("jobs and groups of them are a batch system's: say how many workers")
             return super().scale(n or 0, memory=memory, cores=cores)
-        if self.status in (Status.closing, Status.closed):
-            self.fleet.have(dict.fromkeys(self.fleet.groups, 0))
-        else:
-            none = (n, memory, cores, jobs) == (None,) * 4
-            self.fleet.have(self.fleet.wanted(0 if none else n, memory=memory, cores=cores, jobs=jobs))
-        self.loop.add_callback(self._correct_state)
+        none = (n, memory, cores, jobs) == (None,) * 4
+        self.have_jobs(self.fleet.wanted(0 if none else n, memory=memory, cores=cores, jobs=jobs))
         return None if not self.asynchronous else NoOpAwaitable()
+
+    def have_jobs(self, wanted: Mapping[str, int]) -> None:
+        """Have so many jobs of each group that is named; none of any, once the cluster closes."""
+        assert self.fleet is not None
+        closing = self.status in (Status.closing, Status.closed)
+        self.fleet.have(dict.fromkeys(self.fleet.groups, 0) if closing else wanted)
+        self.loop.add_callback(self._correct_state)
+
+    def adapt(self, *args: Any, group: str | None = None, **options: Any) -> Any:
+        """Scale by itself, as there is work; on a batch system in whole jobs.
+
+        Jobs go when they have been too many for a minute, or ``wait_count`` times in a row: one that is given
+        up while it waits would have to queue again.
+
+        Parameters
+        ----------
+        minimum, maximum : int
+            Workers; or ``minimum_jobs``, ``maximum_jobs``, ``minimum_cores`` and so on.
+        group : str, optional
+            Whose jobs; the first group's if not given. One group adapts at a time: others stay as they are.
+        **options
+            As for SpecCluster: ``interval``, ``wait_count``, ``target_duration``, ...
+        """
+        if self.fleet is None:
+            if group is not None:
+                raise TypeError("groups of jobs are a batch system's")
+            return super().adapt(*args, **options)
+        from envsync.runner.adapting import JobAdaptive
+
+        found = self.fleet.group(group)
+        options.update(self.fleet.bounds(found, options))
+        return super().adapt(*(args or [partial(JobAdaptive, group=found)]), **options)
 
     def _spec(self, place: Place, spec: Any, name: Any = None) -> dict[str, Any]:
         options = {

@@ -89,6 +89,41 @@ class Fleet:
         names = [name for name in names if self._specs.pop(name, None)]
         self.jobs.withdraw(names)
 
+    def group(self, name: str | None) -> Group:
+        """Return a group by its name; the default one if none is given.
+
+        Raises
+        ------
+        ValueError
+            There is none of that name.
+        """
+        if name is None:
+            return self.jobs.backend.group
+        return self.groups[next(iter(counts(self.groups, {name: 0})))]
+
+    def bounds(self, group: Group, asked: dict[str, Any]) -> dict[str, Any]:
+        """Take minimum and maximum out of the arguments of `adapt`, in workers, jobs, cores or memory.
+
+        Raises
+        ------
+        ValueError
+            The backend does not say how much of it a job has.
+        """
+        found: dict[str, Any] = {}
+        for bound, start, stricter, rounded in (
+            ("minimum", 0, max, math.ceil),
+            ("maximum", math.inf, min, math.floor),
+        ):
+            number = asked.pop(bound, None)
+            number = start if number is None else number
+            for what, each in _amounts(group).items():
+                amount = asked.pop(f"{bound}_{what}", None)
+                if amount is not None:
+                    jobs = rounded(_per_job(what, amount, each))
+                    number = stricter(number, jobs * group.workers_per_job)
+            found[bound] = number
+        return found
+
     def wanted(
         self,
         n: int | Mapping[str, int] | None,
@@ -114,15 +149,22 @@ class Fleet:
         found = {name: self.groups[name].jobs_for(number) for name, number in counts(self.groups, n).items()}
         found.update(counts(self.groups, jobs))
         group = self.jobs.backend.group
-        for what, amount, each in (
-            ("cores", cores, group.request.cores),
-            ("memory", None if memory is None else parse_bytes(memory), group.request.memory),
-        ):
-            if amount is None:
-                continue
-            if not each:
-                raise ValueError(
-                    f"{what}=: the backend does not say how much each job has: give {what}= there"
-                )
-            found[group.name] = max(found.get(group.name, 0), math.ceil(amount / each))
+        for what, amount in (("cores", cores), ("memory", memory)):
+            if amount is not None:
+                number = math.ceil(_per_job(what, amount, _amounts(group)[what]))
+                found[group.name] = max(found.get(group.name, 0), number)
         return found
+
+
+def _amounts(group: Group) -> dict[str, int | None]:
+    """Return what each job is one of, or has."""
+    return {"jobs": 1, "cores": group.request.cores, "memory": group.request.memory}
+
+
+def _per_job(what: str, amount: Any, each: int | None) -> float:
+    """Return how many jobs have so much together."""
+    if not each:
+        raise ValueError(
+            f"the backend does not say how much {what} a job has: give it {what}=, or count workers"
+        )
+    return float((parse_bytes(amount) if what == "memory" else amount) / each)

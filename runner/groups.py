@@ -54,6 +54,12 @@ class Group:
         return f"group-{self.name}" if self.name else ""
 
     @property
+    def offers(self) -> list[str]:
+        """What its workers offer to tasks."""
+        gpus = self.request.gpus or gpus_of(self.request.gres)
+        return [*filter(None, [self.resource]), *self.resources, *(["GPU"] if gpus else [])]
+
+    @property
     def suffixes(self) -> list[str]:
         """What the names of a job's workers have behind it."""
         return [f"-{number}" for number in range(self.workers_per_job)]

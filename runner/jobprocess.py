@@ -106,10 +106,15 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         elif job.state == "running" and job.walltime_left is not None:
             self._has(job.walltime_left)
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing is asked of it any more."""
+        return bool(self.status == Status.closed)
+
     def row(self) -> Row:
         """Return it for people."""
         running = sum(worker.status == Status.running for worker in self.workers)
-        return self.jobs.row(self.id, self.name, running)
+        return self.jobs.row(self.id, self.name, running, self.group.name)
 
     async def close(self) -> None:
         """End it, its workers first; silent if it has ended."""
@@ -324,7 +329,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     async def _cancel(self) -> None:
         if self.id and not self.jobs.job(self.id).ended:
             with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self.jobs.driver.cancel([self.id]), _CLOSE)
+                await asyncio.wait_for(self.jobs.cancel(self.id), _CLOSE)
 
 
 async def _all_finished(workers: Sequence[WorkerProcess]) -> bool:

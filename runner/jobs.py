@@ -7,6 +7,7 @@ import contextlib
 import re
 import shlex
 import signal
+from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,7 @@ from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.calling import NO_PYTHON, NOT_SHARED, Switchboard
-from envsync.runner.jobrows import Row
+from envsync.runner.jobrows import JobTable, Row
 from envsync.runner.places import Place
 from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
@@ -50,6 +51,9 @@ _CAUSES = {
 """What systems write into a job's log, and what that means."""
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
+_AT_ONCE = 1000  # jobs that one command names: what a command may say has an end
+_CLOSELY = 5  # jobs that ended alike whose logs are looked at
+_KEPT = 200  # jobs that have ended and are remembered
 _LOOK = 10.0  # seconds that the system has to say why a job ended
 _SHORT = 300.0  # seconds before the end of the scheduler's job at which it is told
 
@@ -80,7 +84,8 @@ class Jobs:
         self.cwd = cwd
         self._left = left
         self._leaving: set[JobProcess] = set()
-        self.failures: list[str] = []  # what was told of jobs that failed
+        self.failures: deque[str] = deque(maxlen=_KEPT)  # what was told of jobs that failed
+        self._whys: dict[str, str] = {}  # the same shortly, by their ids
         self.failures_in_a_row = 0  # since one came up
         self._told: set[str] = set()  # why jobs wait
         self._restarts: dict[str, int] = {}
@@ -90,6 +95,10 @@ class Jobs:
         self._submissions = 0
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
+        self._looks: defaultdict[tuple[Any, ...], deque[float]] = defaultdict(lambda: deque(maxlen=_CLOSELY))
+        self._ending: list[str] = []
+        self._cancelling: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._numbers = 0
         self._scheduler: Prepared | None = None
@@ -235,8 +244,14 @@ class Jobs:
     async def _submit_all(self) -> None:
         await asyncio.sleep(_TOGETHER)
         while self._asked:
+            await self.driver.turn()  # what is asked for, or given up, until then is no submission of its own
+            if not self._asked:
+                break
             group = self._asked[0][0].group
-            asked = [each for each in self._asked if each[0].group is group]
+            asked = sorted(
+                (each for each in self._asked if each[0].group is group),
+                key=lambda each: int(each[0].name.rpartition("-")[2]),  # ids in the order of names
+            )
             self._asked = [each for each in self._asked if each[0].group is not group]
             request = replace(self.request(group), count=len(asked))
             try:
@@ -258,6 +273,25 @@ class Jobs:
                     future.set_result(job)
         self._begin_to_watch()
 
+    async def cancel(self, id_: str) -> None:
+        """End a job; what is asked for together is one command, or one for each thousand.
+
+        Raises
+        ------
+        BatchError, HostError
+            It could not be told to end.
+        """
+        self._ending.append(id_)
+        if self._cancelling is None or self._cancelling.done():
+            self._cancelling = asyncio.ensure_future(self._cancel_all())
+        await asyncio.shield(self._cancelling)
+
+    async def _cancel_all(self) -> None:
+        await asyncio.sleep(_TOGETHER)
+        while self._ending:
+            ids, self._ending = self._ending[:_AT_ONCE], self._ending[_AT_ONCE:]
+            await self.driver.cancel(ids)
+
     def _begin_to_watch(self) -> None:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.ensure_future(self._watch())
@@ -278,6 +312,8 @@ class Jobs:
         if again:
             text = f"{self.backend.system.name} starts again what it had ended: {', '.join(again)}"
             self.launch.hooks.note("cluster", text)
+        if any(job.ended for job in news.values()):
+            self._forget()
 
     def _tell_waiting(self, waiting: Sequence[Job]) -> None:
         """Say why jobs wait, in the system's words, once for each reason: of a thousand jobs too."""
@@ -306,8 +342,18 @@ class Jobs:
             self._leaving.add(process)
         if end == "failed":
             self.failures.append(f"{process.name}: {why}")
+            self._whys[process.id] = why.split("\n", 1)[0]
             self.failures_in_a_row += not process.came_up
         self._left(process, why, end)
+
+    def _forget(self) -> None:
+        """Remember only the last of the jobs that have ended."""
+        ended = [id_ for id_, process in self.known.items() if process.over and self.job(id_).ended]
+        for id_ in ended[:-_KEPT]:
+            del self.known[id_], self.requests[id_]
+            self._restarts.pop(id_, None)
+            self._whys.pop(id_, None)
+        self.driver.forget(ended[:-_KEPT])
 
     def job(self, id_: str) -> Job:
         """Return what is known of a job."""
@@ -334,8 +380,9 @@ class Jobs:
             NO_PYTHON: "the node has no Python 3.8 or newer for the carrier",
             NOT_SHARED: f"the node does not see {self.board.folder}: cache= names a shared folder",
         }.get(job.exit_code or 0, "")
-        said = await self.board.last_words(id_)
-        tail = await self.log_tail(id_)
+        closely = self._worth_a_look(job)
+        said = await self.board.last_words(id_) if closely else {}
+        tail = await self.log_tail(id_) if closely else []
         parts = [
             f"{job.state}{f': {job.reason}' if job.reason and job.reason.lower() != job.state else ''}",
             f"exit status {job.exit_code}" if job.exit_code else "",
@@ -348,28 +395,43 @@ class Jobs:
         text = f"job {id_} {'; '.join(part for part in parts if part)}"
         return "\n  | ".join([text, *tail])
 
+    def _worth_a_look(self, job: Job) -> bool:
+        """Whether few have ended alike within a minute: of a thousand, a few logs tell all."""
+        looks = self._looks[job.state, job.reason, job.exit_code]
+        now = asyncio.get_running_loop().time()
+        if len(looks) == _CLOSELY and now - looks[0] < 60.0:
+            return False
+        looks.append(now)
+        return True
+
     async def _until_ended(self, id_: str) -> None:
         while not self.job(id_).ended:
-            await self.driver.poll()
-            await asyncio.sleep(0.5)
+            if self._looking is None or self._looking.done():  # whoever else waits looks with us
+                self._looking = asyncio.ensure_future(self._look())
+            await asyncio.shield(self._looking)
 
-    def row(self, id_: str, name: str, workers: int) -> Row:
+    async def _look(self) -> None:
+        self._news(await self.driver.poll())
+        await asyncio.sleep(0.5)
+
+    def row(self, id_: str, name: str, workers: int, group: str = "") -> Row:
         """Return one job as people want to see it."""
         job = self.job(id_)
         return Row(
             name=name,
             id=id_,
             state=job.state,
-            reason=job.reason,
+            reason=self._whys.get(id_) or job.reason,
             node=", ".join(job.nodes),
             left=job.walltime_left,
             workers=workers,
             restarts=job.restarts,
+            group=group,
         )
 
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> JobTable:
         """Return every job as people want to see it."""
-        return tuple(process.row() for process in self.known.values())
+        return JobTable(process.row() for process in self.known.values())
 
     async def close(self) -> None:
         """End all jobs."""
@@ -397,6 +459,7 @@ class _SchedulerJob:
     """The job that the scheduler runs in: when it ends, so does the cluster."""
 
     name = "scheduler"
+    over = False  # it is not forgotten
 
     def __init__(self, jobs: Jobs, id_: str) -> None:
         self.jobs = jobs

@@ -149,7 +149,8 @@ class Driver:
         request = replace(request, name=_unique(request.name))
         call = self.system.submit(request, self.system.script(request, body))
         async with self._submitting:
-            await self._turn()
+            await self.turn()
+            self._submissions.append(time.monotonic())
             for path, content in call.files:
                 await self.host.put(content, path, mode=0o700)
             # Unreachable before anything was said: that is safe to tell as it is.
@@ -275,17 +276,21 @@ class Driver:
     async def _search(self, request: JobRequest) -> tuple[str, ...]:
         return self.system.found(await self._run(self.system.search(request.name)), request.name)
 
-    async def _turn(self) -> None:
-        """Wait until a submission is due."""
-        while len(self._submissions) >= self._per_minute:
-            wait = self._submissions[0] + MINUTE - time.monotonic()
-            if wait > 0:
-                self._hooks.note(
-                    self.host.name, f"{self._per_minute} submissions a minute: {wait:.0f} s to go"
-                )
-                await asyncio.sleep(wait)
-            self._submissions.popleft()
-        self._submissions.append(time.monotonic())
+    async def turn(self) -> None:
+        """Wait until a submission may be made; `submit` does so itself.
+
+        This is for who can put into it what is asked for until then.
+        """
+        while True:
+            now = time.monotonic()
+            while self._submissions and now - self._submissions[0] >= MINUTE:
+                self._submissions.popleft()
+            if len(self._submissions) < self._per_minute:
+                return
+            wait = self._submissions[0] + MINUTE - now
+            text = f"{self._per_minute} submissions a minute: {wait:.0f} s to go"
+            self._hooks.note(self.host.name, text)
+            await asyncio.sleep(wait)
 
     async def _find_lost(self, request: JobRequest, error: HostError) -> tuple[str, ...]:
         """Look for jobs whose submission was not answered. It is never made twice."""
