@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from typing import TYPE_CHECKING, Any, Callable, Collection, Mapping
 
 from distributed.core import rpc
+from distributed.metrics import time
 from distributed.protocol.pickle import dumps
 
 from .gate import by_value, other_python
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["Calls"]
 
 AT_ONCE = 64  # processes that are spoken to at the same time
+LOOK = 5.0  # seconds between two looks at one that has not answered
+MISSED = 12  # looks in a row at one that is not alive, after which no answer is waited for
+SILENCE = 60.0  # seconds without a heartbeat after which a worker may not be alive
 
 
 class Calls:
@@ -89,15 +93,36 @@ class Calls:
 
     async def _one(self, address: str, carried: tuple[bytes, bytes], kwargs: bytes) -> dict[str, Any]:
         trouble = ""
+        call = asyncio.ensure_future(self._call(address, carried, kwargs))
         try:
-            async with rpc(address, connection_args=self.scheduler.connection_args) as comm:
-                answer = await comm.run(function=carried[0], args=carried[1], kwargs=kwargs, wait=True)
+            missed = 0
+            while not call.done() and missed < MISSED:
+                await asyncio.wait({call}, timeout=LOOK)
+                missed = 0 if self._is_alive(address) else missed + 1
+            if not call.done():
+                return _nothing("it does not answer, and the scheduler has not heard of it for long")
+            answer = call.result()
             if answer["status"] == "OK":
                 return dict(answer["result"])
             trouble = str(answer.get("exception_text") or answer)
         except Exception as error:  # noqa: BLE001 - one process must not keep the others from being asked
             trouble = f"{type(error).__name__}: {error}"
+        finally:
+            call.cancel()
         return _nothing(trouble)
+
+    async def _call(self, address: str, carried: tuple[bytes, bytes], kwargs: bytes) -> Any:
+        async with rpc(address, connection_args=self.scheduler.connection_args) as comm:
+            return await comm.run(function=carried[0], args=carried[1], kwargs=kwargs, wait=True)
+
+    def _is_alive(self, address: str) -> bool:
+        """Tell whether a worker, or a nanny's, was heard of lately: who is suspended says nothing."""
+        since = time() - SILENCE
+        return any(
+            known.last_seen > since
+            for known in self.scheduler.workers.values()
+            if address in (known.address, known.nanny)
+        )
 
 
 def _nothing(trouble: str = "") -> dict[str, Any]:

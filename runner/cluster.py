@@ -661,14 +661,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 "the cluster's code is in its image",
                 hint="Push an image of it, and start a cluster from that.",
             )
-        if self.queue is not None:
-            raise ClusterError(
-                "code is not synced to jobs yet: it is as it was when the cluster started",
-                hint="Start the cluster again.",
-            )
         if self.status != Status.running:
             raise ClusterError("the cluster is not running", hint="Start it before its code is synced.")
-        async with self._lock:  # workers that are just being started come up with the old code first
+        # workers that are just being started come up with the old code first
+        async with self._lock, self.queue.turnstile.alone() if self.queue else contextlib.nullcontext():
             return await ship(self)
 
 

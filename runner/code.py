@@ -21,10 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envsync.runner.cluster import SyncedCluster
+    from envsync.runner.places import Place
+    from envsync.runner.processes import DaskProcess
     from envsync.snapshot import Snapshot
     from envsync.trees import Manifest
 
 __all__ = ["code_now", "look_here", "ship", "with_code"]
+
+Trees = tuple[tuple["Manifest", str], ...]
 
 
 async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
@@ -56,12 +60,17 @@ async def ship(cluster: SyncedCluster, *, timeout: float = 60.0) -> int:
         return 0
     tell_left_out(manifests, cluster.hooks, before=[tree for tree, _ in prepared[0].trees])
     began = time.monotonic()
-    folders = await asyncio.gather(*(one.session.place_trees(manifests) for one in prepared))
+    places = [*dict.fromkeys([*cluster.places, *(process.place for process in _processes(cluster))])]
+    folders = await asyncio.gather(*(place.session.place_trees(manifests) for place in places))
+    trees = {
+        place: tuple(zip(manifests, there, strict=True)) for place, there in zip(places, folders, strict=True)
+    }
     cluster.prepared = [
-        replace(one, trees=tuple(zip(manifests, there, strict=True)))
-        for one, there in zip(prepared, folders, strict=True)
+        replace(one, trees=trees[place]) for one, place in zip(prepared, cluster.places, strict=True)
     ]
-    await _turn(cluster, timeout)
+    if cluster.queue is not None:
+        cluster.queue.first = cluster.prepared[-1]  # what later jobs get
+    await _turn(cluster, trees, timeout)
     cluster.hooks.done("cluster", f"{changed} source trees changed", time.monotonic() - began)
     return changed
 
@@ -129,40 +138,49 @@ def with_code(report: Mapping[str, Any], manifests: Sequence[Manifest]) -> dict[
     return {**report, "trees": {name: one["digest"] for name, one in code.items()}, "code": code}
 
 
-async def _turn(cluster: SyncedCluster, timeout: float) -> None:
+def _processes(cluster: SyncedCluster) -> list[DaskProcess]:
+    """Return the scheduler and all workers: a job, or a host, has several."""
+    workers = [each for worker in cluster.workers.values() for each in worker.workers]
+    return [cluster.scheduler, *workers]
+
+
+async def _turn(cluster: SyncedCluster, trees: Mapping[Place, Trees], timeout: float) -> None:
     """Have the scheduler and the nannies use the new folders, then start every worker anew."""
     assert cluster.launch is not None
-    old = {place.name: [*place.front, *place.back] for place in cluster.places}
-    by_host = {one.session.host.name: one for one in cluster.prepared}
-    for place in cluster.places:
-        place.put(by_host[place.name].trees)
+    old = {place: [*place.front, *place.back] for place in trees}
+    for place, found in trees.items():
+        place.put(found)
     cluster.wanted = wanted_of(cluster.prepared)
     if cluster.launch.common.get("wanted") is not None:
         cluster.launch.common["wanted"] = cluster.wanted
         await cluster.scheduler_comm.envsync_expect(wanted=cluster.wanted)
 
-    def call(process: Any) -> dict[str, Any]:
-        place = process.place
-        arguments = (old[place.name], place.front, place.back)
+    def call(place: Place) -> dict[str, Any]:
         return {
             "function": pickle.dumps(Carried(swap)),
-            "args": pickle.dumps(arguments),
+            "args": pickle.dumps((old[place], place.front, place.back)),
             "kwargs": pickle.dumps({}),
             "wait": True,
         }
 
-    answers = [await cluster.scheduler_comm.run_function(**call(cluster.scheduler))]
+    answers = [await cluster.scheduler_comm.run_function(**call(cluster.scheduler.place))]
     addresses = await cluster.addresses()
-    workers = [worker for worker in cluster.workers.values() if worker.name in addresses]
+    _, *workers = _processes(cluster)
+    alike: dict[Any, tuple[Place, list[str]]] = {}  # on a folder that nodes share it is one message for all
+    for worker in workers:
+        place = worker.place
+        if worker.name in addresses and place in old:
+            key = (tuple(old[place]), place.front, place.back)
+            alike.setdefault(key, (place, []))[1].append(addresses[worker.name])
     broadcasts = await asyncio.gather(
         *(
             cluster.scheduler_comm.broadcast(
-                msg={"op": "run", **call(worker)},
-                workers=[addresses[worker.name]],
+                msg={"op": "run", **call(place)},
+                workers=those,
                 nanny=cluster.options.nanny,
                 on_error="return_pickle",
             )
-            for worker in workers
+            for place, those in alike.values()
         )
     )
     answers += [answer for broadcast in broadcasts for answer in broadcast.values()]
@@ -174,7 +192,7 @@ async def _turn(cluster: SyncedCluster, timeout: float) -> None:
                 f"a process could not be given the new code: {answer.get('exception_text') or answer}",
                 hint="Start the cluster again.",
             )
-    if cluster.options.nanny and workers:
+    if cluster.options.nanny and alike:
         try:
             await cluster.scheduler_comm.restart(timeout=timeout, stimulus_id=f"envsync-sync-{time.time()}")
         except (TimeoutError, asyncio.TimeoutError) as error:

@@ -260,12 +260,14 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         self._host = host
         if self.group.request.walltime is not None and not self._over:
             self._has(self.group.request.walltime)
-        prepared = await jobs.prepare(host, self.id)
-        self._prepared = prepared
-        place = Place.of(prepared)
-        specs = zip(self.group.suffixes, await self._layout(prepared), strict=True)
-        self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
-        await asyncio.gather(*(worker.start() for worker in self.workers))
+        self._prepared = await jobs.prepare(host, self.id)
+        layout = await self._layout(self._prepared)
+        async with jobs.turnstile.through():
+            self._prepared = prepared = await jobs.with_code(self._prepared)
+            place = Place.of(prepared)
+            specs = zip(self.group.suffixes, layout, strict=True)
+            self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
+            await asyncio.gather(*(worker.start() for worker in self.workers))
         self.came_up = True
         jobs.failures_in_a_row = 0
         return lost

@@ -194,6 +194,7 @@ def _order(state: str) -> tuple[int, str]:
 
 
 def _short(text: str, limit: int) -> str:
+    text = _printable(text)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

@@ -19,6 +19,7 @@ from envsync.runner.jobrows import JobTable, Row
 from envsync.runner.places import Place
 from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
+from envsync.runner.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from envsync.runner.processes import Launch
     from envsync.runner.provision import Prepared
     from envsync.runner.queues import Batch
+    from envsync.snapshot import Snapshot
 
 __all__ = ["NOTICE", "End", "Jobs", "cause", "let_go"]
 
@@ -96,6 +98,8 @@ class Jobs:
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
         self._looks: defaultdict[tuple[Any, ...], deque[float]] = defaultdict(lambda: deque(maxlen=_CLOSELY))
+        self.turnstile = Turnstile()  # jobs come up, or code is synced
+        self._looking_here: asyncio.Task[Snapshot] | None = None
         self._ending: list[str] = []
         self._cancelling: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -202,9 +206,26 @@ class Jobs:
             cache=self.first.session.cache,
             grace=self.backend.grace,
             hooks=_Quiet(self.launch.hooks),
-            cwd=self.cwd,
+            snapshot=await self._snapshot(),
+            manifests=[manifest for manifest, _ in self.first.trees],
         )
         return prepared
+
+    async def _snapshot(self) -> Snapshot:
+        """Return this environment, looked at once: a thousand jobs need it."""
+        if self._looking_here is None:
+            from envsync.snapshot import capture
+
+            self._looking_here = asyncio.ensure_future(asyncio.to_thread(capture, cwd=self.cwd))
+        return await asyncio.shield(self._looking_here)
+
+    async def with_code(self, prepared: Prepared) -> Prepared:
+        """Return a node with the cluster's local code as it is now: it may have been synced meanwhile."""
+        manifests = [manifest for manifest, _ in self.first.trees]
+        if [manifest for manifest, _ in prepared.trees] == manifests:
+            return prepared
+        folders = await prepared.session.place_trees(manifests)
+        return replace(prepared, trees=tuple(zip(manifests, folders, strict=True)))
 
     def request(self, group: Group) -> JobRequest:
         """Return what to submit for jobs of a group; each submission has logs of its own."""
@@ -247,11 +268,9 @@ class Jobs:
             await self.driver.turn()  # what is asked for, or given up, until then is no submission of its own
             if not self._asked:
                 break
+            self._asked.sort(key=lambda each: int(each[0].name.rpartition("-")[2]))  # ids are in this order
             group = self._asked[0][0].group
-            asked = sorted(
-                (each for each in self._asked if each[0].group is group),
-                key=lambda each: int(each[0].name.rpartition("-")[2]),  # ids in the order of names
-            )
+            asked = [each for each in self._asked if each[0].group is group]
             self._asked = [each for each in self._asked if each[0].group is not group]
             request = replace(self.request(group), count=len(asked))
             try:
@@ -431,7 +450,7 @@ class Jobs:
 
     def rows(self) -> JobTable:
         """Return every job as people want to see it."""
-        return JobTable(process.row() for process in self.known.values())
+        return JobTable(process.row() for process in dict.fromkeys(self.known.values()))
 
     async def close(self) -> None:
         """End all jobs."""

@@ -97,6 +97,7 @@ async def prepare(
     hooks: Hooks | None = None,
     limit: int = LIMIT,
     cwd: str | None = None,
+    manifests: Sequence[Manifest] | None = None,
 ) -> list[Prepared]:
     """Make the environment exist on hosts, and verify it there.
 
@@ -133,6 +134,8 @@ async def prepare(
         How many hosts are worked on at the same time.
     cwd : str, optional
         A working directory whose code goes along; code on ``sys.path`` does anyhow.
+    manifests : sequence of Manifest, optional
+        Local code as it was packed before; as it is now if not given.
 
     Returns
     -------
@@ -161,12 +164,12 @@ async def prepare(
     )
     if work.snapshot is None:
         work.snapshot = await asyncio.to_thread(_capture, cwd)
-    if image is None:
+    if image is None and manifests is None:
         tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
     if pulled is not None:
         work.supply = StoredSupply(pulled, work.supply)
-    looking = asyncio.ensure_future(work.look(image))  # while the hosts are connected to
+    looking = asyncio.ensure_future(work.look(image, manifests))  # while the hosts are connected to
     try:
         sessions = await work.open(hosts, cache=cache, grace=grace)
     except BaseException:
@@ -174,8 +177,8 @@ async def prepare(
         await asyncio.gather(looking, return_exceptions=True)
         raise
     try:
-        manifests = await looking
-        prepared = await (work.provide(sessions, manifests) if image is None else work.pull(sessions, image))
+        code = await looking
+        prepared = await (work.provide(sessions, code) if image is None else work.pull(sessions, image))
         _judge(prepared, on_mismatch, work.hooks)
     except BaseException:
         await _close(sessions)
@@ -260,9 +263,13 @@ class _Work:
                 self.hooks.failed(host.name, error.message)
             raise
 
-    async def look(self, image: ImageName | None = None) -> list[Manifest]:
-        """Have the local code in the store: as it is now, or as it was pushed."""
+    async def look(
+        self, image: ImageName | None = None, packed: Sequence[Manifest] | None = None
+    ) -> list[Manifest]:
+        """Have the local code in the store: as it is now, or as it was pushed, or packed already."""
         assert self.snapshot is not None
+        if packed is not None:
+            return list(packed)
         if image is not None:  # it is in there
             return []
         if self.pulled is None:

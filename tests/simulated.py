@@ -216,6 +216,6 @@ class SimulatedCluster(SyncedCluster):  # type: ignore[misc]
         )
         self.scheduler_spec = {
             "cls": distributed.Scheduler,
-            "options": {"host": "127.0.0.1", "dashboard": False},
+            "options": {"host": "127.0.0.1", "dashboard_address": ":0"},
         }
         self._plan_jobs(LocalFleet(self.queue, self.worker_spec, self.workers))

@@ -59,6 +59,21 @@ with start(3, time="10:00") as cluster:
     assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 3
     until(lambda: all(500 < (row.left or 0) <= 600 for row in cluster.jobs))
 
+    # an edit goes to the workers that are there, and to those that come
+    with open("mine.py", "w") as file:
+        file.write("VALUE = 'edited code'\\n")
+    assert cluster.sync() == 1
+    assert cluster.sync() == 0
+    client.wait_for_workers(3, timeout=30)
+    assert {value for *_, value in client.run(where).values()} == {"edited code"}
+    with open("mine.py", "w") as file:
+        file.write("VALUE = 'edited again, and not synced'\\n")
+    cluster.scale(4)
+    client.wait_for_workers(4, timeout=60)
+    assert {value for *_, value in client.run(where).values()} == {"edited code"}
+    assert "4 jobs: 4 running; 4 workers" in str(cluster.jobs)
+    assert "4 running" in cluster._repr_html_()
+
     # what only one holds is kept when it goes
     held = client.scatter(list(range(30)), hash=False)
     cluster.scale(1)
