@@ -52,7 +52,7 @@ class Fleet:
 
     def names(self, group: Group) -> list[str]:
         """Return the jobs of a group that there should be, the oldest first."""
-        return [name for name, spec in self._specs.items() if spec["options"]["group"] is group]
+        return [name for name, spec in [*self._specs.items()] if spec["options"]["group"] is group]
 
     def first_to_go(self, names: Iterable[str]) -> list[str]:
         """Sort jobs: what is not submitted yet, what waits, what comes up, what runs; the youngest first."""

@@ -98,6 +98,7 @@ class Jobs:
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
         self._looks: defaultdict[tuple[Any, ...], deque[float]] = defaultdict(lambda: deque(maxlen=_CLOSELY))
+        self._loop = asyncio.get_running_loop()
         self.turnstile = Turnstile()  # jobs come up, or code is synced
         self._looking_here: asyncio.Task[Snapshot] | None = None
         self._ending: list[str] = []
@@ -254,8 +255,10 @@ class Jobs:
         return await future
 
     def withdraw(self, names: Collection[str]) -> None:
-        """Submit these no more, if they have not been yet; they have no id then."""
-        names = set(names)
+        """Submit these no more, if they have not been yet; they have no id then. From any thread."""
+        self._loop.call_soon_threadsafe(self._withdraw, set(names))
+
+    def _withdraw(self, names: set[str]) -> None:
         gone = [future for process, future in self._asked if process.name in names]
         self._asked = [each for each in self._asked if each[0].name not in names]
         for future in gone:
@@ -450,7 +453,7 @@ class Jobs:
 
     def rows(self) -> JobTable:
         """Return every job as people want to see it."""
-        return JobTable(process.row() for process in dict.fromkeys(self.known.values()))
+        return JobTable(process.row() for process in dict.fromkeys([*self.known.values()]))
 
     async def close(self) -> None:
         """End all jobs."""
