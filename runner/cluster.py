@@ -407,6 +407,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             logger.warning("%s: %s%s", process.where, why, lines)
         self._cluster_manager_logs.append((datetime.datetime.now(), f"{process.where}: {why}"))
         if process is self.scheduler:
+            self.shutdown_scheduler = False  # nobody is there to be told
             self.loop.add_callback(self._close)
         elif self.workers.get(process.name) is process:
             del self.workers[process.name]

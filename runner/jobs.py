@@ -105,6 +105,7 @@ class Jobs:
         self._cancelling: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._guarding: asyncio.Task[None] | None = None
         self._numbers = 0
         self._scheduler: Prepared | None = None
         self._scheduler_host: CarriedHost | None = None
@@ -156,7 +157,17 @@ class Jobs:
         except BaseException:
             await board.close()
             raise
+        jobs._guarding = asyncio.ensure_future(jobs._guard())
         return jobs
+
+    async def _guard(self) -> None:
+        """Say so when the way to all jobs is lost: they end by themselves then."""
+        error = await self.board.ended()
+        if error is not None:
+            host = self.first.session.host.name
+            text = f"lost, and with it the way to all jobs, which end by themselves: {error.message}"
+            self.failures.append(f"{host}: {text}")
+            self.launch.hooks.failed(host, text)
 
     async def scheduler_place(self) -> Place:
         """Ask for a job for the scheduler, and return its node once it has called and has the environment.
@@ -461,6 +472,8 @@ class Jobs:
             self._submitting.cancel()
         if self._watching is not None:
             self._watching.cancel()
+        if self._guarding is not None:
+            self._guarding.cancel()
         await asyncio.gather(*(process.close() for process in list(self._leaving)))
         await let_go(self._scheduler, self._scheduler_host)
         try:

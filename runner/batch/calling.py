@@ -50,6 +50,7 @@ class Switchboard:
         self._remote = remote
         self._inner = inner
         self._context = context
+        self._closed = False
         self._arrived: defaultdict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listening = asyncio.ensure_future(self._listen())
@@ -191,6 +192,12 @@ exit {NO_PYTHON}
                 await host.take(await self._claim(key), self._context)
                 return host
 
+    async def ended(self) -> EnvsyncError | None:
+        """Wait until no more calls are taken; return why, None if it was closed."""
+        await asyncio.wait({self._ended})
+        error = self._ended.exception()
+        return error if isinstance(error, EnvsyncError) and not self._closed else None
+
     async def last_words(self, name: str) -> dict[str, Any]:
         """Return what a carrier left when it ended; empty if it left nothing."""
         try:
@@ -201,6 +208,7 @@ exit {NO_PYTHON}
 
     async def close(self) -> None:
         """Take no more calls. Who has called ends, too: the relay was between us."""
+        self._closed = True
         self._listening.cancel()
         if not self._ended.done():
             self._ended.set_exception(AgentError("no more calls are taken", where=self._session.host.name))

@@ -356,7 +356,7 @@ class Driver:
             slow = isinstance(error, CommandError)
             what = self.system.name if slow or isinstance(error, BatchError) else "the login host"
             text = f"{what} {kind if not slow else 'does not answer'}: {error.message}"
-            self._hooks.warning(self.host.name, f"{text}; jobs go on, and are looked at when it is back")
+            self._hooks.warning(self.host.name, f"{text}; its jobs are looked at when it is back")
         if now - self._silent >= self._patience.silence:
             raise error
 
