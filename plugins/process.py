@@ -9,6 +9,7 @@ The configuration holds::
 
     options      keyword arguments of Scheduler, Nanny or Worker
     class        the class of a worker in full, a Nanny or a Worker; distributed's Nanny if not given
+    cuda         instead of a class: options of dask-cuda's worker, for the one GPU that this process sees
     addresses    what a scheduler may listen on, if its options do not say: where ssh arrived, or the first
     dask         Dask's configuration, laid over the one found here
     tls          {"ca", "cert", "key"}: file names, relative to the configuration's folder
@@ -127,8 +128,12 @@ async def _worker(config: Config, folder: str) -> Any:
     options = dict(config.get("options") or {})
     scheduler = options.pop("scheduler")
     security = _security(config, folder)
-    module, _, name = (config.get("class") or "distributed.nanny.Nanny").rpartition(".")
-    server: Any = getattr(importlib.import_module(module), name)(scheduler, security=security, **options)
+    server: Any
+    if config.get("cuda") is not None:
+        server = _cuda_nanny(scheduler, security, options, config["cuda"])
+    else:
+        module, _, name = (config.get("class") or "distributed.nanny.Nanny").rpartition(".")
+        server = getattr(importlib.import_module(module), name)(scheduler, security=security, **options)
     await server
     address = getattr(server, "worker_address", None) or server.address
     hello = {"address": address, "pid": os.getpid(), "differences": []}
@@ -141,6 +146,29 @@ async def _worker(config: Config, folder: str) -> Any:
             error = {"kind": "mismatch", "message": message, "differences": hello["differences"]}
             return None, {"error": error}, MISMATCH
     return server, hello, 0
+
+
+def _cuda_nanny(scheduler: str, security: Any, options: dict[str, Any], cuda: Mapping[str, Any]) -> Any:
+    """Return the Nanny that dask-cuda makes for this process's GPU: with its spilling, RMM's pool and UCX.
+
+    A whole CUDAWorker is a group of Nannies, one for each visible GPU. There is one here, and it is looked
+    after as any other is.
+    """
+    import inspect
+
+    worker: Any = importlib.import_module("dask_cuda").CUDAWorker
+    unknown = sorted(set(cuda) - set(inspect.signature(worker.__init__).parameters))
+    if unknown:
+        raise TypeError(f"this version of dask-cuda does not know {', '.join(unknown)}")
+    resources = options.pop("resources", None)
+    limit = options.pop("memory_limit", None) or None  # 0 is no limit here, and no memory there
+    made = worker(scheduler, security=security, memory_limit=limit, **options, **cuda)
+    (nanny,) = made.nannies
+    nanny.resources = resources  # it reads them from a text
+    # It binds workers to all cores beside the GPU; we have bound this process, to those that are ours.
+    plugins = nanny.worker_kwargs.get("plugins") or ()
+    nanny.worker_kwargs["plugins"] = [one for one in plugins if type(one).__name__ != "CPUAffinity"]
+    return nanny
 
 
 def _address(addresses: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
+from envsync.runner.gpus import demand_dask_cuda
 from envsync.runner.groups import counts
 from envsync.runner.locking import read_lock
 from envsync.runner.logged import LoggedHooks
@@ -98,6 +99,9 @@ class SyncedCluster(QueuedCluster):
     env : mapping or str, optional
         Environment variables of the workers; or ``"image:registry.example.org/team/analysis@sha256:..."``, a
         container image that scheduler and workers run from.
+    gpu_worker : {"dask-cuda"}, optional
+        One worker of dask-cuda for each GPU, with its spilling, RMM's pool and UCX, where the environment has
+        dask-cuda. Its options are those of LocalCUDACluster: ``rmm_pool_size``, ``device_memory_limit``, ...
     engine : {"podman", "docker"}, optional
         What runs the image; by default what a host has.
     processes : bool
@@ -152,6 +156,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         blocked_handlers: list[str] | None = None,
         service_kwargs: dict[str, Any] | None = None,
         worker_class: type | str | None = None,
+        gpu_worker: str | None = None,
         scheduler_kwargs: dict[str, Any] | None = None,
         scheduler_sync_interval: float = 1,
         start_timeout: float = 120,
@@ -191,6 +196,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             blocked_handlers=blocked_handlers,
             service_kwargs=service_kwargs,
             worker_class=worker_class,
+            gpu_worker=gpu_worker,
             env=env,  # type: ignore[arg-type]  # a string is refused there
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
@@ -258,6 +264,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         lock = wanted.lock if isinstance(wanted, Pulled) else wanted
         if lock is not None and self.options.on_mismatch != "ignore":
             await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
+        if self.options.gpu_worker is not None and self.image is None:
+            demand_dask_cuda(lock)
         image = None
         if self.image is not None:
             from envsync.runner.containers import image_of
@@ -280,6 +288,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             from envsync.runner.verifying import tell_image_code
 
             lock = self.wanted_lock = self.prepared[0].lock
+            if self.options.gpu_worker is not None:
+                demand_dask_cuda(lock)
             if self.options.on_mismatch != "ignore":
                 trees = [tree for tree, _ in self.prepared[0].trees]
                 await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)

@@ -12,8 +12,8 @@ from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied
+from envsync.runner.gpus import demand_one_each, with_gpus
 from envsync.runner.groups import gpus_of
-from envsync.runner.jobgpus import with_gpus
 from envsync.runner.jobs import NOTICE, let_go
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
@@ -284,13 +284,16 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         for key, asked in (("cores", request.cores), ("memory", request.memory)):
             if asked:
                 facts[key] = min(int(facts.get(key) or asked), asked)
-        return layout(
+        specs = layout(
             facts,
             n_workers=self.group.workers_per_job,
             threads_per_worker=self.jobs.options.threads_per_worker,
             memory_limit=self.jobs.options.memory_limit,
             scheduler=get_address_host(self.scheduler_address),
         )
+        if self.jobs.options.gpu_worker is not None:
+            demand_one_each(specs, facts, prepared.session.host.name)
+        return specs
 
     def _worker(self, place: Place, name: str, spec: WorkerSpec) -> WorkerProcess:
         jobs = self.jobs

@@ -21,6 +21,24 @@ __all__ = ["Options", "plain_config", "run_name", "without_deprecated"]
 
 LOOPBACK = "127.0.0.1"
 
+DASK_CUDA = "dask-cuda"
+
+_CUDA = frozenset(
+    (
+        *("device_memory_limit", "enable_cudf_spill", "cudf_spill_stats", "jit_unspill", "pre_import"),
+        *(
+            "rmm_pool_size",
+            "rmm_maximum_pool_size",
+            "rmm_managed_memory",
+            "rmm_async",
+            "rmm_release_threshold",
+        ),
+        *("rmm_log_directory", "rmm_track_allocations", "rmm_allocator_external_lib_list"),
+        *("enable_tcp_over_ucx", "enable_infiniband", "enable_nvlink", "enable_rdmacm"),
+    )
+)
+"""Options of dask-cuda's worker, as LocalCUDACluster has them. Each version knows most of them."""
+
 # LocalCluster takes these; they do nothing unless they are set
 _VOID = ("services", "worker_services")
 
@@ -28,7 +46,7 @@ _VOID = ("services", "worker_services")
 _NAMESPACES = frozenset(
     (
         *("temporary-directory", "visualization", "tokenize", "dataframe", "array", "optimization", "admin"),
-        *("distributed", "shuffle", "rmm", "ucx"),
+        *("distributed", "shuffle", "rmm", "ucx", "distributed-ucxx"),
     )
 )
 # of this process alone
@@ -64,6 +82,7 @@ class Options:
     blocked_handlers: list[str] | None = None
     service_kwargs: Mapping[str, Any] | None = None
     worker_class: type | str | None = None
+    gpu_worker: str | None = None
     env: Mapping[str, Any] | None = None
     scheduler_kwargs: Mapping[str, Any] | None = None
     worker_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +103,16 @@ class Options:
             raise TypeError(
                 f"env={self.env!r}: it takes a dictionary of environment variables for the workers;"
                 " the lock of the environment is given as lock="
+            )
+        if self.gpu_worker not in (None, DASK_CUDA):
+            raise ValueError(f"gpu_worker must be {DASK_CUDA!r} or None, not {self.gpu_worker!r}")
+        if self.gpu_worker is not None and self.worker_class is not None:
+            raise TypeError(
+                f"gpu_worker={self.gpu_worker!r} has a class of its own: worker_class= is not taken"
+            )
+        if self.gpu_worker is None and (theirs := sorted(_CUDA & set(self.worker_kwargs))):
+            raise TypeError(
+                f"{theirs[0]}= is an option of dask-cuda's worker: say gpu_worker={DASK_CUDA!r} too"
             )
         for name in _VOID:
             if self.worker_kwargs.get(name):
@@ -154,7 +183,7 @@ class Options:
 
     def worker(self, spec: WorkerSpec, *, encrypted: bool) -> dict[str, Any]:
         """Return the part of a worker's configuration that is its own, without name and scheduler."""
-        rest = {name: value for name, value in self.worker_kwargs.items() if name not in _VOID}
+        rest = {name: value for name, value in self.worker_kwargs.items() if name not in {*_VOID, *_CUDA}}
         resources = {**spec.resources, **(rest.pop("resources", None) or {})}
         options = {
             "host": LOOPBACK if self.local and not self.interface and self.host is None else None,
@@ -168,7 +197,7 @@ class Options:
         }
         environment = spec.environment()
         given = {name: str(value) for name, value in (self.env or {}).items()}
-        if self.nanny:
+        if self.nanny and self.gpu_worker is None:  # dask-cuda gives its nannies variables of its own
             options["env"] = given or None
         else:
             environment.update(given)
@@ -180,6 +209,8 @@ class Options:
             "cpus": list(spec.cpus),
             "class": self.worker_class_name,
         }
+        if self.gpu_worker is not None:
+            config["cuda"] = {name: value for name, value in self.worker_kwargs.items() if name in _CUDA}
         return config
 
 

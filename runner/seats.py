@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import AgentError
+from envsync.runner.gpus import demand_one_each
 from envsync.runner.layout import WorkerSpec, layout, local_layout, spread
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Seats:
         workers_on_first : bool
             Whether that host runs workers too.
         """
-        if options.local:
+        if options.local and options.gpu_worker is None:
             from dask.system import CPU_COUNT
             from distributed.system import MEMORY_LIMIT
 
@@ -66,7 +67,7 @@ class Seats:
             return cls(places=tuple(places[:1]), layouts=((form,),), initial=len(specs), local=True)
         ours = list(places) if workers_on_first else list(places[1:])
         counts: list[int | None] = [None] * len(ours)
-        if options.n_workers is not None:
+        if options.n_workers is not None and options.gpu_worker is None:
             counts = [max(1, count) for count in spread(options.n_workers, len(ours))]
         layouts = [
             layout(
@@ -77,8 +78,11 @@ class Seats:
             )
             for place, count in zip(ours, counts, strict=True)
         ]
+        if options.gpu_worker is not None:
+            for place, specs in zip(ours, layouts, strict=True):
+                demand_one_each(specs, place.session.facts, place.name)
         total = sum(map(len, layouts)) if options.n_workers is None else options.n_workers
-        return cls(places=tuple(ours), layouts=tuple(layouts), initial=total, local=False)
+        return cls(places=tuple(ours), layouts=tuple(layouts), initial=total, local=options.local)
 
     def form(self) -> tuple[Place, WorkerSpec]:
         """Return what a worker looks like in general."""

@@ -85,6 +85,7 @@ int nvmlInit_v2(void) {
     }
     return 0;
 }
+int nvmlInitWithFlags(unsigned flags) { return nvmlInit_v2(); }
 int nvmlShutdown(void) { return 0; }
 int nvmlSystemGetDriverVersion(char *t, unsigned n) { strncpy(t, "550.54.14", n); return 0; }
 int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 12040; return 0; }
@@ -110,6 +111,16 @@ int nvmlDeviceGetMigDeviceHandleByIndex(void *d, unsigned i, void **m) {
     card_t *c = d;
     if (i >= (unsigned)c->instances) return 6;
     *m = &cards[c->first + i]; return 0;
+}
+int nvmlDeviceGetHandleByUUID(const char *uuid, void **d) {
+    for (unsigned i = 0; i < sizeof cards / sizeof *cards; i++)
+        if (!strcmp(cards[i].uuid, uuid)) { *d = &cards[i]; return 0; }
+    return 6;
+}
+int nvmlDeviceGetUtilizationRates(void *d, unsigned *use) { use[0] = use[1] = 0; return 0; }
+int nvmlDeviceIsMigDeviceHandle(void *d, unsigned *is) { *is = (card_t *)d >= cards + TOP; return 0; }
+int nvmlDeviceGetCpuAffinity(void *d, unsigned n, unsigned long *set) {
+    memset(set, 0xff, n * sizeof *set); return 0;
 }
 int nvmlDeviceGetGpuInstanceId(void *d, unsigned *n) { *n = ((card_t *)d)->gi; return 0; }
 int nvmlDeviceGetComputeInstanceId(void *d, unsigned *n) { *n = ((card_t *)d)->ci; return 0; }

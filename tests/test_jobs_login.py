@@ -9,17 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.lab.batch import BatchLab
+from tests.nvml import Card, driver_library
 from tests.places import Place, make_place
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 SCRIPT = """
-import socket, sys, time
+import os, socket, sys, time
 from envsync import SyncedCluster
 import envsync.runner as runner
 
-name, user, config = sys.argv[1:]
+name, user, config, driver = sys.argv[1:]
 asked = {"memory": "500 MB"} if name == "HTCondor" else {"scheduler": "login"} if name == "OAR" else {}
+if name == "SGE":  # two jobs on one node: nobody there says which GPU is whose
+    asked = {"gpus": 1, "constraint": "hostname=node1", "prologue": [f"export LD_LIBRARY_PATH={driver}"]}
 backend = getattr(runner, name)(
     time="10:00", cores=1, poll=1, via=runner.SSH([f"{user}@head"], config=(config,)), **asked
 )
@@ -28,6 +31,9 @@ def where():
     import vary
     return socket.gethostname(), sys.prefix, vary.__version__
 
+def pinned():
+    return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["JOB_ID"] + "." + os.environ["SGE_TASK_ID"]
+
 with SyncedCluster(backend, n_workers=2) as cluster:
     client = cluster.get_client()
     client.wait_for_workers(2, timeout=90)
@@ -35,6 +41,12 @@ with SyncedCluster(backend, n_workers=2) as cluster:
     assert {version for *_, version in found} == {"2.0"}
     assert all("/home/.cache/envsync/envs/" in prefix for _, prefix, _ in found), found
     assert cluster.verify(on_mismatch="ignore").ok
+    if name == "SGE":
+        pins = sorted(client.run(pinned).values())
+        assert {node for node, *_ in found} == {"node1"}
+        assert [device for device, _ in pins] == ["GPU-0", "GPU-1"], pins
+        assert len({job for _, job in pins}) == 2
+        assert all(one["resources"] == {"GPU": 1} for one in client.scheduler_info()["workers"].values())
     assert sum(client.gather(client.map(abs, range(100)))) == 4950
     assert cluster.dashboard_link.startswith("http://127.0.0.1:")  # through the login host
     rows = [row for row in cluster.jobs if row.name != "scheduler"]
@@ -62,7 +74,8 @@ def site(request: pytest.FixtureRequest) -> tuple[str, BatchLab]:
 
 def test_workers_are_equal_and_all_ends(site: tuple[str, BatchLab], place: Place, tmp_path: Path) -> None:
     name, lab = site
-    place.run(tmp_path, SCRIPT, name, lab.user, str(lab.config))
+    driver = driver_library(tmp_path / "driver", [Card(uuid=f"GPU-{number}") for number in range(4)]).parent
+    place.run(tmp_path, SCRIPT, name, lab.user, str(lab.config), str(driver))
     until = time.monotonic() + 20
     while (lab.jobs() or lab.processes()) and time.monotonic() < until:
         time.sleep(0.2)

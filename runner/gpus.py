@@ -1,18 +1,21 @@
-"""The GPUs of a job: those that its system gave it, or those that it takes on its node."""
+"""GPUs that were asked for: given to a job, or taken by it on its node; and why there are not enough."""
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import AgentError, ClusterError
 from envsync.runner.layout import devices
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from envsync.lock import Lock
+    from envsync.runner.layout import WorkerSpec
     from envsync.runner.session import Session
 
-__all__ = ["no_gpus", "with_gpus"]
+__all__ = ["demand_dask_cuda", "demand_one_each", "with_gpus"]
 
 
 async def with_gpus(session: Session, asked: int, *, told: bool, name: str) -> dict[str, Any]:
@@ -48,12 +51,52 @@ async def with_gpus(session: Session, asked: int, *, told: bool, name: str) -> d
             session.hooks.warning(session.host.name, note)
         return {**facts, "cuda_visible_devices": ",".join(taken["gpus"])}
     if len(devices(facts)) < asked:
-        raise no_gpus(facts, where=session.host.name, asked=asked)
+        raise _too_few(facts, where=session.host.name, asked=str(asked))
     return facts
 
 
-def no_gpus(facts: Mapping[str, Any], *, where: str, asked: int) -> ClusterError:
-    """Return the error of a host that has fewer GPUs than were asked for."""
+def demand_dask_cuda(lock: Lock | None) -> None:
+    """Make sure that workers will have dask-cuda: it is in the lock, or here if there is none yet.
+
+    Raises
+    ------
+    ClusterError
+        It is not.
+    """
+    if lock is not None:
+        there = any(artifact.name == "dask-cuda" for artifact in lock.artifacts())
+    else:
+        try:
+            there = bool(version("dask-cuda"))
+        except PackageNotFoundError:
+            there = False
+    if not there:
+        raise ClusterError(
+            "gpu_worker='dask-cuda' was asked for, and there is no dask-cuda in "
+            f"{f'the lock {lock.name}' if lock is not None else 'this environment'}",
+            hint="Install dask-cuda (and rmm, for its memory pool), or leave gpu_worker= out.",
+        )
+
+
+def demand_one_each(specs: Sequence[WorkerSpec], facts: Mapping[str, Any], where: str) -> None:
+    """Make sure that each worker has one GPU, as dask-cuda's have.
+
+    Raises
+    ------
+    ClusterError
+        One has none, or several.
+    """
+    if any(not spec.gpus for spec in specs):
+        raise _too_few(facts, where=where, asked="at least 1, by gpu_worker='dask-cuda'")
+    if any(len(spec.gpus or ()) > 1 for spec in specs):
+        raise ClusterError(
+            "gpu_worker='dask-cuda' has one worker for each GPU, and workers here would have several",
+            where=where,
+            hint="Leave workers_per_job= out: it is the number of GPUs.",
+        )
+
+
+def _too_few(facts: Mapping[str, Any], *, where: str, asked: str) -> ClusterError:
     names = facts.get("cuda_visible_devices")
     parts = (
         f"asked for {asked}, {len(devices(facts))} to be seen here",
