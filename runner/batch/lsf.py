@@ -64,6 +64,7 @@ class LSF(BatchSystem):
             "Job's requirements for resource reservation cannot be met",
         )
     )
+    stuck = frozenset(("inactivated by the administrator", "The queue has been closed", "suspended by"))
     variables = JobVariables(
         identity="${LSB_JOBID}[${LSB_JOBINDEX}]",
         index="LSB_JOBINDEX",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OAR"]
 
+_SIGNALLED = 300  # seconds of walltime from which on a job is signalled a minute before its end
 _STATES: dict[str, JobState] = {
     "Waiting": "pending",
     "Hold": "pending",
@@ -74,6 +75,8 @@ class OAR(BatchSystem):
             properties.append(f"{self.memory} >= {mebibytes(request.memory)}")
         argv += ["-p", " and ".join(properties)] if properties else []
         argv += ["--array", str(request.count)] if request.count > 1 else []
+        if (request.walltime or 0) >= _SIGNALLED:
+            argv += ["--checkpoint", "60"]  # USR2 so many seconds before it is preempted, or out of time
         chosen = (("-q", request.queue), ("--project", request.project or request.account))
         argv += [argument for key, value in chosen if value for argument in (key, value)]
         argv += [*options(request.extra), f"{request.shell} {shlex.quote(path)}"]

@@ -51,6 +51,7 @@ class PBS(BatchSystem):
             "unknown node",
         )
     )
+    stuck = frozenset(("Queue not started", "Queue not enabled", "Job held", "Job is held"))
     variables = JobVariables(
         identity="${PBS_JOBID}",
         index="PBS_ARRAY_INDEX",

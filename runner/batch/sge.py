@@ -51,6 +51,7 @@ class SGE(BatchSystem):
     name = "sge"
     programs = ("qsub", "qstat", "qdel", "qacct")
     hopeless = frozenset(("Eqw", "Eqhw"))
+    stuck = frozenset(("hqw", "hRwq"))
     variables = JobVariables(
         identity="${JOB_ID}.${SGE_TASK_ID}",
         index="SGE_TASK_ID",
@@ -66,7 +67,8 @@ class SGE(BatchSystem):
 
     def submit(self, request: JobRequest, script: str) -> Call:
         """Return the call of qsub, which reads the script."""
-        argv = ("qsub", "-terse", "-r", "y", *self._options(request), *options(request.extra))
+        # -notify: a signal comes some time before it is ended or suspended
+        argv = ("qsub", "-terse", "-r", "y", "-notify", *self._options(request), *options(request.extra))
         return Call(argv=argv, input=script.encode(), folder=request.folder)
 
     def submitted(self, done: Completed, request: JobRequest) -> tuple[str, ...]:

@@ -181,6 +181,9 @@ async def test_an_unknown_queue_is_refused_in_the_systems_own_words(site: Site, 
         pytest.skip("it has no queues")
     with pytest.raises(SubmitError, match=r"(?i)queue|partition"):
         await driver.submit(site.request(unique("lost"), queue="nonesuch"), "true")
+    if site.system.name == "sge":
+        with pytest.raises(SubmitError, match="project"):
+            await driver.submit(site.request(unique("lost"), project="nonesuch"), "true")
     assert not driver.jobs
 
 
