@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from envsync.runner.jobprocess import leaves_at
+from envsync.runner.jobs import cause
 from tests.lab.fixtures import demand
 from tests.lab.install import PROGRAMS, SLURM
 from tests.lab.slurm import Slurm
@@ -171,6 +172,23 @@ def test_workers_leave_before_the_end_one_after_another(time: float) -> None:
     assert max(before) <= time * 3 / 4
     apart = [late - early for early, late in itertools.pairwise(sorted(before))]
     assert min(apart) > (max(before) - min(before)) / 20
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("slurmstepd-node2: error: StepId=8.batch exceeded memory limit (834027520 > 500170752)", "memory"),
+        ("slurmstepd: error: Detected 1 oom_kill event in StepId=8.batch.", "memory"),
+        ("=>> PBS: job killed: walltime 64 exceeded limit 60", "walltime"),
+        ("=>> PBS: job killed: mem 2097152kb exceeded limit 1048576kb", "memory"),
+        ("TERM_RUNLIMIT: job killed after reaching LSF run time limit.", "walltime"),
+        ("*** JOB 9 ON node1 CANCELLED AT 2026-01-01T00:00:00 DUE TO PREEMPTION ***", "preempted"),
+        ("my own line about memory", ""),
+    ],
+)
+def test_a_log_may_say_more_of_an_end_than_a_state(line: str, words: str) -> None:
+    assert words in cause(["something", line])
+    assert bool(words) == bool(cause([line]))
 
 
 def test_what_the_system_ends_is_replaced_or_comes_back(slurm: Slurm, place: Place, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ class _Command(_Stream):
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                preexec_fn=_prepared(),
+                preexec_fn=die_with_parent(),
                 env={**os.environ, PATIENT: "1"},
             )
         except OSError as error:
@@ -341,19 +341,6 @@ class _Command(_Stream):
             family.update(descendants([pid]))
             os.killpg(pid, signal.SIGKILL)
         end_all(family)
-
-
-def _prepared() -> Any:
-    """Return what a child does first: it dies with us, and does not end by what the job is sent."""
-    arrange = die_with_parent()
-
-    def prepare() -> None:
-        if arrange is not None:
-            arrange()
-        for number in _HEARD:
-            signal.signal(number, signal.SIG_IGN)
-
-    return prepare
 
 
 class _Connection(_Stream):
