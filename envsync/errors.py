@@ -3,6 +3,7 @@
 ::
 
     EnvsyncError
+    ├── ConfigurationError      Dask's configuration says of envsync what makes no sense
     ├── CaptureError            a live environment could not be looked at
     ├── LockError               a lock could not be read, or is not ours
     │   └── LockVersionError    its [tool.envsync] table is of a schema that this envsync does not know
@@ -78,6 +79,10 @@ def _rebuild(cls: type[EnvsyncError], state: dict[str, object]) -> EnvsyncError:
     Exception.__init__(error, state.get("message", ""))
     error.__dict__.update(state)
     return error
+
+
+class ConfigurationError(EnvsyncError):
+    """Dask's configuration says of envsync what makes no sense, or not what was asked for."""
 
 
 class CaptureError(EnvsyncError):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from envsync.runner.backends import SSH, Backend, Local
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.existing import SyncEnvironment
+    from envsync.runner.profiles import backend_from_config
     from envsync.runner.queues import LSF, OAR, PBS, SGE, Batch, HTCondor, Slurm, Torque
     from envsync.runner.verification import Verification
     from envsync.runner.verifying import verify
@@ -26,6 +27,7 @@ _HOMES = {
     "SyncEnvironment": "envsync.runner.existing",
     "SyncedCluster": "envsync.runner.cluster",
     "Verification": "envsync.runner.verification",
+    "backend_from_config": "envsync.runner.profiles",
     "verify": "envsync.runner.verifying",
 }
 
@@ -44,6 +46,7 @@ __all__ = [
     "SyncedCluster",
     "Torque",
     "Verification",
+    "backend_from_config",
     "verify",
 ]
 

@@ -23,6 +23,7 @@ from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
 from envsync.runner.places import Place, wanted_of
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
+from envsync.runner.profiles import takes_profile
 from envsync.runner.queued import QueuedCluster
 from envsync.runner.queues import Batch
 from envsync.runner.seats import Seats
@@ -58,8 +59,9 @@ class SyncedCluster(QueuedCluster):
 
     Parameters
     ----------
-    backend : Backend, optional
-        Where, such as ``SSH(["node1", "node2"])``; this machine if not given.
+    backend : Backend or str, optional
+        Where, such as ``SSH(["node1", "node2"])``; this machine if not given. Or the name of a profile of
+        Dask's configuration, whose other keywords count where they are not given here.
     name : str, optional
         What it is called.
     n_workers : int or mapping, optional
@@ -128,9 +130,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     status: Any
 
+    @takes_profile
     def __init__(
         self,
-        backend: Backend | None = None,
+        backend: Backend | str | None = None,
         *,
         name: str | None = None,
         n_workers: int | Mapping[str, int] | None = None,
@@ -164,7 +167,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         hooks: Hooks | None = None,
         **worker_kwargs: Any,
     ) -> None:
-        self.backend = backend if backend is not None else Local()
+        assert not isinstance(backend, str), "a profile's name has become its backend"
+        self.backend: Backend = backend if backend is not None else Local()
         host = without_deprecated(worker_kwargs, host)
         self.image: str | None = None
         self.engine = engine

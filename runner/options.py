@@ -50,7 +50,7 @@ _NAMESPACES = frozenset(
     )
 )
 # of this process alone
-_OURS = frozenset(("scheduler", "scheduler-address", "pool", "num-workers", "envsync"))
+_OURS = frozenset(("scheduler", "scheduler-address", "pool", "num-workers", "envsync", "jobqueue"))
 _TLS = frozenset(("distributed.comm.tls", "distributed.scheduler.dashboard.tls"))
 _SECRET = re.compile(r"passw|passphrase|secret|credential|token|auth|keys?(?![a-z])")
 _HARMLESS = frozenset(("optimization.fuse.rename-keys",))

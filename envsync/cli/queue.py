@@ -1,73 +1,164 @@
-"""The options of a batch system, for ``envsync run --on slurm`` and its like."""
+"""Where ``envsync run`` has its cluster: its options, a profile of the configuration, or both."""
 
 from __future__ import annotations
 
+import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from envsync.cli.arguments import demand_hosts
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from envsync.runner.queues import Batch
+    from envsync.runner.profiles import Profile
 
-__all__ = ["SYSTEMS", "batch_of", "queue_options"]
+__all__ = ["QUEUE_OPTIONS", "SYSTEMS", "queue_options", "where"]
 
 SYSTEMS = ("slurm", "sge", "pbs", "torque", "lsf", "htcondor", "oar")
 
+_AT_LEAST_ONE = click.IntRange(min=1)
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
-    (("--partition", "--queue", "queue"), {"metavar": "NAME", "help": "With a batch system: its queue."}),
+    (("--via",), {"metavar": "HOST", "help": "The login host, by ssh; this machine if not given."}),
+    (("--partition", "--queue", "queue"), {"metavar": "NAME", "help": "The queue."}),
     (("--account",), {"metavar": "NAME", "help": "Who pays."}),
+    (("--project",), {"metavar": "NAME", "help": "For what, where a system has that besides."}),
     (("--time",), {"metavar": "TIME", "help": "How long each job may run: 04:00:00, 2h."}),
-    (("--cores",), {"type": click.IntRange(min=1), "metavar": "N", "help": "Cores of each job."}),
+    (("--cores",), {"type": _AT_LEAST_ONE, "metavar": "N", "help": "Cores of each job."}),
     (("--memory",), {"metavar": "SIZE", "help": "Memory of each job, such as 16GB."}),
-    (("--gpus",), {"type": click.IntRange(min=1), "metavar": "N", "help": "GPUs of each job."}),
+    (("--gpus",), {"type": _AT_LEAST_ONE, "metavar": "N", "help": "GPUs of each job."}),
     (("--gres",), {"metavar": "TEXT", "help": "Slurm's generic resources, such as gpu:a100:2."}),
     (("--constraint",), {"metavar": "TEXT", "help": "Which nodes will do, in the system's words."}),
     (
         ("--workers-per-job",),
-        {"type": click.IntRange(min=1), "metavar": "N", "help": "One for each GPU by default, else one."},
+        {"type": _AT_LEAST_ONE, "metavar": "N", "help": "One for each GPU by default, else one."},
     ),
     (
-        ("--submit-option", "extra"),
+        ("--extra",),
         {
             "multiple": True,
             "metavar": "TEXT",
             "help": "A further option of the submission, such as --exclusive. May be given again.",
         },
     ),
-    (("--via",), {"metavar": "HOST", "help": "The login host, by ssh; this machine if not given."}),
+    (
+        ("--prologue",),
+        {
+            "multiple": True,
+            "metavar": "LINE",
+            "help": "A line of the job's shell that runs first. May be given again.",
+        },
+    ),
+    (("--shell",), {"metavar": "PATH", "help": "That shell; /bin/sh by default."}),
+    (
+        ("--scheduler",),
+        {
+            "type": click.Choice(["client", "login", "job"]),
+            "help": "Where the scheduler runs: here (the default without --via), on the login host, or in a "
+            "job of its own (the default with it).",
+        },
+    ),
+    (("--scheduler-cores",), {"type": _AT_LEAST_ONE, "metavar": "N", "help": "Of the scheduler's own job."}),
+    (("--scheduler-memory",), {"metavar": "SIZE", "help": "Of the scheduler's own job."}),
+    (
+        ("--interface",),
+        {"metavar": "ADDRESS", "help": "The login host's, as nodes reach it, if they do not find it."},
+    ),
+    (
+        ("--poll",),
+        {
+            "type": click.FloatRange(min=0, min_open=True),
+            "metavar": "SECONDS",
+            "help": "Between two looks at the jobs; 5 by default.",
+        },
+    ),
+    (
+        ("--site",),
+        {
+            "multiple": True,
+            "metavar": "KEY=VALUE",
+            "help": "What the site calls things, such as parallel-environment=mpi of Grid Engine. May be "
+            "given again.",
+        },
+    ),
 )
+QUEUE_OPTIONS = tuple(names[-1].lstrip("-").replace("-", "_") for names, _ in _OPTIONS)
+"""The keywords that `queue_options` come as."""
 
 
 def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options; they come as keywords with the names of `Batch`."""
+    """Add the options of a batch system; they come as keywords with the names of `Batch`, and ``site``."""
     for names, attributes in reversed(_OPTIONS):
         command = click.option(*names, **attributes)(command)
     return command
 
 
-def batch_of(system: str, cache: str | None, asked: dict[str, Any]) -> Batch | None:
-    """Return the backend that the options ask for; None for one that is no batch system.
+def where(
+    on: str | None, hosts: Sequence[str], profile: str | None, cache: str | None, asked: dict[str, Any]
+) -> Profile:
+    """Return where the cluster runs: what the options say, and where they say nothing the profile.
 
     Raises
     ------
     click.UsageError
-        They make no sense, or are of a batch system and none is named.
+        They make no sense together, or one of them does not.
     """
+    from envsync.errors import ConfigurationError, HostError
+
     given = {key: value for key, value in asked.items() if value not in (None, ())}
-    if system not in SYSTEMS:
-        if given:
-            name = next(names[0] for names, _ in _OPTIONS if _keyword(names) in given)
-            raise click.UsageError(f"{name} is for a batch system: --on {'|'.join(SYSTEMS)}")
-        return None
+    if profile is None:
+        _demand_fitting(on or "local", hosts, given)
+    demand_hosts(hosts, "--hosts")
+    demand_hosts([given["via"]] if "via" in given else [], "--via")
+    given |= {key: value for key, value in (("cache", cache), ("hosts", tuple(hosts))) if value}
+    given |= _site(given.pop("site", ()))
+    try:
+        importlib.import_module("dask.config")  # reads its files
+    except (TypeError, ValueError) as error:
+        raise click.UsageError(
+            f"Dask's configuration cannot be read: {error}\n  See the files in ~/.config/dask. To YAML the "
+            "keys on, off, yes and no are no text unless they are in quotation marks."
+        ) from error
+    from envsync.runner.profiles import Profile, make_backend, read_profile
     from envsync.runner.queues import Batch
 
     try:
-        return Batch(system, cache=cache, **given)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+        if profile is not None:
+            found = read_profile(profile, backend=on, **given)
+        else:
+            found = Profile(name="", backend=make_backend(on or "local", given))
+    except (ConfigurationError, HostError) as error:
+        raise click.UsageError(str(error)) from error
+    if isinstance(found.backend, Batch):
+        found = replace(found, cluster={"n_workers": found.backend.group.workers_per_job, **found.cluster})
+    return found
 
 
-def _keyword(names: tuple[str, ...]) -> str:
-    return names[-1].lstrip("-").replace("-", "_")
+def _demand_fitting(on: str, hosts: Sequence[str], given: dict[str, Any]) -> None:
+    if on == "ssh" and not hosts:
+        raise click.UsageError("--on ssh needs --hosts")
+    if on != "ssh" and hosts:
+        raise click.UsageError("--hosts needs --on ssh")
+    if on not in SYSTEMS and given:
+        name = next(names[0] for (names, _), key in zip(_OPTIONS, QUEUE_OPTIONS, strict=True) if key in given)
+        raise click.UsageError(
+            f"{name} is for a batch system: --on {'|'.join(SYSTEMS)}, or a --profile of one"
+        )
+
+
+def _site(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``KEY=VALUE``, the value as in a file of the configuration."""
+    import yaml
+
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--site {word}: that is not KEY=VALUE")
+        try:
+            found[key.replace("-", "_")] = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError:
+            raise click.UsageError(f"--site {word}: that is no value") from None
+    return found

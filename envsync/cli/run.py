@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.arguments import demand_hosts, lock_or_store, memory_limit, other_store
+from envsync.cli.arguments import lock_or_store, memory_limit, other_store
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.cli.queue import SYSTEMS, batch_of, queue_options
+from envsync.cli.queue import QUEUE_OPTIONS, SYSTEMS, queue_options, where
+from envsync.cli.sections import sections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from envsync.runner.backends import Backend
+    from envsync.runner.profiles import Profile
 
 __all__ = ["command", "run_forwarding"]
 
@@ -36,20 +37,32 @@ _NOT_EXECUTABLE = 126
     "run",
     short_help="Run a command here, with a cluster in this environment.",
     context_settings={"allow_interspersed_args": False},
+    cls=sections(
+        {
+            "Where the cluster runs": ("backend", "hosts", "profile"),
+            "Workers": ("n_workers", "threads_per_worker", "memory_limit"),
+            "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
+            "Jobs of a batch system": QUEUE_OPTIONS,
+        }
+    ),
 )
 @click.option(
     "--on",
     "backend",
     type=click.Choice(["local", "ssh", *SYSTEMS]),
-    default="local",
-    show_default=True,
-    help="Where the cluster runs: this machine, the SSH hosts that --hosts names, or jobs of a batch system.",
+    help="This machine (the default), the SSH hosts that --hosts names, or jobs of a batch system.",
 )
 @click.option(
     "--hosts",
     metavar="A,B,C",
     help="With --on ssh: [user@]host[:port], names of ~/.ssh/config, or ssh:// addresses. The first runs the "
     "scheduler too.",
+)
+@click.option(
+    "--profile",
+    metavar="NAME",
+    help="What Dask's configuration says below envsync: profiles: NAME:, or jobqueue.NAME for a section of "
+    "dask-jobqueue's. Other options count instead of what it says.",
 )
 @click.option(
     "-n",
@@ -96,16 +109,16 @@ _NOT_EXECUTABLE = 126
 @click.option(
     "--on-mismatch",
     type=click.Choice(["raise", "warn"]),
-    default="raise",
-    show_default=True,
-    help="A process whose environment is not the wanted one: never let it run a task, or only warn of it.",
+    help="A process whose environment is not the wanted one: never let it run a task (the default), or only "
+    "warn of it.",
 )
 @queue_options
 @cache_option
 @click.argument("arguments", metavar="[--] COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
-    backend: str,
+    backend: str | None,
     hosts: str | None,
+    profile: str | None,
     n_workers: int | None,
     threads_per_worker: int | None,
     memory_limit: str | float | None,
@@ -113,7 +126,7 @@ def command(
     store: str | None,
     image: str | None,
     engine: str | None,
-    on_mismatch: str,
+    on_mismatch: str | None,
     cache: str | None,
     arguments: tuple[str, ...],
     **asked: Any,
@@ -124,28 +137,8 @@ def command(
     code is the exit code of `envsync run`; signals are passed on to it. Options after COMMAND are its own.
     """
     names = [name.strip() for name in (hosts or "").split(",") if name.strip()]
-    if backend == "ssh" and not names:
-        raise click.UsageError("--on ssh needs --hosts")
-    if backend != "ssh" and names:
-        raise click.UsageError("--hosts needs --on ssh")
-    demand_hosts(names, "--hosts")
-    batch = batch_of(backend, cache, asked)
-    if batch is not None:
-        n_workers = n_workers or batch.group.workers_per_job
-        if image is not None:
-            raise click.UsageError("--env image:NAME is not for batch systems yet")
-    if image is not None and not image.startswith("image:"):
-        raise click.UsageError(f"--env takes image:NAME, not {image}")
-    if image is not None and lock_file is not None:
-        raise click.UsageError("--env names an image, which has a lock of its own: leave out --lock")
-    if engine is not None and image is None:
-        raise click.UsageError("--engine needs --env image:NAME")
-    if shutil.which(arguments[0]) is None:  # known before anything is started
-        click.echo(f"error: {arguments[0]}: there is no such command", err=True)
-        sys.exit(_NOT_FOUND)
-    _demand_same_environment(arguments[0])
-    sweep()
-    keywords: dict[str, Any] = {
+    place = where(backend, names, profile, cache, asked)
+    given: dict[str, Any] = {
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
@@ -156,18 +149,22 @@ def command(
         "on_mismatch": on_mismatch,
         "cwd": first_folder(arguments),
     }
-    keywords = {key: value for key, value in keywords.items() if value is not None}
+    keywords = {**place.cluster, **{key: value for key, value in given.items() if value is not None}}
+    _demand_sense(place, keywords)
+    if shutil.which(arguments[0]) is None:  # known before anything is started
+        click.echo(f"error: {arguments[0]}: there is no such command", err=True)
+        sys.exit(_NOT_FOUND)
+    _demand_same_environment(arguments[0])
+    sweep()
     with contextlib.ExitStack() as stack:
         with watch() as hooks:
-            from envsync.runner import SSH, Local, SyncedCluster
+            from envsync.runner import SyncedCluster
 
             if not current().verbose:  # that it closed without starting up: our error says it, and why
                 logging.getLogger("distributed.deploy.spec").setLevel(logging.ERROR)
             stack.enter_context(terminated_as_interrupted())
-            place: Backend | None = batch
-            if batch is None:
-                place = SSH(names, cache=cache) if backend == "ssh" else Local(cache=cache) if cache else None
-            cluster = stack.enter_context(SyncedCluster(place, hooks=hooks, **keywords))
+            place.tell(hooks)
+            cluster = stack.enter_context(SyncedCluster(place.backend, hooks=hooks, **keywords))
             environment = stack.enter_context(client_environment(cluster.scheduler_address, cluster.security))
         if not current().quiet and not current().json:
             click.echo(
@@ -175,6 +172,23 @@ def command(
             )
         code = run_forwarding(arguments, environment)
     sys.exit(code)
+
+
+def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
+    """Refuse an image where there can be none."""
+    from envsync.runner.queues import Batch
+
+    image = keywords.get("env")
+    if not isinstance(image, str):
+        if "engine" in keywords:
+            raise click.UsageError("--engine needs --env image:NAME")
+        return
+    if isinstance(place.backend, Batch):
+        raise click.UsageError("--env image:NAME is not for batch systems yet")
+    if not image.startswith("image:"):
+        raise click.UsageError(f"--env takes image:NAME, not {image}")
+    if "lock" in keywords:
+        raise click.UsageError("--env names an image, which has a lock of its own: leave out --lock")
 
 
 def _demand_same_environment(program: str) -> None:
