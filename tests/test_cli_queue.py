@@ -90,7 +90,7 @@ def test_the_help_has_each_option_once_below_a_title() -> None:
     assert [line for line in text.splitlines() if line in titles] == list(titles)
     starts = [line for line in text.splitlines() if line.startswith("  -")]
     for option in (one for one in run.params if isinstance(one, click.Option)):
-        names = ", ".join(option.opts if option.opts[0] != "--json" else ["--json"])
+        names = ", ".join(option.opts)
         assert len([line for line in starts if f"{line} ".startswith(f"  {names} ")]) == 1, names
 
 
