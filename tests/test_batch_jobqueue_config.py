@@ -131,8 +131,8 @@ def test_a_file_that_nobody_has_touched_says_nothing() -> None:
         ("lsf", "{walltime: '01:30'}", "-W 90", {}),
         (
             "pbs",
-            "{resource-spec: 'select=1:ncpus=36:mem=109GB:ngpus=2:model=bro,place=pack', walltime: '2:00:00'}",
-            "select=1:ncpus=36:mem=111616mb:ngpus=2:model=bro -l walltime=02:00:00 -l place=pack",
+            "{resource-spec: 'select=1:ncpus=36:mem=109GB:ngpus=2:model=a,place=pack', walltime: '2:00:00'}",
+            "select=1:ncpus=36:mem=111616mb:ngpus=2:model=a -l walltime=02:00:00 -l place=pack",
             {"workers": 2},
         ),
         ("moab", "{resource-spec: 'nodes=1:ppn=4:fat,mem=2gb'}", "-l nodes=1:ppn=4:fat -l mem=2048mb", {}),

@@ -11,10 +11,17 @@ import sys
 from pathlib import Path
 
 import click
+import dask.config
 import pytest
+import yaml
 
 from envsync.cli import cli
+from envsync.cli.queue import QUEUE_OPTIONS, where
+from envsync.runner import SSH, Batch
+from envsync.runner.profiles import read_profile
+from envsync.runner.queues import BACKENDS
 
+BACKENDS_BY_NAME = {kind.__name__: kind for kind in BACKENDS.values()}
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 COMMANDS = cli.list_commands(click.Context(cli))
@@ -61,7 +68,53 @@ def test_every_command_line_is_one_that_envsync_takes(
     name, *arguments = rest
     command = cli.get_command(click.Context(cli), name)
     assert command is not None, f"{place}: there is no command {name}"
-    command.make_context(name, arguments)  # raises UsageError for what the command does not take
+    made = command.make_context(name, arguments)  # raises UsageError for what the command does not take
+    if name == "run":
+        asked = {key: made.params[key] for key in QUEUE_OPTIONS}
+        with dask.config.set(configuration()):
+            hosts = (made.params["hosts"] or "").split(",") if made.params["hosts"] else ()
+            where(made.params["backend"], hosts, made.params["profile"], made.params["cache"], asked)
+
+
+def configuration() -> dict[str, object]:
+    """What the docs tell a reader to write into files, all of it; and a file of dask-jobqueue's."""
+    found: dict[str, object] = {"jobqueue": {"slurm": {"cores": 4, "memory": "8GB"}}}
+    for _, _, text in blocks("yaml"):
+        found = dask.config.update(found, yaml.safe_load(text))
+    return found
+
+
+def test_every_profile_in_the_docs_is_a_backend() -> None:
+    with dask.config.set(configuration()):
+        names = list(dask.config.get("envsync.profiles"))
+        assert len(names) >= 4
+        for name in names:
+            read_profile(name)
+
+
+def backend_calls() -> list[tuple[str, str]]:
+    """Every backend that the docs make: place and expression."""
+    found = []
+    for place, _, text in blocks("python"):
+        calls = (node for node in ast.walk(ast.parse(text, place)) if isinstance(node, ast.Call))
+        named = [call for call in calls if isinstance(call.func, ast.Name)]
+        found += [(place, ast.unparse(call)) for call in named if call.func.id in BACKENDS_BY_NAME]  # type: ignore[attr-defined]
+    return found
+
+
+@pytest.mark.parametrize(("place", "text"), backend_calls())
+def test_every_backend_that_the_docs_make_can_be_made(place: str, text: str) -> None:
+    assert isinstance(eval(text, {"SSH": SSH, **BACKENDS_BY_NAME}), Batch), place
+
+
+def test_every_batch_system_has_its_page_with_a_start_from_python_and_from_a_shell() -> None:
+    for system, backend in BACKENDS.items():
+        page = {"torque": "pbs"}.get(system, system)
+        name = f"docs/howto-{page}.md"
+        made = [text for place, text in backend_calls() if place.startswith(f"{name}:")]
+        assert any(text.startswith(f"{backend.__name__}(") for text in made), name
+        assert any("via=" in text for text in made), name
+        assert any(place.startswith(name) and f"--on {system}" in line for place, line in command_lines())
 
 
 def test_there_are_such_lines_for_every_command() -> None:

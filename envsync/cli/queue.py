@@ -62,6 +62,7 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (("--scheduler-cores",), {"type": _AT_LEAST_ONE, "metavar": "N", "help": "Of the scheduler's own job."}),
     (("--scheduler-memory",), {"metavar": "SIZE", "help": "Of the scheduler's own job."}),
+    (("--scheduler-time",), {"metavar": "TIME", "help": "Of the scheduler's own job; --time by default."}),
     (
         ("--interface",),
         {"metavar": "ADDRESS", "help": "The login host's, as nodes reach it, if they do not find it."},
