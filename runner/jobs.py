@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed
+from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed, SubmitError
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.calling import NO_PYTHON, NOT_SHARED, Switchboard
@@ -153,7 +153,7 @@ class Jobs:
         jobs = cls(backend=backend, driver=driver, board=board, first=first, launch=launch, **rest)
         try:
             for group in backend.groups.values():
-                await driver.check(jobs.request(group))
+                await jobs._check(group)
         except BaseException:
             await board.close()
             raise
@@ -168,6 +168,14 @@ class Jobs:
             text = f"lost, and with it the way to all jobs, which end by themselves: {error.message}"
             self.failures.append(f"{host}: {text}")
             self.launch.hooks.failed(host, text)
+
+    async def _check(self, group: Group) -> None:
+        """Ask whether the system would ever run a group's jobs."""
+        try:
+            await self.driver.check(self.request(group))
+        except SubmitError as error:
+            error.message = f"group {group.name}: {error.message}" if group.name else error.message
+            raise
 
     async def scheduler_place(self) -> Place:
         """Ask for a job for the scheduler, and return its node once it has called and has the environment.

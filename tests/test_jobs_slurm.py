@@ -91,7 +91,8 @@ with start(3, time="10:00") as cluster:
 REFUSED = (
     BEGIN
     + """
-for options in ({"partition": "nowhere"}, {"memory": "900 GB"}, {"cores": 1000}):
+big = {"small": {}, "big": {"cores": 1000}}
+for options in ({"partition": "nowhere"}, {"memory": "900 GB"}, {"groups": big}):
     try:
         start(1, **options)
     except EnvsyncError as error:
@@ -123,13 +124,25 @@ class Told(Hooks):
     def failed(self, where, why):
         self.failures.append(why)
 
+def partition():
+    return os.environ["SLURM_JOB_PARTITION"]
+
 told = Told()
-with SyncedCluster(Slurm(cores=1, memory="400 MB", poll=1), n_workers=2, hooks=told) as cluster:
+groups = {"one": {}, "two": {"partition": "urgent", "cores": 2, "workers_per_job": 2}}
+backend = Slurm(cores=1, memory="400 MB", poll=1, groups=groups)
+with SyncedCluster(backend, n_workers={"one": 1, "two": 2}, hooks=told) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(2, timeout=60)
-    subprocess.run(["scancel", cluster.jobs[0].id], check=True)
+    client.wait_for_workers(3, timeout=60)
+    names = sorted(info["name"] for info in client.scheduler_info()["workers"].values())
+    assert names == ["one-1-0", "two-2-0", "two-2-1"], names
+    for group, there in (("one", "debug"), ("two", "urgent")):
+        asked = {"resources": {f"group-{group}": 1}, "pure": False}
+        found = client.gather([client.submit(partition, **asked) for _ in range(4)])
+        assert found == [there] * 4, found
+    subprocess.run(["scancel", next(row.id for row in cluster.jobs if row.group == "one")], check=True)
     until(lambda: len(cluster.workers) == 1 and told.failures)
     assert "cancelled" in told.failures[0].lower(), told.failures
+    assert any(row.state == "cancelled" and row.reason for row in cluster.jobs), cluster.jobs
     assert sum(client.gather(client.map(abs, range(10)))) == 45
 """
 )
@@ -222,6 +235,7 @@ def test_what_slurm_would_never_run_is_an_error_before_it_is_submitted(
     said = place.run(tmp_path, REFUSED)
     assert said.count("refused:") == 3
     assert "invalid partition" in said.lower()
+    assert "group big: slurm would never run this job" in said
     assert nothing_left(slurm)
 
 
