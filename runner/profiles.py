@@ -38,7 +38,7 @@ __all__ = ["CLUSTER", "Profile", "backend_from_config", "make_backend", "read_pr
 _KINDS: dict[str, type[Backend]] = {"local": Local, "ssh": SSH, **BACKENDS}
 CLUSTER = (
     *("n_workers", "threads_per_worker", "memory_limit", "name", "lock", "store", "env", "engine"),
-    *("on_mismatch", "dashboard_address", "local_directory", "start_timeout"),
+    *("on_mismatch", "dashboard_address", "local_directory", "start_timeout", "gpu_worker"),
 )
 """Keywords of `SyncedCluster` that a profile may say too."""
 _SECTION = "jobqueue"

@@ -40,7 +40,7 @@ _NOT_EXECUTABLE = 126
     cls=sections(
         {
             "Where the cluster runs": ("backend", "hosts", "profile"),
-            "Workers": ("n_workers", "threads_per_worker", "memory_limit"),
+            "Workers": ("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
             "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
             "Jobs of a batch system": QUEUE_OPTIONS,
         }
@@ -78,6 +78,11 @@ _NOT_EXECUTABLE = 126
     callback=memory_limit,
     help="Memory of each worker: 4GB, a fraction of the host's (0.25), auto (an even share, the default), or "
     "0 for no limit.",
+)
+@click.option(
+    "--gpu-worker",
+    type=click.Choice(["dask-cuda"]),
+    help="Workers on GPUs are dask-cuda's, which has to be in this environment.",
 )
 @click.option(
     "--lock",
@@ -122,6 +127,7 @@ def command(
     n_workers: int | None,
     threads_per_worker: int | None,
     memory_limit: str | float | None,
+    gpu_worker: str | None,
     lock_file: str | None,
     store: str | None,
     image: str | None,
@@ -142,6 +148,7 @@ def command(
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
+        "gpu_worker": gpu_worker,
         "lock": lock_file,
         "store": store,
         "env": image,
