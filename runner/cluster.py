@@ -16,7 +16,7 @@ from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
-from envsync.runner.gpus import demand_dask_cuda
+from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.groups import counts
 from envsync.runner.locking import read_lock
 from envsync.runner.logged import LoggedHooks
@@ -330,6 +330,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             if self.backend.scheduler == "job":
                 places = (await self.queue.scheduler_place(),)
         else:
+            if not self.backend.local:
+                for place in places:
+                    tell_missing(place.name, place.session.facts, self.hooks)
             self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
         self.scheduler_spec = {
             "cls": SchedulerProcess,

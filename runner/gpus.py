@@ -11,11 +11,12 @@ from envsync.runner.layout import devices
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.layout import WorkerSpec
     from envsync.runner.session import Session
 
-__all__ = ["demand_dask_cuda", "demand_one_each", "with_gpus"]
+__all__ = ["demand_dask_cuda", "demand_one_each", "tell_missing", "with_gpus"]
 
 
 async def with_gpus(session: Session, asked: int, *, told: bool, name: str) -> dict[str, Any]:
@@ -53,6 +54,16 @@ async def with_gpus(session: Session, asked: int, *, told: bool, name: str) -> d
     if len(devices(facts)) < asked:
         raise _too_few(facts, where=session.host.name, asked=str(asked))
     return facts
+
+
+def tell_missing(name: str, facts: Mapping[str, Any], hooks: Hooks) -> None:
+    """Warn of a host whose driver does not give its GPUs: nobody asked for them, but it was to be expected.
+
+    A host without a driver, or with nothing but its library, has no GPUs to miss.
+    """
+    missing = str(facts.get("gpus_missing") or "")
+    if missing.startswith(("nvml", "device")) and "DRIVER_NOT_LOADED" not in missing:
+        hooks.warning(name, f"there are GPUs that cannot be used: {missing}")
 
 
 def demand_dask_cuda(lock: Lock | None) -> None:

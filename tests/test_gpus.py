@@ -14,7 +14,7 @@ from envsync import SyncedCluster
 from envsync.errors import AgentError, ClusterError
 from envsync.hooks import Hooks
 from envsync.plugins.process import _cuda_nanny
-from envsync.runner.gpus import demand_one_each, with_gpus
+from envsync.runner.gpus import demand_one_each, tell_missing, with_gpus
 from envsync.runner.layout import WorkerSpec, devices, layout
 from envsync.runner.options import Options
 
@@ -91,6 +91,29 @@ def test_what_the_agent_says_of_others_is_told() -> None:
     agent.refusal = "there are not enough GPUs: GPU-0 is held by process 7 (job 3)"
     with pytest.raises(ClusterError, match=r"held by process 7 \(job 3\)"):
         usable(agent, 1)
+
+
+@pytest.mark.parametrize(
+    ("missing", "told"),
+    [
+        ("", False),
+        ("there is no NVIDIA driver's library: libnvidia-ml.so.1", False),
+        ("nvmlInit_v2: NVML_ERROR_DRIVER_NOT_LOADED (the driver is not loaded)", False),
+        ("nvmlInit_v2: NVML_ERROR_LIB_RM_VERSION_MISMATCH", True),
+        ("device 2 of 3: NVML_ERROR_GPU_IS_LOST", True),
+    ],
+)
+def test_a_driver_that_fails_on_a_host_is_told(missing: str, told: bool) -> None:
+    class Told(Hooks):
+        warnings: tuple[str, ...] = ()
+
+        def warning(self, where: str, text: str) -> None:
+            assert where == "node1"
+            self.warnings += (text,)
+
+    hooks = Told()
+    tell_missing("node1", {"gpus_missing": missing}, hooks)
+    assert [missing in text for text in hooks.warnings] == [True] * told
 
 
 def spec(*gpus: str) -> WorkerSpec:
