@@ -69,15 +69,18 @@ class Downloads:
     ----------
     authority : str
         Certificates (PEM) to trust besides this machine's.
+    direct : bool
+        Whether servers are of this network: no proxy is asked, and nobody is trusted but by `authority`.
     """
 
-    def __init__(self, authority: str = "") -> None:
+    def __init__(self, authority: str = "", *, direct: bool = False) -> None:
+        self._direct = direct
         self._opener = urllib.request.OpenerDirector()
         for handler in (
-            urllib.request.ProxyHandler(),
+            urllib.request.ProxyHandler({} if direct else None),
             urllib.request.UnknownHandler(),
             urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(context=_context(authority)),
+            urllib.request.HTTPSHandler(context=_context(authority, alone=direct)),
             urllib.request.HTTPDefaultErrorHandler(),
             _Redirects(),
             urllib.request.HTTPErrorProcessor(),
@@ -92,7 +95,7 @@ class Downloads:
         NotGiven
             It is not reached.
         """
-        where = _server(address)
+        where = _server(address, direct=self._direct)
         try:
             socket.create_connection(where, timeout=CONNECTING).close()
         except OSError as error:
@@ -239,7 +242,9 @@ def _new(path: str) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-def _context(authority: str) -> ssl.SSLContext:
+def _context(authority: str, *, alone: bool = False) -> ssl.SSLContext:
+    if alone:
+        return ssl.create_default_context(cadata=authority)
     context = ssl.create_default_context()
     places = ssl.get_default_verify_paths()
     if not places.cafile and not (places.capath and os.listdir(places.capath)):
@@ -296,10 +301,10 @@ def _said(error: BaseException) -> str:
     return _tunnel(error) or "it is not reached"
 
 
-def _server(address: str) -> tuple[str, int]:
+def _server(address: str, *, direct: bool = False) -> tuple[str, int]:
     """Return whom to connect to for an address: its server, or this machine's proxy for it."""
     parts = urlsplit(address)
-    proxy = urllib.request.getproxies().get(parts.scheme)
+    proxy = None if direct else urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:

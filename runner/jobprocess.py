@@ -11,7 +11,7 @@ from distributed.comm.addressing import get_address_host
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
-from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied
+from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied, UnfitHostError
 from envsync.runner.gpus import demand_one_each, with_gpus
 from envsync.runner.groups import gpus_of
 from envsync.runner.jobs import NOTICE, let_go
@@ -76,7 +76,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         self._host: CarriedHost | None = None
         self._prepared: Prepared | None = None
         self._life: asyncio.Task[None] | None = None
-        self._ended = asyncio.Event()
+        self.ended = asyncio.Event()
         self._leave = asyncio.Event()
         self._signal = 0
         self._time = self._over = 0.0  # how much it had, and when that is over; 0 if that is not known
@@ -94,15 +94,20 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             return
         self._life = asyncio.ensure_future(self._live())
 
+    @property
+    def has_called(self) -> bool:
+        """Whether its node is known."""
+        return self._host is not None
+
     def heard(self, job: Job) -> None:
         """Hear from the batch system how it stands."""
         if self.status != Status.running:
             return
         if job.ended:
-            self._ended.set()
+            self.ended.set()
         elif self.jobs.backend.system.never(job):
             self.trouble = f"it will never start: {job.reason}"
-            self._ended.set()
+            self.ended.set()
         elif job.state == "running" and job.walltime_left is not None:
             self._has(job.walltime_left)
 
@@ -129,8 +134,34 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         await super().close()
 
     async def _live(self) -> None:
-        """From the queue to workers, and again if the job is run again; until it has ended."""
-        ended = asyncio.ensure_future(self._ended.wait())
+        """From the queue to workers; by another job, if this one's node does not see what it needs."""
+        end, why = await self._run()
+        while end is None and not why and self._host is None and await self.jobs.unseen(self.id):
+            self.trouble = ""
+            self.ended.clear()
+            try:
+                self.id = await self.jobs.submit(self)
+                if not self.id:  # nobody wants it any more
+                    return
+                end, why = await self._run()
+            except EnvsyncError as error:
+                why = error.message
+        if not why and end in (None, "failed"):
+            why = await self.jobs.why(self.id)
+        if self.status == Status.running:
+            self.status = Status.closed
+            self._event_finished.set()
+            await self._drop_workers()
+            await self._cancel()
+            if end is None:
+                taken = self.came_up and self.jobs.job(self.id).state in _TAKEN
+                end = "taken" if taken else "failed"
+            text = "; ".join(part for part in (self.trouble, why) if part)
+            self.jobs.left(self, text or "its workers have closed", end)
+
+    async def _run(self) -> tuple[End | None, str]:
+        """Have its workers, and again if the job is run again; return how that ended, and what went wrong."""
+        ended = asyncio.ensure_future(self.ended.wait())
         up: asyncio.Task[asyncio.Event] | None = None
         end: End | None = None
         try:
@@ -145,28 +176,20 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                     break
                 end = await self._stay(up.result(), ended)
                 await self._drop_workers()
-            why = await self.jobs.why(self.id) if end in (None, "failed") else ""
+            return end, ""
         except EnvsyncError as error:
             found = in_words(getattr(error, "differences", ()))
             words = f" ({'; '.join(found)})" if found else ""
-            why = f"{error.where or self.id}: {error.message}{words}"
+            hint = f"; {error.hint}" if isinstance(error, UnfitHostError) and error.hint else ""
+            why = f"{error.where or self.id}: {error.message}{words}{hint}"
             if isinstance(error, (HostError, AgentError, ProcessDied)):  # it may be that the job was ended
                 why = f"{why}; {await self.jobs.why(self.id)}"
+            return None, why
         finally:
             ended.cancel()
             self._begin()
             if up is not None:
                 up.cancel()  # nothing comes up in a job that is closed
-        if self.status == Status.running:
-            self.status = Status.closed
-            self._event_finished.set()
-            await self._drop_workers()
-            await self._cancel()
-            if end is None:
-                taken = self.came_up and self.jobs.job(self.id).state in _TAKEN
-                end = "taken" if taken else "failed"
-            text = "; ".join(part for part in (self.trouble, why) if part)
-            self.jobs.left(self, text or "its workers have closed", end)
 
     async def _wait_for(self, up: asyncio.Future[Any], ended: asyncio.Future[Any]) -> bool:
         """Wait until it is up or has ended; return whether it was up, and is not heard of any more."""
@@ -256,8 +279,14 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     async def _come_up(self) -> asyncio.Event:
         """Wait for its call, make the environment there, start its workers; return what tells of its loss."""
         jobs, lost = self.jobs, asyncio.Event()
-        host = await jobs.board.answer(self.id, noticed=self._noticed, lost=lambda _: lost.set())
+        host = await jobs.board.answer(
+            self.id,
+            noticed=self._noticed,
+            lost=lambda _: lost.set(),
+            again=lambda: jobs.scripts.was_run_again(self.id),
+        )
         self._host = host
+        jobs.scripts.has_called(jobs.job(self.id))
         if self.group.request.walltime is not None and not self._over:
             self._has(self.group.request.walltime)
         self._prepared = await jobs.prepare(host, self.id)
@@ -328,6 +357,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         workers, self.workers = self.workers, []
         await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
         prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            self.jobs.passing.forget(prepared.session)
         host, self._host = self._host, None
         await let_go(prepared, host)
 

@@ -11,11 +11,14 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed, SubmitError
+from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed, SubmitError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
-from envsync.runner.batch.calling import NO_PYTHON, NOT_SHARED, Switchboard
+from envsync.runner.batch.calling import NO_FOLDER, NO_PYTHON, NO_WAY, Switchboard
 from envsync.runner.jobrows import JobTable, Row
+from envsync.runner.jobscripts import JobScripts
+from envsync.runner.passing import Passing
+from envsync.runner.placement import Placement
 from envsync.runner.places import Place
 from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
@@ -93,7 +96,25 @@ class Jobs:
         self._restarts: dict[str, int] = {}
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
         self.requests: dict[str, JobRequest] = {}  # what each job asked for
-        self.body = board.body(backend.system.variables.identity)  # what every job runs
+        self.scripts = JobScripts(
+            board, driver, alone=backend.placement == "node", look=self._look, hooks=launch.hooks
+        )
+        self.passing = Passing(
+            first.session,
+            first.lock,
+            cluster=launch.cluster,
+            interface=backend.interface,
+            hooks=launch.hooks,
+        )
+        self.placement = Placement(
+            backend.placement,
+            scratch=backend.scratch,
+            variables=(backend.system.variables.scratch,),
+            first=first,
+            mark=board.mark,
+            passing=self.passing,
+            hooks=launch.hooks,
+        )
         self._submissions = 0
         self._asked: list[tuple[JobProcess, asyncio.Future[str]]] = []
         self._submitting: asyncio.Task[None] | None = None
@@ -137,6 +158,7 @@ class Jobs:
             cluster=launch.cluster,
             credentials=authority.issue("worker"),
             context=authority.issue("client").client_context(),
+            enrolling=authority.issue("scheduler"),
             addresses=[backend.interface] if backend.interface else (),
             variables=[backend.system.variables.gpus] if backend.system.variables.gpus else (),
             grace=backend.grace,
@@ -195,15 +217,19 @@ class Jobs:
             walltime=backend.scheduler_time or backend.group.request.walltime,
         )
         self.launch.hooks.step("cluster", "waiting for the scheduler's job")
-        (id_,) = await self.driver.submit(request, self.body)
+        request, (id_,) = await self.scripts.submit(request)
         self.requests[id_] = request
         job = self.known[id_] = _SchedulerJob(self, id_)
         self._begin_to_watch()
-        call = asyncio.ensure_future(self.board.answer(id_, noticed=job.noticed))
+        call = asyncio.ensure_future(
+            self.board.answer(id_, noticed=job.noticed, again=lambda: self.scripts.was_run_again(id_))
+        )
         end = asyncio.ensure_future(job.ended.wait())
         try:
             await asyncio.wait({call, end}, return_when=asyncio.FIRST_COMPLETED)
             if not call.done():
+                if await self.unseen(id_):
+                    return await self.scheduler_place()
                 raise JobFailed(
                     f"the scheduler's job is of no use: {await self.why(id_)}",
                     where=self.first.session.host.name,
@@ -220,16 +246,52 @@ class Jobs:
     async def prepare(self, host: CarriedHost, id_: str) -> Prepared:
         """Make the environment on a job's node; where the cache is shared it is there already."""
         host.name = f"{host.hello['host']} ({id_})"
-        [prepared] = await prepare(
-            [host],
-            lock=self.first.lock,
-            cache=self.first.session.cache,
-            grace=self.backend.grace,
-            hooks=_Quiet(self.launch.hooks),
-            snapshot=await self._snapshot(),
-            manifests=[manifest for manifest, _ in self.first.trees],
-        )
+        settled = await self.placement.settle(host)
+        try:
+            async with settled.turn:
+                [prepared] = await prepare(
+                    [host],
+                    lock=self.first.lock,
+                    giver=settled.giver,
+                    cache=settled.cache,
+                    grace=self.backend.grace,
+                    hooks=_Quiet(self.launch.hooks),
+                    snapshot=await self._snapshot(),
+                    manifests=[manifest for manifest, _ in self.first.trees],
+                )
+        except UnfitHostError as error:
+            if settled.on_node:
+                error.hint = f"It was to be in {settled.cache}: scratch= names another folder. {error.hint}"
+            raise
         return prepared
+
+    async def unseen(self, id_: str) -> bool:
+        """Return whether a job has ended because its node does not see the login host's folder.
+
+        Then all that have not begun are cancelled, and jobs bring along from now on what they need: whoever
+        asks submits again.
+        """
+        if self.backend.placement != "auto":
+            return False
+        unseen = self.scripts.unseen(await self._at_end(id_))
+        if id_ not in self.known:  # cancelled below, for another
+            return True
+        if not unseen or self.scripts.alone or not self.scripts.can_be_alone:
+            return False
+        self.scripts.alone = True
+        self.launch.hooks.note(
+            "cluster",
+            f"nodes do not see {self.board.folder} (job {id_}): jobs are submitted again and bring along what"
+            " they need; placement='node' has them do so from the start",
+        )
+        waiting = [other for other, process in self.known.items() if not process.has_called]
+        again = [self.known.pop(other) for other in waiting]
+        with contextlib.suppress(EnvsyncError):
+            await self.driver.cancel(waiting)
+        self.driver.forget(waiting)
+        for process in again:
+            process.ended.set()
+        return True
 
     async def _snapshot(self) -> Snapshot:
         """Return this environment, looked at once: a thousand jobs need it."""
@@ -296,7 +358,7 @@ class Jobs:
             self._asked = [each for each in self._asked if each[0].group is not group]
             request = replace(self.request(group), count=len(asked))
             try:
-                ids = await self.driver.submit(request, self.body)
+                request, ids = await self.scripts.submit(request)
             except EnvsyncError as error:
                 for _, future in asked:
                     if not future.done():
@@ -402,7 +464,10 @@ class Jobs:
 
     async def log_tail(self, id_: str, lines: int = 15) -> list[str]:
         """Return the last lines of what a job printed."""
-        path = self.backend.system.log(self.requests[id_], id_)
+        request = self.requests[id_]
+        if not request.log:
+            return []
+        path = self.backend.system.log(request, id_)
         with contextlib.suppress(EnvsyncError):
             done = await self.first.session.host.run(
                 f"tail -n {lines} {shlex.quote(path)}", check=False, timeout=10
@@ -412,15 +477,16 @@ class Jobs:
 
     async def why(self, id_: str) -> str:
         """Return how a job ended, in as many words as there are: the system's, its carrier's, its log's."""
-        job = self.job(id_)
-        if not job.ended and not self.backend.system.never(job):
-            with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._until_ended(id_), _LOOK)
-            job = self.job(id_)
-        code = {
-            NO_PYTHON: "the node has no Python 3.8 or newer for the carrier",
-            NOT_SHARED: f"the node does not see {self.board.folder}: cache= names a shared folder",
-        }.get(job.exit_code or 0, "")
+        job = await self._at_end(id_)
+        if self.scripts.unseen(job):
+            code = f"the node does not see {self.board.folder}: {self.scripts.instead()}"
+        else:
+            code = {
+                NO_PYTHON: "the node has no Python 3.8 or newer for the carrier:"
+                " prologue=['module load python'] may bring one",
+                NO_WAY: "the node does not reach the login host: interface= names its address there",
+                NO_FOLDER: "the node has no folder for temporary files: prologue=['export TMPDIR=...']",
+            }.get(job.exit_code or 0, "")
         closely = self._worth_a_look(job)
         said = await self.board.last_words(id_) if closely else {}
         tail = await self.log_tail(id_) if closely else []
@@ -444,6 +510,13 @@ class Jobs:
             return False
         looks.append(now)
         return True
+
+    async def _at_end(self, id_: str) -> Job:
+        """Return what is known of a job that ends, or has ended; the system may take a while to say."""
+        if not self.job(id_).ended and not self.backend.system.never(self.job(id_)):
+            with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
+                await asyncio.wait_for(self._until_ended(id_), _LOOK)
+        return self.job(id_)
 
     async def _until_ended(self, id_: str) -> None:
         while not self.job(id_).ended:
@@ -511,6 +584,11 @@ class _SchedulerJob:
         self.ended = asyncio.Event()
         self._warned = False
         self._telling: asyncio.Task[None] | None = None
+
+    @property
+    def has_called(self) -> bool:
+        """Whether its node is known."""
+        return self.up
 
     def heard(self, job: Job) -> None:
         """Hear from the batch system how it stands."""

@@ -250,8 +250,13 @@ def demand_fit(sessions: Sequence[Session], target: Target) -> None:
     for session in sessions:
         there = Target.from_probe(session.facts, python=target.python, implementation=target.implementation)
         if not there.covers(target):
+            from envsync.runner.hosts.carried import CarriedHost
+
+            job = isinstance(session.host, CarriedHost)  # nobody reaches its node to lock for it
             raise UnfitHostError(
                 f"it cannot run what was locked for {target.describe()}: it is {there.describe()}",
                 where=session.host.name,
-                hint=f"Lock for it: envsync snapshot --for {session.host.name}",
+                hint="Ask for nodes like the login host (constraint=), or start from one like these."
+                if job
+                else f"Lock for it: envsync snapshot --for {session.host.name}",
             )

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from envsync.plugins.compare import Difference
     from envsync.runner.containers import Container, ImageName
     from envsync.runner.hosts.base import Host
+    from envsync.runner.taking import Giver
     from envsync.snapshot import Snapshot
     from envsync.store import Store
     from envsync.stores import SharedStore
@@ -89,6 +90,7 @@ async def prepare(
     image: ImageName | None = None,
     store: Store | None = None,
     shared: SharedStore | None = None,
+    giver: Giver | None = None,
     settings: IndexSettings | None = None,
     cache: str | None = None,
     allow_substitutes: bool = False,
@@ -117,6 +119,8 @@ async def prepare(
     shared : SharedStore, optional
         What other machines take from it by themselves, if they lack it; the one that `lock` was pulled from
         if not given.
+    giver : Giver, optional
+        Who gives hosts what they lack instead, such as others of the same cluster.
     settings : IndexSettings, optional
         Where packages come from; this machine's if not given.
     cache : str, optional
@@ -156,7 +160,7 @@ async def prepare(
         lock=lock.lock if isinstance(lock, Pulled) else lock,
         pulled=pulled,
         store=store or default_store(),
-        taking=Taking(shared, hooks or Hooks()) if shared is not None else None,
+        taking=giver or (Taking(shared, hooks or Hooks()) if shared is not None else None),
         settings=settings if settings is not None else await asyncio.to_thread(_read_settings),
         allow_substitutes=allow_substitutes,
         hooks=hooks or Hooks(),
@@ -198,7 +202,7 @@ class _Work:
     hooks: Hooks
     limit: int
     pulled: Pulled | None = None
-    taking: Taking | None = None
+    taking: Giver | None = None
     supply: Supply | None = None
     locks: Sequence[Lock] = ()
     again: bool = False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["BACKENDS", "LSF", "OAR", "PBS", "SGE", "Batch", "HTCondor", "Slurm", "Torque"]
 
 Where = Literal["client", "login", "job"]
+Placed = Literal["auto", "shared", "node"]
 
 
 class Batch(Backend):
@@ -64,8 +65,13 @@ class Batch(Backend):
     interface : str, optional
         The login host's address on the network of the nodes, if they do not find it by themselves.
     cache : str, optional
-        The cache folder, which login host and nodes share; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there
-        if not given.
+        The cache folder, on the login host; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there if not given.
+    placement : {"auto", "shared", "node"}
+        Where the environment lies: once in the cache folder, which nodes see too; or on each node, once for
+        all jobs there. By default that is found out by the first job.
+    scratch : str, optional
+        The folder of a node in which ``"node"`` puts it, such as ``"/local/$USER"``: variables of the job's
+        environment count. Not given, it is the system's folder for the job, ``$TMPDIR`` or ``/tmp``.
     submissions_per_minute : int
         How many there may be; any number of workers that are asked for together is one.
     poll : float
@@ -111,6 +117,8 @@ class Batch(Backend):
         shell: str = "/bin/sh",
         interface: str | None = None,
         cache: str | None = None,
+        placement: Placed = "auto",
+        scratch: str | None = None,
         submissions_per_minute: int = 30,
         poll: float = 5.0,
         grace: float = GRACE,
@@ -122,6 +130,12 @@ class Batch(Backend):
             system = SYSTEMS[system]()
         if scheduler not in (None, "client", "login", "job"):
             raise ValueError(f"scheduler must be 'client', 'login' or 'job', not {scheduler!r}")
+        if placement not in ("auto", "shared", "node"):
+            raise ValueError(f"placement must be 'auto', 'shared' or 'node', not {placement!r}")
+        if scratch and placement == "shared":
+            raise ValueError(
+                "scratch= is for an environment on the nodes, and placement='shared' has it shared"
+            )
         if not re.fullmatch(r"/\S+", shell):
             raise ValueError(f"shell={shell!r}: the path of a shell, without options, such as '/bin/bash'")
         self.system: BatchSystem = system
@@ -151,6 +165,8 @@ class Batch(Backend):
         """The default one."""
         self.interface = interface
         self.cache = cache
+        self.placement: Placed = placement
+        self.scratch = scratch or ""
         self.grace = grace
         self.submissions_per_minute = submissions_per_minute
         self.poll = poll

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from envsync.errors import EnvsyncError
     from envsync.lock import Lock
     from envsync.runner.hosts.base import Host
-    from envsync.runner.taking import Taking
+    from envsync.runner.taking import Giver
     from envsync.supply import Supply
     from envsync.trees import Manifest
 
@@ -76,8 +76,8 @@ class Session:
         The interpreter that runs the agent.
     facts : dict
         What the probe found: python, libc, machine, cores, memory, numa, gpus, nics, disk, addresses.
-    taking : Taking or None
-        The store that the host may take blobs from by itself.
+    taking : Giver or None
+        Whom the host may take blobs from by itself: a store, other hosts.
     """
 
     def __init__(self, host: Host, supply: Supply, hooks: Hooks) -> None:
@@ -88,7 +88,7 @@ class Session:
         self.agent = ""
         self.python = ""
         self.facts: dict[str, Any] = {}
-        self.taking: Taking | None = None
+        self.taking: Giver | None = None
         self._wire: Wire | None = None
         self._remotes: dict[str, Remote] = {}
         self._sending = asyncio.Lock()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from envsync.plugins.download import ABSENT, CORRUPT, FAILED, REFUSED, UNREACHABLE
 from envsync.runner.many import Meter
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.stores import SharedStore
 
-__all__ = ["Taking"]
+__all__ = ["Giver", "Taking"]
 
 _SECONDS = 900.0  # that an address is good for
 _SMALL = 32 << 10  # bytes; what is smaller, and here, is sent sooner than asked for
 _BATCH = 250  # blobs that a host is told of at once: signing so many takes a second
 _QUERY = re.compile(r"\?\S*")
+
+
+class Giver(Protocol):
+    """Who gives hosts what they lack, so that it is not sent from here: a store, or other hosts."""
+
+    async def take(self, session: Session, digests: Collection[str], what: str = "files") -> set[str]:
+        """Have a host take blobs that it lacks; return those that it has now. The rest is sent."""
 
 
 class Taking:

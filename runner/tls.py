@@ -71,6 +71,16 @@ class Credentials:
         context.check_hostname = True
         return context
 
+    def server_context(self) -> ssl.SSLContext:
+        """Return what a scheduler's certificate is shown with, to those who have none themselves."""
+        import ssl
+
+        security = self.security()
+        security.tls_scheduler_cert, security.tls_scheduler_key = self.cert, self.key
+        context: ssl.SSLContext = security.get_listen_args("scheduler")["ssl_context"]
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
 
 class Authority:
     """Signs the certificates of one cluster.

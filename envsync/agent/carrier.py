@@ -41,6 +41,7 @@ from .frames import (
     copy,
     room_of,
 )
+from .layout import remove
 from .supervise import PATIENT, die_with_parent
 
 __all__ = ["carry"]
@@ -49,6 +50,7 @@ NO_WAY, LOST, ASKED = 71, 72, 0
 """Exit codes: nobody was reached, the connection was lost, the client had no more to do."""
 
 _HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+_CLIENT = "scheduler.envsync.invalid"  # whose certificate can be a server's
 _DIAL = 10.0  # seconds for one try
 _PAUSE = 1.0  # seconds between two tries, to begin with
 _AHEAD = 2.0  # times that notice, between a signal that comes early and the end
@@ -65,6 +67,10 @@ def carry(path: str, name: str) -> int:
         beside it), ``grace`` (seconds without a sign of life), ``notice`` (seconds between a signal to the
         job and its end, which the client has to save what it can) and ``variables`` (what to tell of the
         environment). Its last words go into ``NAME.said`` beside it.
+
+        Where no folder is shared it came with the job's script, and has ``authority`` (a PEM text) and
+        ``token`` instead of a key: then whoever answers shows a certificate of that authority, and is told
+        the token. Its folder is removed at the end.
     name : str
         Whose carrier this is.
     """
@@ -75,6 +81,7 @@ def carry(path: str, name: str) -> int:
 class _Carrier:
     def __init__(self, name: str, settings: Mapping[str, Any], folder: Path) -> None:
         self.settings = settings
+        self.token: str = settings.get("token", "")
         self.folder = folder
         self.name = name
         self.grace = float(settings["grace"])
@@ -137,10 +144,16 @@ class _Carrier:
             sock.setblocking(False)
             await loop.sock_connect(sock, where[0][4])
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_sendall(sock, json.dumps({"carrier": self.name}).encode() + b"\n")
+            first = {"carrier": self.name, **({"enrol": True} if self.token else {})}
+            await loop.sock_sendall(sock, json.dumps(first).encode() + b"\n")
             link = Link(self.take, self.lost)
             # whoever joins the two sides sees nothing of what they say, and could say nothing to either
-            await loop.connect_accepted_socket(lambda: link, sock, ssl=self.context())
+            if self.token:
+                await loop.create_connection(
+                    lambda: link, sock=sock, ssl=self.trust(), server_hostname=_CLIENT
+                )
+            else:
+                await loop.connect_accepted_socket(lambda: link, sock, ssl=self.context())
             self.link = link
         except BaseException:
             sock.close()
@@ -151,9 +164,18 @@ class _Carrier:
             host=socket.gethostname(),
             pid=os.getpid(),
             python=sys.executable,
+            agent=sys.argv[0],
+            token=self.token,
             variables=variables,
             scratch=tempfile.gettempdir(),
         )
+
+    def trust(self) -> ssl.SSLContext:
+        """Whoever answers has to be the client: what is said after that is for nobody else."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_verify_locations(cadata=self.settings["authority"])
+        return context
 
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -213,6 +235,10 @@ class _Carrier:
     def last_words(self, code: int, seconds: float) -> None:
         """Leave on the disk how it ended, for when nobody was there to be told."""
         words = {"code": code, "why": self.why, "signals": self.signals, "seconds": round(seconds, 1)}
+        if self.token:  # nobody would find them
+            sys.stderr.write(f"envsync: {self.why}\n")
+            remove(self.folder)
+            return
         path = self.folder / f"{self.name.replace('/', '_')}.said"
         part = path.with_name(f"{path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):

@@ -27,8 +27,9 @@ def fetch(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> dict[str, Any
     emit : callable
         Told how many are here.
     request : mapping
-        ``blobs``, pairs of digest and address; or ``digests`` and ``folder``, the store's if it is one;
-        ``authority``, certificates to trust besides this host's; ``at_once``.
+        ``blobs``, pairs of digest and address; or ``digests`` and ``folder``, the store's if it is one; or
+        ``digests`` and ``base``, the address of another host of the cluster, which is asked past any proxy
+        and trusted by ``authority`` alone; ``authority``, certificates to trust; ``at_once``.
 
     Returns
     -------
@@ -42,11 +43,15 @@ def fetch(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> dict[str, Any
     """
     if request.get("folder"):
         return _from_folder(cache, emit, request)
-    blobs: list[tuple[str, str]] = [(checked_digest(digest), str(url)) for digest, url in request["blobs"]]
+    base = str(request.get("base") or "")
+    if base:
+        blobs = [(checked_digest(digest), f"{base}/{digest}") for digest in request["digests"]]
+    else:
+        blobs = [(checked_digest(digest), str(url)) for digest, url in request["blobs"]]
     if not blobs:
         return {"lacking": {}, "size": 0}
     try:
-        downloads = Downloads(str(request.get("authority") or ""))
+        downloads = Downloads(str(request.get("authority") or ""), direct=bool(base))
         downloads.reach(blobs[0][1])
     except NotGiven as given:
         return _none(blobs, given.why)

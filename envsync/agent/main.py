@@ -15,8 +15,8 @@ def main(argv: list[str]) -> int:
     ----------
     argv : list of str
         ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
-        ``carry SETTINGS NAME``, ``relay SETTINGS``, ``scan [--no-records]``, ``contents`` or
-        ``supplement PYTHON``.
+        ``carry SETTINGS NAME``, ``relay SETTINGS``, ``settle``, ``share SETTINGS``,
+        ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -46,6 +46,14 @@ def main(argv: list[str]) -> int:
         from .relay import relay
 
         return relay(rest[0])
+    if verb == "settle":
+        from .settling import settle
+
+        return settle()
+    if verb == "share":
+        from .sharing import share
+
+        return share(rest[0])
     if verb == "scan":
         import json
 
@@ -65,5 +73,7 @@ def main(argv: list[str]) -> int:
 
         supplement(rest[0])
         return 0
-    sys.stderr.write("usage: agent.pyz serve|receive|process|carry|relay|scan|contents|supplement ...\n")
+    sys.stderr.write(
+        "usage: agent.pyz serve|receive|process|carry|relay|settle|share|scan|contents|supplement ...\n"
+    )
     return 2

@@ -28,7 +28,8 @@ def relay(path: str) -> int:
     """Listen until standard input ends.
 
     Says (lines for `Remote.said`) first ``port`` and ``inner``, the port on loopback where the client claims
-    what arrived; then ``arrived`` (what it called itself, which proves nothing) and ``key`` for each carrier.
+    what arrived; then ``arrived`` (what it called itself, which proves nothing), ``enrol`` (whether it has a
+    token instead of a key, or says so) and ``key`` for each carrier.
     Whoever connects to the inner port and sends a key and a newline is joined to that carrier.
 
     Parameters
@@ -74,7 +75,8 @@ class _Relay:
     async def arrives(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), _FIRST)
-            name = json.loads(line)["carrier"]
+            said = json.loads(line)
+            name, enrol = said["carrier"], bool(said.get("enrol"))
         except (OSError, ValueError, KeyError, TypeError, asyncio.TimeoutError):
             writer.close()
             return
@@ -83,7 +85,7 @@ class _Relay:
             return
         key = secrets.token_hex(16)
         self.waiting[key] = reader, writer
-        _say(arrived=str(name)[:200], key=key)
+        _say(arrived=str(name)[:200], enrol=enrol, key=key)
         asyncio.get_running_loop().call_later(_CLAIM, self.forget, key)
 
     def forget(self, key: str) -> None:

@@ -84,6 +84,17 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
             "given again.",
         },
     ),
+    (
+        ("--placement",),
+        {
+            "type": click.Choice(("auto", "shared", "node")),
+            "help": "Where the environment lies: in the cache folder, which nodes share, or on each node.",
+        },
+    ),
+    (
+        ("--scratch",),
+        {"metavar": "DIR", "help": "The folder of a node for it, such as '/local/$USER'."},
+    ),
 )
 QUEUE_OPTIONS = tuple(names[-1].lstrip("-").replace("-", "_") for names, _ in _OPTIONS)
 """The keywords that `queue_options` come as."""

@@ -5,31 +5,44 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import secrets
 import socket
 from collections import defaultdict
+from dataclasses import dataclass
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from envsync.agent.archive import build
 from envsync.errors import AgentError, ConnectError, EnvsyncError, ProcessDied
+from envsync.runner.batch.embedding import NAMES, NO_FOLDER, NO_PYTHON, brought, finding_python
+from envsync.runner.batch.system import NOT_SHARED
 from envsync.runner.hosts.carried import CarriedHost
 from envsync.runner.tls import Credentials
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from envsync.runner.remote import Remote
     from envsync.runner.session import Session
 
-__all__ = ["NOT_SHARED", "NO_PYTHON", "Switchboard"]
+__all__ = ["NOT_SHARED", "NO_FOLDER", "NO_PYTHON", "NO_WAY", "Switchboard"]
 
-NO_PYTHON, NOT_SHARED = 70, 73
-"""Exit codes of a job: the node has no Python for the carrier; it does not see the login host's folder."""
+NO_WAY = 71
+"""Exit code of a job: its carrier does not reach the login host."""
 
 _NAME = "relay"
 _CARRIER = "carrier.json"
 _UP = 30.0  # seconds that the relay has to come up
 _CLAIMED = 10.0  # seconds for a connection to the relay
+
+
+@dataclass
+class _Token:
+    """What a job without a key has to know, and whether somebody has known it."""
+
+    text: str
+    used: bool = False
 
 
 class Switchboard:
@@ -42,16 +55,30 @@ class Switchboard:
     ----------
     folder : str
         That folder; what jobs leave there is theirs.
+    mark : str
+        A file there, with a name that nobody can know who does not see it.
     """
 
-    def __init__(self, session: Session, remote: Remote, inner: int, context: ssl.SSLContext) -> None:
+    def __init__(
+        self,
+        session: Session,
+        remote: Remote,
+        inner: int,
+        context: ssl.SSLContext,
+        *,
+        mark: str = "",
+        enrolment: tuple[Credentials, dict[str, Any]] | None = None,
+    ) -> None:
         self.folder = remote.folder
+        self.mark = f"{remote.folder}/{mark}"
         self._session = session
         self._remote = remote
         self._inner = inner
         self._context = context
         self._closed = False
-        self._arrived: defaultdict[str, asyncio.Queue[str]] = defaultdict(asyncio.Queue)
+        self._enrolment = enrolment
+        self._tokens: dict[str, _Token] = {}
+        self._arrived: defaultdict[str, asyncio.Queue[tuple[str, bool]]] = defaultdict(asyncio.Queue)
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._listening = asyncio.ensure_future(self._listen())
 
@@ -63,6 +90,7 @@ class Switchboard:
         cluster: str,
         credentials: Credentials,
         context: ssl.SSLContext,
+        enrolling: Credentials | None = None,
         addresses: Sequence[str] = (),
         bind: str = "",
         variables: Sequence[str] = (),
@@ -81,6 +109,9 @@ class Switchboard:
             A worker's, of this cluster.
         context : ssl.SSLContext
             A client's, of this cluster.
+        enrolling : Credentials, optional
+            A scheduler's, of this cluster: what is shown to carriers that have no key. They are turned away
+            without it.
         addresses : sequence of str
             What nodes may reach that machine by, in the order in which they try; what it says of itself if
             none is given.
@@ -98,23 +129,26 @@ class Switchboard:
         AgentError
             It could not be started.
         """
-        carrier = {
+        carrier: dict[str, Any] = {
             **Credentials.config(),
             "variables": list(variables),
             "grace": grace,
             "notice": notice,
         }
+        reached = list(addresses or session.facts.get("addresses") or ())
         settings = {
             "bind": bind,
             "port": 0,
-            "addresses": list(addresses or session.facts.get("addresses") or ()),
+            "addresses": reached,
             "carrier": carrier,
             "settings": _CARRIER,
         }
+        mark = f"seen-{secrets.token_hex(8)}"
+        files = {"relay.json": json.dumps(settings).encode(), _CARRIER: b"", mark: b""}
         remote = await session.spawn(
             _NAME,
             [session.python, "-I", "-S", session.agent, "relay", "relay.json"],
-            files={**credentials.files(), "relay.json": json.dumps(settings).encode(), _CARRIER: b""},
+            files={**credentials.files(), **files},
             cluster=cluster,
         )
         said = await remote.said(_UP)
@@ -124,7 +158,12 @@ class Switchboard:
                 where=session.host.name,
                 hint="Name an address of that machine that nodes reach: interface=.",
             )
-        return cls(session, remote, said["inner"], context)
+        brought = None
+        if enrolling is not None:
+            alone = {key: carrier[key] for key in ("variables", "grace", "notice")}
+            ways = [[address, said["port"]] for address in reached]
+            brought = enrolling, {**alone, "ways": ways, "authority": enrolling.ca}
+        return cls(session, remote, said["inner"], context, mark=mark, enrolment=brought)
 
     def body(self, identity: str) -> str:
         """Return what a job runs, as sh text: a carrier that calls here.
@@ -134,20 +173,39 @@ class Switchboard:
         identity : str
             What the shell makes the job's id of: `JobVariables.identity`.
         """
-        settings = f"{self.folder}/{_CARRIER}"
-        return f"""settings={quote(settings)}
-if [ ! -r "$settings" ]; then
-    echo "envsync: $(hostname) does not see $settings: the folder of the cache is not shared" >&2
-    exit {NOT_SHARED}
-fi
-for python in {quote(self._session.python)} python3 /usr/bin/python3 /usr/libexec/platform-python; do
-    if "$python" -I -S -c 'import sys; sys.exit(sys.version_info < (3, 8))' 2> /dev/null; then
-        exec "$python" -I -S {quote(self._session.agent)} carry "$settings" "{identity}"
-    fi
-done
-echo "envsync: $(hostname) has no Python 3.8 or newer" >&2
-exit {NO_PYTHON}
+        return f"""{self._first(identity)}
+echo "envsync: $(hostname) does not see $settings: the folder of the cache is not shared" >&2
+exit {NOT_SHARED}
 """
+
+    def body_alone(self, identity: str) -> tuple[str, str]:
+        """Return what a job runs that need not see the folder, and the token that is in it.
+
+        It brings the agent's file along, and looks for the folder first all the same: where it is seen the
+        token is not used. `admit` says whose the token is.
+
+        Parameters
+        ----------
+        identity : str
+            As for `body`.
+        """
+        assert self._enrolment is not None
+        token = secrets.token_hex(32)
+        agent, digest = build()
+        settings = {**self._enrolment[1], "token": token}
+        names = [*NAMES, self._session.python]
+        return f"{self._first(identity)}\n{brought(identity, agent, digest, settings, names)}", token
+
+    def admit(self, token: str, names: Collection[str]) -> None:
+        """Let jobs call that bring a token along; each once."""
+        self._tokens.update((name, _Token(token)) for name in names)
+
+    def _first(self, identity: str) -> str:
+        """Become a carrier where the folder is seen; go on otherwise."""
+        run = f"""        exec "$python" -I -S {quote(self._session.agent)} carry "$settings" "{identity}\""""
+        return f"""settings={quote(f"{self.folder}/{_CARRIER}")}
+if [ -r "$settings" ]; then
+{finding_python([self._session.python, *NAMES], run)}fi"""
 
     async def answer(
         self,
@@ -156,10 +214,11 @@ exit {NO_PYTHON}
         label: str = "",
         noticed: Callable[[int], None] | None = None,
         lost: Callable[[str], None] | None = None,
+        again: Callable[[], Awaitable[bool]] | None = None,
     ) -> CarriedHost:
         """Wait until the job of a name calls, and return its node as a host.
 
-        A job that is run again calls again.
+        A job that is run again calls again. A token is good for one call: for another one if `again` says so.
 
         Parameters
         ----------
@@ -169,6 +228,8 @@ exit {NO_PYTHON}
             What the host is called; `name` if empty.
         noticed, lost
             As for `CarriedHost`.
+        again : callable, optional
+            Whether the job of this name was run again, as far as its batch system knows.
 
         Raises
         ------
@@ -183,14 +244,29 @@ exit {NO_PYTHON}
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 if not call.done():
                     self._ended.result()
-                key = call.result()
+                key, enrols = call.result()
             finally:
                 call.cancel()
             host = CarriedHost(label or name, noticed=noticed, lost=lost)
             # somebody else may have called under this name; ours calls until it is answered
             with contextlib.suppress(ConnectError, OSError, asyncio.TimeoutError, TimeoutError):
-                await host.take(await self._claim(key), self._context)
-                return host
+                if not enrols:
+                    await host.take(await self._claim(key), self._context)
+                    return host
+                if await self._enrol(host, key, self._tokens.get(name), again):
+                    return host
+
+    async def _enrol(
+        self, host: CarriedHost, key: str, token: _Token | None, again: Callable[[], Awaitable[bool]] | None
+    ) -> bool:
+        """Take a carrier that has a token instead of a key, if nobody has used it."""
+        if token is None or self._enrolment is None:
+            return False
+        if token.used and (again is None or not await again()):
+            return False
+        await host.take(await self._claim(key), self._enrolment[0].server_context(), token=token.text)
+        token.used = True
+        return True
 
     async def ended(self) -> EnvsyncError | None:
         """Wait until no more calls are taken; return why, None if it was closed."""
@@ -221,7 +297,7 @@ exit {NO_PYTHON}
             while True:
                 said = await self._remote.said()
                 if "arrived" in said:
-                    self._arrived[said["arrived"]].put_nowait(said["key"])
+                    self._arrived[said["arrived"]].put_nowait((said["key"], bool(said.get("enrol"))))
         except (AgentError, ProcessDied) as error:
             if not self._ended.done():
                 self._ended.set_exception(error)

@@ -30,6 +30,8 @@ _DURATION, _MEMORY = (46, 47), (34,)
 class HTCondor(BatchSystem):
     """HTCondor 9.4 and newer, whose nodes and login node share a file system or take files."""
 
+    takes = "all"
+
     name = "htcondor"
     programs = ("condor_submit", "condor_q", "condor_history", "condor_rm")
     hopeless = frozenset(("held: ",))

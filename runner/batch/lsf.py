@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.runner.batch.request import Call, Job, JobRequest, JobState, mebibytes, safe_name
 from envsync.runner.batch.system import (
+    NOWHERE,
     BatchSystem,
     JobVariables,
     arrays,
@@ -75,8 +76,8 @@ class LSF(BatchSystem):
     def submit(self, request: JobRequest, script: str) -> Call:
         """Return the call of bsub, which reads the script."""
         name = f"{safe_name(request.name)}[1-{request.count}]"
-        log = request.log.replace("%", "%%")
-        argv = ["bsub", "-J", name, "-oo", f"{log}.%I", "-cwd", request.folder, "-r"]
+        log = f"{request.log.replace('%', '%%')}.%I" if request.log else NOWHERE
+        argv = ["bsub", "-J", name, "-oo", log, "-cwd", request.folder, "-r"]
         cores = request.cores or 1
         needs = ["span[hosts=1]"] if cores > 1 else []
         if request.memory:

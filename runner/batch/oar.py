@@ -59,6 +59,7 @@ class OAR(BatchSystem):
     name = "oar"
     programs = ("oarsub", "oarstat", "oardel")
     hopeless = frozenset(("not enough resources", "Cannot find enough resources"))
+    takes = "nothing"
     variables = JobVariables(identity="${OAR_JOB_ID}", index="OAR_ARRAY_INDEX", nodes="OAR_NODE_FILE")
 
     def __init__(self, *, core: str = "core", gpu: str = "gpu", memory: str = "") -> None:

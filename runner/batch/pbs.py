@@ -19,6 +19,8 @@ from envsync.runner.batch.request import (
     seconds_of,
 )
 from envsync.runner.batch.system import (
+    NOT_SHARED,
+    NOWHERE,
     BatchSystem,
     JobVariables,
     options,
@@ -143,7 +145,7 @@ class PBS(BatchSystem):
 
     def _array(self, request: JobRequest) -> list[str]:
         several = request.count > 1
-        log = f"{request.log}.{'^array_index^' if several else 0}"
+        log = f"{request.log}.{'^array_index^' if several else 0}" if request.log else NOWHERE
         return [*(["-J", f"0-{request.count - 1}"] if several else []), "-o", log]
 
     def _resources(self, request: JobRequest) -> list[str]:
@@ -224,7 +226,7 @@ class Torque(PBS):
 
     def _array(self, request: JobRequest) -> list[str]:
         # Torque appends -<place> to an array's log by itself
-        return ["-t", f"0-{request.count - 1}", "-o", request.log]
+        return ["-t", f"0-{request.count - 1}", "-o", request.log or NOWHERE]
 
     def log(self, request: JobRequest, job: str) -> str:
         """Return the log with the job's place in its array, as Torque writes it."""
@@ -258,7 +260,7 @@ def _in_folder(request: JobRequest, script: str) -> str:
     """Return a script that runs in the request's folder: PBS starts it in the home folder."""
     first, _, rest = script.partition("\n")
     quoted = "'" + request.folder.replace("'", "'\\''") + "'"
-    return f"{first}\ncd {quoted} || exit 1\n{rest}"
+    return f"{first}\ncd {quoted} || exit {NOT_SHARED}\n{rest}"
 
 
 def _wholes(ids: Collection[str]) -> list[str]:

@@ -49,6 +49,7 @@ class JobRequest:
         Their name; what a system does not take in names is replaced.
     log : str
         The path that their logs begin with, on the nodes; each appends its own end: `BatchSystem.log`.
+        They have none if it is empty.
     folder : str
         Where they run, and where files go that a system wants to read at submission.
     count : int

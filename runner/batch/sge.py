@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from envsync.errors import BatchError
 from envsync.runner.batch.request import Call, Job, JobRequest, JobState, mebibytes, safe_name
 from envsync.runner.batch.system import (
+    NOWHERE,
     BatchSystem,
     JobVariables,
     arrays,
@@ -108,6 +109,10 @@ class SGE(BatchSystem):
         """Return the call of qdel."""
         return Call(argv=("qdel", *ids))
 
+    def unseen(self, job: Job, folder: str) -> bool:
+        """Return also whether Grid Engine holds a job that could not begin, and names the folder."""
+        return super().unseen(job, folder) or ("E" in job.reason.partition(":")[0] and folder in job.reason)
+
     def log(self, request: JobRequest, job: str) -> str:
         """Return the log with the job's number in its array."""
         return f"{request.log}.{job.partition('.')[2]}"
@@ -124,7 +129,14 @@ class SGE(BatchSystem):
 
     def _options(self, request: JobRequest) -> list[str]:
         argv = ["-N", safe_name(request.name), "-t", f"1-{request.count}", "-j", "y"]
-        argv += ["-o", f"{request.log}.$TASK_ID", "-wd", request.folder, "-S", request.shell.split()[0]]
+        argv += [
+            "-o",
+            f"{request.log}.$TASK_ID" if request.log else NOWHERE,
+            "-wd",
+            request.folder,
+            "-S",
+            request.shell.split()[0],
+        ]
         cores = request.cores or 1
         limits = [f"h_rt={math.ceil(request.walltime)}"] if request.walltime else []
         if request.memory and self.memory:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from envsync.runner.batch.request import Call, Job, JobRequest, JobState, mebibytes, safe_name, seconds_of
 from envsync.runner.batch.system import (
+    NOWHERE,
     BatchSystem,
     JobVariables,
     arrays,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Slurm"]
 
 _LISTED = "JobArrayID:|,State:|,RestartCnt:|,exit_code:|,TimeLeft:|,NodeList:|,Name:|,Reason:|"
+_NO_LOG = 53
 _PAST = "JobID,State,ExitCode,NodeList,Reason"
 _SIGNALLED = 300  # seconds of walltime from which on a job is signalled a minute before its end
 _STATES: dict[str, JobState] = {
@@ -131,6 +133,10 @@ class Slurm(BatchSystem):
         """Return the call of scancel."""
         return Call(argv=("scancel", *ids))
 
+    def unseen(self, job: Job, folder: str) -> bool:
+        """Slurm ends a job with this signal when its log cannot be opened."""
+        return super().unseen(job, folder) or job.signal == _NO_LOG
+
     def log(self, request: JobRequest, job: str) -> str:
         """Return the log with the job's place in its array."""
         return f"{request.log}.{job.partition('_')[2]}"
@@ -149,7 +155,7 @@ class Slurm(BatchSystem):
         asked = {
             "job-name": safe_name(request.name),
             "chdir": request.folder,
-            "output": f"{log}.%a",
+            "output": f"{log}.%a" if log else NOWHERE,
             "time": f"{math.ceil(request.walltime / 60)}" if request.walltime else "",
             "cpus-per-task": request.cores or "",
             "mem": f"{mebibytes(request.memory)}M" if request.memory else "",

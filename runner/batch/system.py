@@ -9,7 +9,7 @@ import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from envsync.errors import BatchError, SubmitError
 from envsync.runner.batch.request import Call, Job, JobRequest
@@ -17,7 +17,25 @@ from envsync.runner.batch.request import Call, Job, JobRequest
 if TYPE_CHECKING:
     from envsync.runner.hosts.base import Completed
 
-__all__ = ["BatchSystem", "JobVariables", "arrays", "options", "output", "refused", "unreadable", "words"]
+__all__ = [
+    "NOT_SHARED",
+    "NOWHERE",
+    "BatchSystem",
+    "JobVariables",
+    "arrays",
+    "options",
+    "output",
+    "refused",
+    "unreadable",
+    "words",
+]
+
+
+NOT_SHARED = 73
+"""Exit code of a job that does not see the login host's folder."""
+
+NOWHERE = "/dev/null"
+"""Where the output of a job goes that has no log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +83,9 @@ class BatchSystem(ABC):
         Words in it that say that somebody has to act first: the queue is closed, the job is held.
     variables : JobVariables
         What a job finds in its environment.
+    takes : {"script", "all", "nothing"}
+        What the system itself takes to nodes that share no folder with the login host: the script, but the
+        job's folder and log are theirs; the log too; or not even the script.
     """
 
     name: ClassVar[str]
@@ -73,6 +94,7 @@ class BatchSystem(ABC):
     hopeless: ClassVar[frozenset[str]] = frozenset()
     stuck: ClassVar[frozenset[str]] = frozenset()
     variables: ClassVar[JobVariables]
+    takes: ClassVar[Literal["script", "all", "nothing"]] = "script"
 
     def script(self, request: JobRequest, body: str) -> str:
         """Return what each job runs: the prologue, then `body`. What is asked for goes with `submit`."""
@@ -142,6 +164,10 @@ class BatchSystem(ABC):
     def never(self, job: Job) -> bool:
         """Return whether a job waits for what will not come."""
         return job.state == "pending" and any(word in job.reason for word in self.hopeless)
+
+    def unseen(self, job: Job, folder: str) -> bool:  # noqa: ARG002
+        """Return whether a job cannot run because its node does not see its folder, or its log's."""
+        return job.exit_code == NOT_SHARED
 
 
 def words(done: Completed) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import json
 import socket
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ class CarriedHost(Host):
     Attributes
     ----------
     hello : mapping
-        What the carrier said of itself: ``host pid python variables scratch``.
+        What the carrier said of itself: ``host pid python agent variables scratch``.
+    alone : bool
+        Whether it came with a token of its own: its node does not see the login host's folder.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class CarriedHost(Host):
     ) -> None:
         self.name = name
         self.hello: Mapping[str, Any] = {}
+        self.alone = False
         self._noticed = noticed
         self._lost = lost
         self._link: Link | None = None
@@ -94,7 +98,7 @@ class CarriedHost(Host):
         self._servers: dict[tuple[str, int], asyncio.Server] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    async def take(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+    async def take(self, sock: socket.socket, context: ssl.SSLContext, *, token: str = "") -> None:
         """Begin on a connection to the carrier.
 
         Parameters
@@ -102,7 +106,10 @@ class CarriedHost(Host):
         sock : socket
             Connected, not blocking, nothing of TLS said yet; closed if this fails.
         context : ssl.SSLContext
-            A client's, with this cluster's authority: the carrier has a worker's certificate of it.
+            A client's, with this cluster's authority: the carrier has a worker's certificate of it. With a
+            token a server's: the carrier has no certificate, and trusts this cluster's authority.
+        token : str
+            What a carrier without a certificate has to say.
 
         Raises
         ------
@@ -113,11 +120,19 @@ class CarriedHost(Host):
         self._greeted = loop.create_future()
         link = Link(self._take, self._ended)
         try:
-            await loop.create_connection(
-                lambda: link, sock=sock, ssl=context, server_hostname="worker.envsync.invalid"
-            )
+            self.alone = bool(token)
+            if token:
+                await loop.connect_accepted_socket(lambda: link, sock, ssl=context)
+            else:
+                await loop.create_connection(
+                    lambda: link, sock=sock, ssl=context, server_hostname="worker.envsync.invalid"
+                )
             self._link = link
             await asyncio.wait_for(self._greeted, _HELLO)
+            said = str(self.hello.get("token") or "")
+            self.hello = {key: value for key, value in self.hello.items() if key != "token"}
+            if not hmac.compare_digest(said.encode(), token.encode()):
+                raise ConnectError("it does not know the token of its job", where=self.name)
         except (OSError, asyncio.TimeoutError, TimeoutError, ConnectError) as error:
             link.abort("it is no carrier of this cluster")
             sock.close()
