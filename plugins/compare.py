@@ -243,6 +243,7 @@ def _spelled(version: str) -> str:
     """Return a version as PEP 440 would have it, as far as installers' spellings differ."""
     text = version.strip().lower().lstrip("v").replace("_", ".").replace("-", ".")
     public, plus, local = text.partition("+")
+    public = re.sub(r"(^|\.)0+(?=[0-9])", r"\1", public)  # 26.04.00 is 26.4.0
     while public.endswith(".0"):
         public = public[:-2]
     return public + plus + local

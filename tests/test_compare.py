@@ -204,7 +204,7 @@ def test_one_package_one_difference() -> None:
 
 @pytest.mark.parametrize(
     ("imported", "severity"),
-    [("2.2.3", ""), ("2.2.3+cu121", ""), ("2.1.0", "warning")],
+    [("2.2.3", ""), ("2.2.3+cu121", ""), ("2.02.03", ""), ("2.1.0", "warning")],
 )
 def test_a_process_that_still_holds_what_was_installed_before(imported: str, severity: str) -> None:
     there = report(imported={"pandas": {"path": f"{SITE}/pandas", "version": imported}})
