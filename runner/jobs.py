@@ -263,6 +263,7 @@ class Jobs:
             if settled.on_node:
                 error.hint = f"It was to be in {settled.cache}: scratch= names another folder. {error.hint}"
             raise
+        prepared.session.taking = settled.giver  # code that is synced later goes the same way
         return prepared
 
     async def unseen(self, id_: str) -> bool:

@@ -189,6 +189,16 @@ async def test_one_copy_leaves_the_login_host_and_the_rest_goes_from_node_to_nod
     assert await passing.take(nodes[3], more) == set(more)
     assert await passing.take(late, [*digests[:2], *more]) == {*digests[:2], *more}
 
+    # where nobody is reached it is left to the client, which is told why
+    for holder in (passing._origin, *passing._nodes.values()):
+        holder.bases = ["https://127.0.0.1:1/none"]
+    last = await opened("last")
+    assert await passing.take(last, digests) == set()
+    assert "login did not give it 10 of 10 files: connection refused" in told.notes
+    last.taking = passing
+    assert await last.send(digests) == len(digests)
+    assert await last.request("lacking", digests=digests) == []
+
 
 async def test_what_a_node_shares_is_for_those_who_know_the_token(opened: Opener) -> None:
     first = await opened("login")

@@ -108,9 +108,9 @@ async def test_source_trees_are_imported_behind_and_before_the_packages(makes: M
     assert says(made, code, PYTHONPATH=f"{tree}") == "tree local"
 
 
-async def test_two_sessions_make_it_once(makes: Makes) -> None:
+async def test_many_sessions_make_it_once(makes: Makes) -> None:
     lock = makes.lock(*(makes.artifact(f"package-{i}") for i in range(5)))
-    sessions = [await makes.session() for _ in range(4)]
+    sessions = [await makes.session() for _ in range(16)]
     made = await asyncio.gather(*(session.realise(lock) for session in sessions))
     assert sum(environment.created for environment in made) == 1
     assert litter(makes.cache) == []
