@@ -23,6 +23,10 @@ CORE = frozenset(("dask", "distributed", "msgpack", "cloudpickle", "tornado"))
 SCHEDULER = "scheduler"
 """What the process of a scheduler is called."""
 
+# Builds of one version for different machines, and what comes with them: see envsync/cuda.py.
+_BUILD = re.compile(r"(.*[.\d])?(cpu|cu\d{2,3})\Z")
+_CUDA_LIBRARY = re.compile(r"(nvidia-.+|(pytorch-)?triton|cuda-.+)\Z")
+
 _RESYNC = "make the two equal (envsync sync), or start a cluster from here"
 _RELOCK = "lock for that machine: envsync snapshot --for"
 _LAID_ANEW = "somebody wrote to its files there, or removed them: envsync sync lays it over anew"
@@ -184,6 +188,15 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 yield (WARNING, "missing", name, local, "", "ship its source tree")
             elif wanted.get("editable") or name in tools:
                 continue
+            elif _for_a_driver(left, right) and _CUDA_LIBRARY.match(name):
+                yield (
+                    NOTE,
+                    "missing",
+                    name,
+                    wanted["version"],
+                    "",
+                    "the builds for that machine have others",
+                )
             elif foreign and not core:
                 advice = "install it there, if there is one for that machine and code uses it"
                 yield (WARNING, "missing", name, wanted["version"], "", advice)
@@ -197,6 +210,10 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             if not _same_version(wanted["version"], there["version"]):
                 # Of local code the files are compared, wherever an import finds them: `_trees`.
                 local = wanted.get("editable") and "trees" in right
+                if _for_a_driver(left, right) and _another_build(name, wanted["version"], there["version"]):
+                    advice = "the build for that machine's driver"
+                    yield (NOTE, "version", name, wanted["version"], there["version"], advice)
+                    continue
                 severity = FATAL if core else NOTE if local else ERROR
                 yield (severity, "version", name, wanted["version"], there["version"], _RESYNC)
             elif _other_content(wanted, there) and not foreign:
@@ -207,6 +224,20 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 else:
                     advice = "same version, other files: one of the two was built or edited by hand"
                     yield (ERROR, "content", name, said[0], said[1], advice)
+
+
+def _for_a_driver(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Tell whether a client is compared with a lock for machines with a driver: builds differ by right."""
+    locks = [str(side.get("who", "")).startswith("lock") for side in (left, right)]
+    return locks == [False, True] and bool(right.get("accelerators"))
+
+
+def _another_build(name: str, one: str, other: str) -> bool:
+    """Tell whether two versions are builds of the same one, or libraries that come with builds."""
+    if _CUDA_LIBRARY.match(name):
+        return True
+    locals_ = [version.partition("+")[2] for version in (one, other)]
+    return _public(one) == _public(other) and all(not text or _BUILD.match(text) for text in locals_)
 
 
 def _altered(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[_Row]:

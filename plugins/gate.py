@@ -95,14 +95,14 @@ def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> l
     Parameters
     ----------
     wanted : Report
-        The left side of the comparison. Its ``variants``, if any, are those of hosts that were locked for
-        apart, by ``$ENVSYNC_HOST``.
+        The left side of the comparison. Its ``variants``, if any, are for hosts that were locked for apart:
+        ``$ENVSYNC_VARIANT`` says which.
     where : str
         The host's name as the user knows it; this machine's own if empty.
     process : str
         What to call this process in the differences.
     """
-    wanted = (wanted.get("variants") or {}).get(os.environ.get("ENVSYNC_HOST"), wanted)
+    wanted = (wanted.get("variants") or {}).get(os.environ.get("ENVSYNC_VARIANT"), wanted)
     report = look(process, wanted)
     found = compare(cast(Any, wanted), cast(Any, report), where=where or report["host"], process=process)
     return [difference.to_dict() for difference in found]

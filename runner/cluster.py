@@ -18,10 +18,10 @@ from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
 from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.groups import counts
-from envsync.runner.locking import read_lock
+from envsync.runner.locking import Locks, read_lock
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
-from envsync.runner.places import Place, wanted_of
+from envsync.runner.places import Place, wanted_of, with_variant
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
 from envsync.runner.profiles import takes_profile
 from envsync.runner.queued import QueuedCluster
@@ -277,9 +277,11 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
         self._hosts = self.backend.hosts()
+        locks = Locks(self.hooks) if wanted is None and image is None else None
         self.prepared = await prepare(
             self._hosts,
             lock=wanted,
+            locks=locks,
             image=image,
             shared=shared,
             cache=self.backend.cache,
@@ -325,6 +327,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 options=self.options,
                 encrypted=self.trust.encrypted,
                 cwd=self.cwd,
+                locks=locks,
+                want=self._want,
                 left=self._job_left,
             )
             if self.backend.scheduler == "job":
@@ -355,6 +359,19 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.new_spec = self._spec(*self.seats.form())
         for _ in range(self.seats.initial):
             self.worker_spec.update(self.new_worker_spec())
+
+    async def _want(self, prepared: Prepared) -> None:
+        """Have the scheduler want of a node's processes what was locked for that node."""
+        assert self.launch is not None
+        assert self.wanted is not None
+        wanted = with_variant(self.wanted, prepared)
+        if wanted is self.wanted:
+            return
+        self.wanted = wanted
+        if self.launch.common["wanted"] is not None:
+            self.launch.common["wanted"] = wanted
+            if self.scheduler_comm is not None:
+                await self.scheduler_comm.envsync_expect(wanted=wanted)
 
     async def _correct_state_internal(self) -> None:
         leaving = [worker for name, worker in self.workers.items() if name not in self.worker_spec]

@@ -150,7 +150,7 @@ async def _turn(cluster: SyncedCluster, trees: Mapping[Place, Trees], timeout: f
     old = {place: [*place.front, *place.back] for place in trees}
     for place, found in trees.items():
         place.put(found)
-    cluster.wanted = wanted_of(cluster.prepared)
+    cluster.wanted = wanted_of(cluster.prepared, before=cluster.wanted)
     if cluster.launch.common.get("wanted") is not None:
         cluster.launch.common["wanted"] = cluster.wanted
         await cluster.scheduler_comm.envsync_expect(wanted=cluster.wanted)

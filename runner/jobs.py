@@ -25,12 +25,13 @@ from envsync.runner.tls import Authority
 from envsync.runner.turnstile import Turnstile
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from envsync.runner.batch import JobRequest
     from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobprocess import JobProcess
+    from envsync.runner.locking import Locks
     from envsync.runner.options import Options
     from envsync.runner.processes import Launch
     from envsync.runner.provision import Prepared
@@ -77,6 +78,8 @@ class Jobs:
         options: Options,
         encrypted: bool,
         cwd: str | None,
+        locks: Locks | None,
+        want: Callable[[Prepared], Awaitable[None]],
         left: Callable[[JobProcess, str, End], None],
     ) -> None:
         self.backend = backend
@@ -87,6 +90,9 @@ class Jobs:
         self.options = options
         self.encrypted = encrypted
         self.cwd = cwd
+        self.locks = locks  # None: all nodes have the login host's lock
+        self._want = want
+        self._wanting = asyncio.Lock()
         self._left = left
         self._leaving: set[JobProcess] = set()
         self.failures: deque[str] = deque(maxlen=_KEPT)  # what was told of jobs that failed
@@ -251,7 +257,8 @@ class Jobs:
             async with settled.turn:
                 [prepared] = await prepare(
                     [host],
-                    lock=self.first.lock,
+                    lock=None if self.locks is not None else self.first.lock,
+                    locks=self.locks,
                     giver=settled.giver,
                     cache=settled.cache,
                     grace=self.backend.grace,
@@ -264,6 +271,8 @@ class Jobs:
                 error.hint = f"It was to be in {settled.cache}: scratch= names another folder. {error.hint}"
             raise
         prepared.session.taking = settled.giver  # code that is synced later goes the same way
+        async with self._wanting:  # before its workers are there to be asked
+            await self._want(prepared)
         return prepared
 
     async def unseen(self, id_: str) -> bool:
@@ -296,6 +305,8 @@ class Jobs:
 
     async def _snapshot(self) -> Snapshot:
         """Return this environment, looked at once: a thousand jobs need it."""
+        if self.locks is not None and self.locks.snapshot is not None:
+            return self.locks.snapshot
         if self._looking_here is None:
             from envsync.snapshot import capture
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import envsync
+from envsync import cuda
 from envsync.artifacts import SCHEMA
 from envsync.errors import BuildError, EnvsyncError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.store import recall, remember
-from envsync.target import Target
+from envsync.target import Target, version_numbers
 from envsync.unobtainable import is_unobtainable, mark_unobtainable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from envsync.indexes import IndexSettings
     from envsync.lock import Lock
@@ -28,7 +31,17 @@ if TYPE_CHECKING:
     from envsync.stores.pulling import Pulled
     from envsync.trees import Manifest
 
-__all__ = ["demand_fit", "known_lock", "lock_anew", "lock_for", "read_lock", "say_again", "target_of"]
+__all__ = [
+    "Locks",
+    "demand_driver",
+    "demand_fit",
+    "known_lock",
+    "lock_anew",
+    "lock_for",
+    "read_lock",
+    "say_again",
+    "target_of",
+]
 
 
 def read_lock(wanted: Lock | Pulled | str | os.PathLike[str] | None) -> Lock | Pulled | None:
@@ -54,10 +67,49 @@ def read_lock(wanted: Lock | Pulled | str | os.PathLike[str] | None) -> Lock | P
 
 
 def target_of(session: Session, snapshot: Snapshot) -> Target:
-    """Return what to lock for: the client's own target where the host can run what is locked for it."""
+    """Return what to lock for: the client's own target where the host can run what is locked for it.
+
+    The host's driver is a part of it where its lock differs by it, and only there.
+    """
     python = snapshot.interpreter
     there = Target.from_probe(session.facts, python=python.version, implementation=python.implementation)
-    return snapshot.target if there.covers(snapshot.target) else there
+    target = snapshot.target if there.covers(snapshot.target) else replace(there, accelerators=())
+    driver = cuda.driver_of(there)
+    if not driver or driver == cuda.driver_of(snapshot.target):
+        return target
+    packages = [(one.name, one.version) for one in snapshot.winners]
+    return replace(target, accelerators=there.accelerators) if cuda.concerned(packages, driver) else target
+
+
+class Locks:
+    """The locks of one cluster: one for each distinct target, made once, however many hosts ask for it.
+
+    Parameters
+    ----------
+    hooks : Hooks, optional
+        Told what is locked, whoever asks; who asks if not given.
+
+    Attributes
+    ----------
+    snapshot : Snapshot or None
+        What all are made from, as soon as somebody has looked.
+    """
+
+    def __init__(self, hooks: Hooks | None = None) -> None:
+        self.hooks = hooks
+        self.snapshot: Snapshot | None = None
+        self._made: dict[Target, asyncio.Future[Lock]] = {}
+
+    async def of(self, target: Target, make: Callable[[Target], Awaitable[Lock]]) -> Lock:
+        """Return the lock for a target; `make` is called by who asks first."""
+        made = self._made.get(target)
+        if made is None or (made.done() and made.exception() is not None):
+            made = self._made[target] = asyncio.ensure_future(make(target))
+        return await asyncio.shield(made)
+
+    def forget(self) -> None:
+        """Have all made anew that are asked for from now on."""
+        self._made.clear()
 
 
 def lock_for(
@@ -260,3 +312,29 @@ def demand_fit(sessions: Sequence[Session], target: Target) -> None:
                 if job
                 else f"Lock for it: envsync snapshot --for {session.host.name}",
             )
+
+
+def demand_driver(session: Session, lock: Lock) -> None:
+    """Raise if a host's NVIDIA driver does not run the CUDA that a lock brings. Hosts without one pass.
+
+    Raises
+    ------
+    UnfitHostError
+        With the package that asks for the newest driver.
+    """
+    gpus = [gpu for gpu in session.facts.get("gpus", ()) if gpu.get("driver")]
+    if not gpus:
+        return
+    driver = min((str(gpu["driver"]) for gpu in gpus), key=version_numbers)
+    # a compatibility package on the host makes the driver run more than its own version tells
+    newest = min(version_numbers(str(gpu.get("cuda") or "0")) for gpu in gpus)
+    there = Target.from_probe(session.facts, python=lock.target.python)
+    packages = [(one.name, one.version) for one in lock.artifacts()]
+    missing = [need for need in cuda.unmet(driver, packages) if need.cuda > newest]
+    if missing:
+        raise UnfitHostError(
+            cuda.too_old(driver, missing[-1]),
+            where=session.host.name,
+            hint="Update the driver there, or lock for it, so that builds are taken that it runs, if there are"
+            f" some: envsync snapshot --for {there.uv_platform}+nvidia-{driver}",
+        )

@@ -18,7 +18,7 @@ from envsync.lock import Lock
 from envsync.plugins.compare import ERROR, FATAL, NOTE, compare
 from envsync.runner.hosts.local import Local
 from envsync.runner.local_code import look
-from envsync.runner.locking import demand_fit, lock_for, target_of
+from envsync.runner.locking import Locks, demand_driver, demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
 from envsync.runner.session import Environment, Session
 from envsync.runner.taking import Taking
@@ -87,6 +87,7 @@ async def prepare(
     *,
     snapshot: Snapshot | None = None,
     lock: Lock | Pulled | None = None,
+    locks: Locks | None = None,
     image: ImageName | None = None,
     store: Store | None = None,
     shared: SharedStore | None = None,
@@ -112,6 +113,8 @@ async def prepare(
     lock : Lock or Pulled, optional
         What to realise; made from the snapshot, for each host's target, if not given. What was pulled comes
         from its store alone, its local code as well, and no index is asked.
+    locks : Locks, optional
+        What is locked from, and what was locked, in other calls for the same cluster.
     image : ImageName, optional
         What to run from instead: hosts pull it, and nothing is locked or made.
     store : Store, optional
@@ -155,8 +158,9 @@ async def prepare(
     """
     pulled = lock if isinstance(lock, Pulled) else None
     shared = shared or (pulled.store if pulled is not None else None)
+    made = locks or Locks()
     work = _Work(
-        snapshot=snapshot,
+        snapshot=snapshot or made.snapshot,
         lock=lock.lock if isinstance(lock, Pulled) else lock,
         pulled=pulled,
         store=store or default_store(),
@@ -165,9 +169,11 @@ async def prepare(
         allow_substitutes=allow_substitutes,
         hooks=hooks or Hooks(),
         limit=max(1, limit),
+        made=made,
     )
     if work.snapshot is None:
         work.snapshot = await asyncio.to_thread(_capture, cwd)
+    made.snapshot = work.snapshot
     if image is None and manifests is None:
         tell_findings(work.snapshot, work.hooks, locked=lock is not None)
     work.supply = Supply(work.store, work.settings, work.snapshot, hooks=work.hooks)
@@ -205,6 +211,7 @@ class _Work:
     taking: Giver | None = None
     supply: Supply | None = None
     locks: Sequence[Lock] = ()
+    made: Locks = field(default_factory=Locks)
     again: bool = False
     meters: dict[int, Meter] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
@@ -242,6 +249,7 @@ class _Work:
             if not self._worth_a_new_lock(error):
                 raise
             self.again = True
+            self.made.forget()
         return await self._provide(sessions, manifests)
 
     def _worth_a_new_lock(self, error: EnvsyncError) -> bool:
@@ -290,6 +298,7 @@ class _Work:
             meter = self.meters[id(session)]
             with self._telling(session.host):
                 found = await contained(session, image, meter)
+                demand_driver(session, found.lock)
             return Prepared(
                 session=session,
                 lock=found.lock,
@@ -310,21 +319,29 @@ class _Work:
         refs = tuple(manifest.reference() for manifest in manifests)
         if self.lock is not None:
             demand_fit(sessions, self.lock.target)
+            for session in sessions:
+                demand_driver(session, self.lock)
             return [replace(self.lock, trees=refs)] * len(sessions)
-        targets = [target_of(session, self.snapshot) for session in sessions]
-        locks: dict[Target, Lock] = {}
-        for target in dict.fromkeys(targets):
-            made = await asyncio.to_thread(
-                lock_for,
-                self.snapshot,
-                target,
-                store=self.store,
-                settings=self.settings,
-                allow_substitutes=self.allow_substitutes,
-                hooks=self.hooks,
-            )
-            locks[target] = replace(made, trees=refs)
-        return [locks[target] for target in targets]
+        locks = []
+        for session in sessions:
+            with self._telling(session.host):
+                lock = await self.made.of(target_of(session, self.snapshot), self._lock_for)
+                if not isinstance(session.host, Local):  # there it is what is installed
+                    demand_driver(session, lock)
+            locks.append(replace(lock, trees=refs))
+        return locks
+
+    async def _lock_for(self, target: Target) -> Lock:
+        assert self.snapshot is not None
+        return await asyncio.to_thread(
+            lock_for,
+            self.snapshot,
+            target,
+            store=self.store,
+            settings=self.settings,
+            allow_substitutes=self.allow_substitutes,
+            hooks=self.made.hooks or self.hooks,
+        )
 
     async def _interpreters(self, sessions: Sequence[Session], locks: Sequence[Lock]) -> None:
         """Have ready what hosts without a fitting interpreter will need, before any environment is begun."""
