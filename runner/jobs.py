@@ -78,9 +78,9 @@ class Jobs:
         options: Options,
         encrypted: bool,
         cwd: str | None,
-        locks: Locks | None,
-        want: Callable[[Prepared], Awaitable[None]],
         left: Callable[[JobProcess, str, End], None],
+        locks: Locks | None = None,
+        want: Callable[[Prepared], Awaitable[None]] | None = None,
     ) -> None:
         self.backend = backend
         self.driver = driver
@@ -271,8 +271,9 @@ class Jobs:
                 error.hint = f"It was to be in {settled.cache}: scratch= names another folder. {error.hint}"
             raise
         prepared.session.taking = settled.giver  # code that is synced later goes the same way
-        async with self._wanting:  # before its workers are there to be asked
-            await self._want(prepared)
+        if self._want is not None:
+            async with self._wanting:  # before its workers are there to be asked
+                await self._want(prepared)
         return prepared
 
     async def unseen(self, id_: str) -> bool:

@@ -335,6 +335,6 @@ def demand_driver(session: Session, lock: Lock) -> None:
         raise UnfitHostError(
             cuda.too_old(driver, missing[-1]),
             where=session.host.name,
-            hint="Update the driver there, or lock for it, so that builds are taken that it runs, if there are"
-            f" some: envsync snapshot --for {there.uv_platform}+nvidia-{driver}",
+            hint="Update the driver there, or lock for it, so that builds are taken that it runs:"
+            f" envsync snapshot --for {there.uv_platform}+nvidia-{driver}",
         )

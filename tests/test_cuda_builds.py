@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import click
 import pytest
 
 from envsync import cuda
-from envsync.errors import NoWheelError, ResolveError
+from envsync.cli.snapshot import find_target, target_for
+from envsync.errors import NoWheelError, ResolveError, UnfitHostError
 from envsync.lock import Lock
+from envsync.plugins.compare import compare
+from envsync.runner.locking import demand_driver, target_of
+from envsync.runner.probing import nodes_of
+from envsync.runner.session import Session
 from envsync.snapshot import Snapshot
 from envsync.target import Target
 from tests.index_server import IndexServer, write_wheel
@@ -287,3 +295,90 @@ def test_on_the_clients_own_machine_what_is_installed_is_meant(bench: Bench, ser
     driven = replace(snapshot, target=with_driver(snapshot.target, "550.54.14"))
     assert here.lock(driven).substitutions == ()
     assert versions(here.lock(driven, with_driver(snapshot.target, "535.54.03")))["torch"] == "2.5.1+cu121"
+
+
+def test_a_target_that_is_described_with_its_driver(bench: Bench, server: IndexServer) -> None:
+    snapshot = installed(bench, server, "plain")
+    described = "x86_64-manylinux_2_28+nvidia-550.54.14"
+    target = find_target(
+        target_for(None, None, described) or "", snapshot, bench.store, bench.settings, bench.hooks
+    )
+    assert target.accelerators == ("nvidia 550.54.14",)
+    assert (target.libc, target.python) == (("glibc", "2.28"), snapshot.interpreter.version)
+    for wrong in (
+        "x86_64-manylinux_2_28+amd-6.2",
+        "x86_64-manylinux_2_28+nvidia-",
+        "x86_64-manylinux_2_28+nvidia",
+    ):
+        with pytest.raises(click.BadParameter, match="is no target"):
+            target_for(None, None, wrong)
+
+
+def test_nodes_are_described_by_the_words_of_their_system() -> None:
+    backend, wait = nodes_of(
+        "slurm://me@login.example.org?partition=gpu&gres=gpu:1&time=00:05:00&cores=2&wait=1h&extra=--a&extra=--b"
+    )
+    request = backend.group.request
+    assert (request.queue, request.gres, request.walltime, request.cores) == ("gpu", "gpu:1", 300, 2)
+    assert (request.extra, wait) == (("--a", "--b"), 3600)
+    assert backend.via is not None
+    assert backend.hosts()[-1].name == "me@login.example.org"
+    assert nodes_of("sge://")[0].via is None
+    for wrong, why in (
+        ("slurm://?partiton=gpu", r"'partiton' is no keyword of slurm://: known are account, .*partition"),
+        ("sge://?partition=gpu", "'partition' is no keyword of sge://"),
+        ("slurm://login?scheduler=job", "'scheduler' is no keyword"),
+        ("slurm://?cores=two", "no number"),
+        ("slurm://?queue=a&queue=b", "given twice"),
+        ("slurm://login/gpu", "and nothing else"),
+        ("slurm://?time=soon", "soon"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            nodes_of(wrong)
+        with pytest.raises(click.BadParameter, match=why):
+            target_for(None, None, wrong)
+
+
+def facts(driver: str = "", cuda: str = "") -> dict[str, Any]:
+    gpus = [{"driver": driver, "cuda": cuda}] if driver else []
+    return {"machine": "x86_64", "system": "linux", "libc": ["glibc", "2.36"], "gpus": gpus}
+
+
+def session_of(found: dict[str, Any]) -> Session:
+    return cast(Session, SimpleNamespace(facts=found, host=SimpleNamespace(name="node1")))
+
+
+def test_a_driver_that_is_too_old_for_a_lock_is_an_error(bench: Bench, server: IndexServer) -> None:
+    snapshot = installed(bench, server, "torch==2.5.1+cu124")
+    lock = local_index(bench, server).lock(snapshot)
+    for driver, newest in (("", ""), ("525.60.13", "12.0"), ("550.54.14", "12.4"), ("470.57.02", "12.4")):
+        demand_driver(session_of(facts(driver, newest)), lock)  # the last has a compatibility package
+    with pytest.raises(UnfitHostError) as caught:
+        demand_driver(session_of(facts("470.57.02", "11.4")), lock)
+    said = str(caught.value)
+    for part in ("node1", "470.57.02", "torch 2.5.1+cu124", "CUDA 12.4", "525.60.13", "+nvidia-470.57.02"):
+        assert part in said
+
+
+def test_a_driver_is_part_of_a_target_where_the_lock_differs(bench: Bench, server: IndexServer) -> None:
+    there = session_of(facts("550.54.14"))
+    plain = replace(installed(bench, server, "plain"), target=Target(python="3.11.7", libc=("glibc", "2.36")))
+    assert target_of(there, plain) is plain.target
+    older = replace(plain, target=replace(plain.target, libc=("glibc", "2.40")))
+    assert target_of(there, older) == plain.target
+    torch = replace(installed(bench, server, "torch==2.5.1+cpu", name="other"), target=plain.target)
+    assert target_of(there, torch) == with_driver(plain.target, "550.54.14")
+    assert target_of(session_of(facts()), torch) is torch.target
+    own = replace(torch, target=with_driver(torch.target, "550.54.14"))
+    assert target_of(there, own) is own.target
+
+
+def test_a_client_and_the_builds_of_its_nodes_are_no_mismatch(bench: Bench, server: IndexServer) -> None:
+    here = local_index(bench, server)
+    for number, (build, driver) in enumerate((("cpu", "550.54.14"), ("cu121", "470.57.02"))):
+        snapshot = installed(bench, server, f"torch==2.5.1+{build}", name=f"venv{number}")
+        lock = here.lock(snapshot, with_driver(snapshot.target, driver))
+        own, wanted = snapshot.report(), lock.report()
+        assert {one.severity for one in compare(own, wanted)} == {"note"}
+        # a worker that has the client's builds in place of those is one all the same
+        assert [one.subject for one in compare(wanted, own) if one.severity == "error"][-1:] == ["torch"]

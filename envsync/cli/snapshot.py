@@ -12,6 +12,8 @@ import click
 from envsync.cli.arguments import demand_hosts, lock_to_write, python_there
 from envsync.cli.output import cache_option, current, plural, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
+from envsync.cli.queue import SYSTEMS
+from envsync.errors import HostError
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["command", "find_target", "target_for"]
 
-_DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)")
+_DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)(?:\+nvidia-(\d+(?:\.\d+){0,2}))?")
 _OUTPUT = "pylock.envsync.toml"
 _SHOWN = 10  # lines of a list, unless --verbose
 
@@ -33,10 +35,17 @@ def target_for(_ctx: object, _parameter: object, value: str | None) -> str | Non
     """Refuse what cannot be a target."""
     if value is not None and (value.startswith("ssh://") or value == "local"):
         demand_hosts([value])
+    elif value is not None and value.partition("://")[0] in SYSTEMS:
+        from envsync.runner.probing import nodes_of
+
+        try:
+            nodes_of(value)
+        except (ValueError, HostError) as error:
+            raise click.BadParameter(str(error)) from None
     elif value is not None and _DESCRIBED.fullmatch(value) is None:
         raise click.BadParameter(
-            f"{value!r} is no target\n  Name a host (ssh://host), or a machine and its libc, such as "
-            "x86_64-manylinux_2_28."
+            f"{value!r} is no target\n  Name a host (ssh://host), nodes (slurm://?partition=gpu), or a"
+            " machine, its libc and its driver, if it has one: x86_64-manylinux_2_28+nvidia-550.54."
         )
     return value
 
@@ -53,8 +62,9 @@ def target_for(_ctx: object, _parameter: object, value: str | None) -> str | Non
     "target",
     metavar="TARGET",
     callback=target_for,
-    help="Lock for another machine: ssh://[user@]host, which is probed, or its kind and libc, such as "
-    "x86_64-manylinux_2_28.",
+    help="Lock for another machine: ssh://[user@]host, which is probed; nodes of a batch system, one of which"
+    " is probed by a job, such as 'slurm://[user@login]?partition=gpu&gres=gpu:1'; or its kind and libc,"
+    " such as x86_64-manylinux_2_28, and +nvidia-550.54 for its driver.",
 )
 @click.option("--no-lock", is_flag=True, help="Only look; write nothing.")
 @click.option("--verify", is_flag=True, help="Hash every installed file, and name those edited in place.")
@@ -229,28 +239,33 @@ def find_target(
     *,
     cache: str | None = None,
 ) -> Target:
-    """Return what to lock for: a host, which is probed, or a machine and its libc.
+    """Return what to lock for: a host, or a node in a job, which is probed; or a machine and its libc.
 
     The Python is always the snapshot's: a cluster's processes must have the client's.
 
     Raises
     ------
-    HostError
-        The host cannot be used.
+    HostError, BatchError
+        The host, or the batch system, cannot be used.
     """
     import asyncio
 
     from envsync.target import Target
 
     python, implementation = snapshot.interpreter.version, snapshot.interpreter.implementation
-    if text.startswith("ssh://") or text == "local":
+    if "://" in text or text == "local":
         facts = asyncio.run(_probe(text, snapshot, store, settings, hooks, cache))
         return Target.from_probe(facts, python=python, implementation=implementation)
     match = _DESCRIBED.fullmatch(text)
     assert match is not None, text
-    machine, family, major, minor = match.groups()
-    libc = ("glibc" if family == "manylinux" else "musl", f"{major}.{minor}")
-    return Target(python=python, implementation=implementation, machine=machine, libc=libc)
+    machine, family, major, minor, driver = match.groups()
+    return Target(
+        python=python,
+        implementation=implementation,
+        machine=machine,
+        libc=("glibc" if family == "manylinux" else "musl", f"{major}.{minor}"),
+        accelerators=(f"nvidia {driver}",) if driver else (),
+    )
 
 
 async def _probe(
@@ -266,6 +281,12 @@ async def _probe(
     from envsync.supply import Supply
 
     supply = Supply(store, settings, snapshot, hooks=hooks)
+    if text.partition("://")[0] in SYSTEMS:
+        from envsync.runner.probing import nodes_of, probe_node
+
+        backend, wait = nodes_of(text)
+        backend.cache = cache or backend.cache
+        return await probe_node(backend, supply=supply, wait=wait, hooks=hooks)
     async with (
         parse_host(text) as host,
         await Session.open(host, cache=cache, supply=supply, hooks=hooks) as session,
