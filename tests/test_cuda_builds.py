@@ -381,4 +381,4 @@ def test_a_client_and_the_builds_of_its_nodes_are_no_mismatch(bench: Bench, serv
         own, wanted = snapshot.report(), lock.report()
         assert {one.severity for one in compare(own, wanted)} == {"note"}
         # a worker that has the client's builds in place of those is one all the same
-        assert [one.subject for one in compare(wanted, own) if one.severity == "error"][-1:] == ["torch"]
+        assert "torch" in {one.subject for one in compare(wanted, own) if one.severity == "error"}
