@@ -118,9 +118,10 @@ def _builds_there(name: str, public: str, question: Question) -> Iterator[str]:
             if error.returncode != 1:
                 raise
             return
-        if not (build := cuda.build_of(found.version)):
-            return  # what has no local part comes last
-        yield build
+        if "+" not in found.version:
+            return  # it comes last
+        if build := cuda.build_of(found.version):
+            yield build
         lines.append(f"{name}!={found.version}")
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,7 +13,9 @@ import pytest
 
 from envsync import cuda
 from envsync.cli.snapshot import find_target, target_for
-from envsync.errors import NoWheelError, ResolveError, UnfitHostError
+from envsync.cuda_builds import _NO_INDEX, choose_builds
+from envsync.errors import NoWheelError, ResolveError, ToolError, UnfitHostError
+from envsync.indexes import Index, IndexSettings
 from envsync.lock import Lock
 from envsync.plugins.compare import compare
 from envsync.runner.locking import demand_driver, target_of
@@ -21,8 +23,9 @@ from envsync.runner.probing import nodes_of
 from envsync.runner.session import Session
 from envsync.snapshot import Snapshot
 from envsync.target import Target
+from envsync.uv_compile import Found, Question
 from tests.index_server import IndexServer, write_wheel
-from tests.test_resolve import MAC, Bench, local_index, plain_settings, versions
+from tests.test_resolve import MAC, Bench, local_index, plain_settings, uv, versions
 
 LINUX = "py3-none-manylinux_2_17_x86_64"
 
@@ -93,6 +96,44 @@ def test_the_least_drivers() -> None:
     assert "525.60.13" in said
 
 
+def test_builds_that_pytorch_has_an_index_of_are_known_to_uv() -> None:
+    text = uv("pip", "compile", "--help")
+    known = text[text.index("--torch-backend") :].partition("possible values:")[2].partition("]")[0]
+    builds = {word.strip() for word in known.split(",")}
+    assert {*cuda.builds_for("999"), "auto"} - set(_NO_INDEX) <= builds
+    assert not builds & set(_NO_INDEX)
+
+
+@dataclass(frozen=True)
+class PyTorch(Question):
+    """PyTorch's own indexes, which are not reached from here: what uv answers of them."""
+
+    has: frozenset[str] = frozenset()
+
+    def pins(self, requirements: Iterable[str], *, wheels_only: bool = False) -> dict[str, Found]:
+        (line,) = requirements
+        found = {"auto": "cu126"}.get(self.torch_backend, self.torch_backend)
+        if found not in self.has:
+            raise ToolError("not there", returncode=1)
+        assert "===" not in line or line.endswith(f"+{found}")
+        return {"torch": Found(name="torch", version=f"2.6.0+{found}", filename="torch.whl")}
+
+
+def test_of_pytorchs_own_indexes_the_best_for_the_driver_is_taken() -> None:
+    asked: dict[str, Any] = {"python": "", "version": "3.11", "target": MAC}
+    for has, expected in ((["cu118", "cu124", "cu126"], "cu124"), (["cu118", "cu126"], "cu126")):
+        question = PyTorch(settings=IndexSettings(), has=frozenset(has), **asked)
+        builds = choose_builds({"torch": "2.6.0+cpu"}, "550.54.14", question)
+        assert dict(builds.pins) == {"torch": f"2.6.0+{expected}"}
+        assert builds.question.torch_backend == expected
+    for settings in (
+        IndexSettings(no_index=True),
+        IndexSettings(indexes=(Index(url="https://x", default=True),)),
+    ):
+        with pytest.raises(NoWheelError):  # nobody is asked but whom the settings name
+            choose_builds({"torch": "2.6.0+cpu"}, "550.54.14", replace(question, settings=settings))
+
+
 def torch_index(folder: Path) -> Path:
     """Write builds as PyTorch's indexes have them: with the libraries of CUDA, in several versions."""
     runtime = {"cu118": "", "cu121": "12.1.105", "cu124": "12.4.127", "cu128": "12.8.57"}
@@ -105,6 +146,7 @@ def torch_index(folder: Path) -> Path:
             write_wheel(folder, "torchvision", f"0.20.1+{build}", tag=LINUX, requires=["torch==2.5.1"])
         if version:
             write_wheel(folder, "nvidia-cuda-runtime-cu12", version, tag=LINUX)
+    write_wheel(folder, "torch", "2.5.1+rocm6.2", tag=LINUX)  # as the index has that holds all
     write_wheel(folder, "triton", "3.1.0", tag=LINUX)
     write_wheel(folder, "sympy", "1.13.0")
     write_wheel(folder, "sympy", "1.13.1")
