@@ -118,6 +118,9 @@ class PyTorch(Question):
         assert "===" not in line or line.endswith(f"+{found}")
         return {"torch": Found(name="torch", version=f"2.6.0+{found}", filename="torch.whl")}
 
+    def closure(self, requirements: Iterable[str], **_: Any) -> dict[str, Found]:
+        raise ToolError(f"no index has {list(requirements)}", returncode=1)
+
 
 def test_of_pytorchs_own_indexes_the_best_for_the_driver_is_taken() -> None:
     asked: dict[str, Any] = {"python": "", "version": "3.11", "target": MAC}
@@ -128,7 +131,7 @@ def test_of_pytorchs_own_indexes_the_best_for_the_driver_is_taken() -> None:
         assert builds.question.torch_backend == expected
     for settings in (
         IndexSettings(no_index=True),
-        IndexSettings(indexes=(Index(url="https://x", default=True),)),
+        IndexSettings(indexes=(Index(url="https://mirror.example.org/simple", default=True),)),
     ):
         with pytest.raises(NoWheelError):  # nobody is asked but whom the settings name
             choose_builds({"torch": "2.6.0+cpu"}, "550.54.14", replace(question, settings=settings))
