@@ -144,7 +144,7 @@ async def probe_node(
 async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[str, Any]:
     request = jobs.request(jobs.backend.group)
     request = replace(request, walltime=request.walltime or _TIME)
-    (id_,) = await jobs.driver.submit(request, jobs.body)
+    request, (id_,) = await jobs.scripts.submit(request)
     jobs.requests[id_] = request
     hooks.step(jobs.first.session.host.name, f"waiting for job {id_}, to look at its node")
     trouble = asyncio.get_running_loop().create_future()
@@ -178,12 +178,9 @@ async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[
             )
         host = call.result()
         host.name = f"{host.hello['host']} ({id_})"
-        async with (
-            host,
-            await Session.open(
-                host, cache=jobs.first.session.cache, grace=jobs.backend.grace, supply=supply, hooks=hooks
-            ) as session,
-        ):
+        settled = await jobs.placement.settle(host)
+        opening: dict[str, Any] = {"grace": jobs.backend.grace, "supply": supply, "hooks": hooks}
+        async with host, settled.turn, await Session.open(host, cache=settled.cache, **opening) as session:
             facts = dict(session.facts)
     finally:
         for task in (call, watching):
