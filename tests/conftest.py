@@ -58,7 +58,16 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST = (
+    *("test_docker", "test_existing_versions", "test_cluster_image", "test_mend", "test_todays_failures"),
+    *("test_provision", "test_existing", "test_cluster", "test_images_run", "test_session_realise"),
+    *("test_hub", "test_gate", "test_jobs_slurm", "test_cluster_ssh", "test_bad_input_hosts"),
+)
+"""The files that take a minute of a processor and more."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: begun last, one of them would keep everybody waiting."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (places.get(item.path.stem, len(LONGEST)), -slow[item.path]))

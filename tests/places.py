@@ -26,8 +26,15 @@ def here() -> dict[str, str]:
     return {name: version(name) for name in sorted(CORE)}
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
+def end(*processes: subprocess.Popen[bytes]) -> None:
+    """Tell processes to end, all at once and each once (by a second signal Dask ends badly), and wait."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        _wait(process)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(15)
     except subprocess.TimeoutExpired:
@@ -180,8 +187,8 @@ class Place:
                 )
             yield str(scheduler_file)
         finally:
-            for process in reversed(running):  # one by one: a worker that closes with its scheduler may hang
-                end(process)
+            end(*running[1:])
+            end(*running[:1])  # not together: a worker that closes with its scheduler may hang
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -60,6 +59,7 @@ class Process:
             env={**known, "DASK_TEMPORARY_DIRECTORY": str(folder), **environment},
         )
         self.lines: list[str] = []
+        self._told = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -89,9 +89,14 @@ class Process:
         self._thread.join(10)
         return code
 
-    def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
+    def tell_to_end(self) -> None:
+        """Send it a signal, once: by a second one Dask's processes end at once, and not well."""
+        if not self._told:
+            self._told = True
             self.process.terminate()
+
+    def end(self) -> None:
+        self.tell_to_end()
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -152,6 +157,8 @@ class Elsewhere:
         return process
 
     def end(self) -> None:
+        for process in self.processes[1:]:  # all workers at once; the scheduler when they are gone
+            process.tell_to_end()
         for process in reversed(self.processes):
             process.end()
 

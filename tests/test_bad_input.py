@@ -214,6 +214,7 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[str], str]:
     return edit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edit", "kind", "says"),
     [
@@ -295,6 +296,7 @@ def environment(folder: Path, *requirements: str, **variables: str) -> Path:
 x86_only = pytest.mark.skipif(os.uname().machine != "x86_64", reason="the index has wheels for x86_64 only")
 
 
+@pytest.mark.slow
 @x86_only
 @pytest.mark.parametrize("target", ["aarch64-manylinux_2_36", "x86_64-manylinux_2_28"])
 def test_a_pin_without_a_wheel_for_the_target(locker: User, tmp_path: Path, target: str) -> None:

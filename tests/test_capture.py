@@ -105,6 +105,7 @@ def test_the_running_interpreter_is_seen_as_a_run_of_it_sees_itself(tmp_path: Pa
     assert Snapshot.from_dict(json.loads(json.dumps(here.to_dict()))) == here
 
 
+@pytest.mark.slow
 def test_a_snapshot_agrees_with_pip(environment: Path) -> None:
     said = subprocess.run(
         [find_uv(), "pip", "freeze", "--python", str(environment / "bin/python")],
@@ -117,6 +118,7 @@ def test_a_snapshot_agrees_with_pip(environment: Path) -> None:
     assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", ["venv", "virtualenv"])
 def test_every_kind_of_environment(tmp_path: Path, maker: str) -> None:
     if maker == "virtualenv":
@@ -146,6 +148,7 @@ def test_a_pyenv_python() -> None:
     assert capture(str(version)).interpreter.prefix == str(version)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "layout", "shape"),
     [
@@ -176,6 +179,7 @@ def test_editables_of_every_backend(
     assert not [one for one in snapshot.findings if one.severity != "note"]
 
 
+@pytest.mark.slow
 def test_an_egg_info_left_in_the_source_is_not_a_second_project(empty: Path, tmp_path: Path) -> None:
     folder = project(tmp_path / "work", layout="src")
     uv("pip", "install", "--python", str(empty / "bin/python"), "--editable", str(folder))
@@ -185,6 +189,7 @@ def test_an_egg_info_left_in_the_source_is_not_a_second_project(empty: Path, tmp
     assert not snapshot.findings
 
 
+@pytest.mark.slow
 def test_legacy_develop_installs(empty: Path, tmp_path: Path) -> None:
     folder = project(tmp_path / "old")
     info = folder / "proj.egg-info"
@@ -200,6 +205,7 @@ def test_legacy_develop_installs(empty: Path, tmp_path: Path) -> None:
     assert tree.distribution == "proj"
 
 
+@pytest.mark.slow
 def test_legacy_eggs_and_packages_without_record_are_named(empty: Path) -> None:
     egg = site(empty) / "older-1.0-py3.11.egg" / "EGG-INFO"
     egg.mkdir(parents=True)
@@ -214,6 +220,7 @@ def test_legacy_eggs_and_packages_without_record_are_named(empty: Path) -> None:
     assert {findings["older"].severity, findings["handmade"].severity} == {"error"}
 
 
+@pytest.mark.slow
 def test_duplicates_are_settled_and_reported(empty: Path, tmp_path: Path) -> None:
     python = str(empty / "bin/python")
     uv("pip", "install", "--python", python, "six==1.16.0")
@@ -238,6 +245,7 @@ def test_duplicates_are_settled_and_reported(empty: Path, tmp_path: Path) -> Non
     assert any("1.17.0" in text and "hidden" in text for text in texts)
 
 
+@pytest.mark.slow
 def test_broken_leftovers_are_reported(empty: Path) -> None:
     (site(empty) / "~umpy-1.0.dist-info").mkdir()
     snapshot = capture(str(empty))
@@ -245,6 +253,7 @@ def test_broken_leftovers_are_reported(empty: Path) -> None:
     assert ["leftover" in one.text for one in snapshot.findings] == [True]
 
 
+@pytest.mark.slow
 def test_files_edited_in_place_are_found_only_when_asked(empty: Path) -> None:
     uv("pip", "install", "--python", str(empty / "bin/python"), "--link-mode", "copy", "six", "pytz")
     with (site(empty) / "six.py").open("a") as file:
@@ -267,6 +276,7 @@ def test_files_edited_in_place_are_found_only_when_asked(empty: Path) -> None:
     assert {(one.subject, one.text.split(": ")[1]) for one in touched} == found
 
 
+@pytest.mark.slow
 def test_conda_packages_are_listed_without_their_channels_token(empty: Path) -> None:
     meta = empty / "conda-meta"
     meta.mkdir()
@@ -286,6 +296,7 @@ def loose(trees: tuple[SourceTree, ...]) -> list[tuple[str, str, str]]:
     return [(tree.name, tree.kind, tree.position) for tree in trees]
 
 
+@pytest.mark.slow
 def test_local_code_by_where_it_stands_on_the_path(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +319,7 @@ def test_local_code_by_where_it_stands_on_the_path(
     ]
 
 
+@pytest.mark.slow
 def test_a_home_folder_is_not_local_code(
     empty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +330,7 @@ def test_a_home_folder_is_not_local_code(
     assert "home" in snapshot.findings[0].text
 
 
+@pytest.mark.slow
 def test_the_root_of_an_editable_project_as_working_directory_is_one_tree(
     empty: Path, tmp_path: Path
 ) -> None:
@@ -348,6 +361,7 @@ def test_a_python_that_is_too_old_is_refused() -> None:
         capture(str(old))
 
 
+@pytest.mark.slow
 def test_the_digest_follows_what_is_installed_and_not_where(empty: Path, tmp_path: Path) -> None:
     before = capture(str(empty)).digest
     uv("pip", "install", "--python", str(empty / "bin/python"), "six==1.17.0")
@@ -359,6 +373,7 @@ def test_the_digest_follows_what_is_installed_and_not_where(empty: Path, tmp_pat
     assert capture(str(other)).digest == after
 
 
+@pytest.mark.slow
 def test_a_scan_reads_only_the_folders_that_it_is_given(environment: Path) -> None:
     facts = scan([str(site(environment))])
     assert {one["name"] for one in facts["distributions"]} == {
@@ -366,6 +381,7 @@ def test_a_scan_reads_only_the_folders_that_it_is_given(environment: Path) -> No
     }
 
 
+@pytest.mark.slow
 def test_a_report_names_no_path_and_no_address(empty: Path, tmp_path: Path) -> None:
     """It is sent to clusters that others run."""
     folder = project(tmp_path / "secret-folder")
@@ -379,6 +395,7 @@ def test_a_report_names_no_path_and_no_address(empty: Path, tmp_path: Path) -> N
     assert "url" not in said
 
 
+@pytest.mark.slow
 def test_a_module_put_by_hand_among_the_packages_is_a_finding(empty: Path) -> None:
     assert capture(str(empty)).findings == ()
     (site(empty) / "mine.py").write_text("answer = 42\n")

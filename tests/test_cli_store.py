@@ -98,6 +98,7 @@ def test_push_twice_and_look_after_it(envsync: Run, lock: Path, url: str, tmp_pa
     assert envsync("-q", "store", "verify", url).returncode == 0
 
 
+@pytest.mark.slow
 def test_no_secret_is_said_or_kept(envsync: Run, lock: Path, s3: S3, tmp_path: Path) -> None:
     url = f"{s3.bucket('canary')}/x"
     tries = [

@@ -251,7 +251,7 @@ def test_an_edit_sends_the_last_layer_and_builds_no_other(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "base", "buildkit"),
-    [("base", "python", True), ("gpu", "bare", True), ("gpu", "bare", False), ("dev", "python", False)],
+    [("base", "python", True), ("gpu", "bare", True), ("dev", "python", False)],  # and a test above
 )
 def test_others_build_it_from_a_folder(
     project: Project, docker_engine: DockerEngine, tmp_path: Path, name: str, base: str, buildkit: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envsync.uv import find_uv
-from tests.places import BEGIN, ROOT, Place, here, make_place
+from tests.places import BEGIN, ROOT, Place, here, make_place, write_bytecode
 from tests.pythons import interpreter
 
 pytestmark = pytest.mark.slow
@@ -20,6 +20,7 @@ RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"
 OLDEST = {"dask": "2024.4.1", "distributed": "2024.4.1"}
 OF_ITS_TIME = {"msgpack": "1.0.8", "cloudpickle": "3.0.0", "tornado": "6.4"}
 NEWEST = {name: version(name) for name in OLDEST}
+MINORS = ("3.10", "3.11", "3.12", "3.13")
 
 Made = Callable[[str, dict[str, str]], Place]
 
@@ -48,6 +49,7 @@ def made(place: Place) -> Made:
         python = wanted_python(minor)
         one.install(one.ours, *pins, wheel, "vary==2.0", "extra==1.0", python=python)
         one.install(one.other, *pins, "vary==1.0", python=python)
+        write_bytecode(one.other / "bin/python")
         return one
 
     return make
@@ -116,7 +118,8 @@ with Client(scheduler_file=sys.argv[1]) as client:
     [
         pytest.param("3.10", {**OLDEST, **OF_ITS_TIME}, id="3.10-oldest"),
         pytest.param("3.13", OLDEST, id="3.13-oldest"),
-        *(pytest.param(minor, NEWEST, id=f"{minor}-newest") for minor in ("3.10", "3.11", "3.12", "3.13")),
+        # the one that runs this: test_existing.py
+        *(pytest.param(minor, NEWEST, id=f"{minor}-newest") for minor in MINORS if minor != RUNNING),
     ],
 )
 def test_the_whole_story(made: Made, tmp_path: Path, minor: str, core: dict[str, str]) -> None:

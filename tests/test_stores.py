@@ -43,7 +43,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The address of a new store."""
     if request.param == "folder":
@@ -183,6 +183,7 @@ push(made.lock, made.manifests, made.store, open_store(sys.argv[2]))
     assert made.blobs <= {entry.name.rpartition("/")[2] for entry in store.entries("blobs")}
 
 
+@pytest.mark.slow
 def test_an_upload_to_s3_that_is_killed_is_not_seen_and_swept(s3: S3, tmp_path: Path) -> None:
     bucket = s3.bucket("killed")
     code = """
@@ -238,6 +239,7 @@ def test_ctrl_c_ends_a_push_soon_and_cleanly(tmp_path: Path) -> None:
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_a_server_that_is_busy_or_breaks_off_is_asked_again(
     s3: S3, monkeypatch: pytest.MonkeyPatch, made: Made, tmp_path: Path
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_server_that_is_busy_or_breaks_off_is_asked_again(
     assert all(between.requests.count(("PUT", path)) == 2 for path in blobs)
 
 
+@pytest.mark.slow
 def test_an_unchanged_push_to_s3_is_a_handful_of_requests(
     s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -316,6 +319,7 @@ def test_spoilt_records_are_named(store: SharedStore, made: Made) -> None:
     assert pull(store).lock.digest == made.lock.digest
 
 
+@pytest.mark.slow
 def test_a_store_can_be_a_whole_bucket(s3: S3, made: Made) -> None:
     store = open_store(s3.bucket("ees"))  # a name that is a part of others, such as trees/
     push(made.lock, made.manifests, made.store, store, name="ees")
@@ -325,6 +329,7 @@ def test_a_store_can_be_a_whole_bucket(s3: S3, made: Made) -> None:
     assert [entry.name for entry in store.entries("trees")] == [f"trees/{made.manifests[0].digest}.json"]
 
 
+@pytest.mark.slow
 def test_presigned_addresses_need_no_credential(s3: S3, made: Made) -> None:
     store = open_store(f"{s3.bucket('signed')}/x")
     push(made.lock, made.manifests, made.store, store)
@@ -403,6 +408,7 @@ def test_a_folder_of_a_group_stays_one(made: Made, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in shared.rglob("*") if path.is_file()} == {0o660}
 
 
+@pytest.mark.slow
 def test_records_say_who_and_what_and_no_secret(s3: S3, made: Made) -> None:
     store = open_store(f"{s3.bucket('records')}/x")
     record = push(made.lock, made.manifests, made.store, store).record

@@ -128,6 +128,7 @@ def test_a_library_that_is_not_installed(tmp_path: Path) -> None:
     assert "gcsfs" in second.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there(s3: S3, made: Made) -> None:
     error = said("s3://no-such-bucket/x", made)
     assert "bucket does not exist" in error.message
@@ -138,6 +139,7 @@ def test_a_bucket_that_is_not_there(s3: S3, made: Made) -> None:
     assert pushes(open_store("s3://no-such-bucket/x")) == []
 
 
+@pytest.mark.slow
 def test_no_credentials(s3: S3, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     url = s3.bucket("mine")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
@@ -160,6 +162,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         end(process)
 
 
+@pytest.mark.slow
 def test_wrong_credentials(s3: S3, strict: str, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", strict)
     error = said("s3://theirs/x", made)
@@ -167,6 +170,7 @@ def test_wrong_credentials(s3: S3, strict: str, made: Made, monkeypatch: pytest.
     assert "AWS_PROFILE" in error.hint
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_there(s3: S3, made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")

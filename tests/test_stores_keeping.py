@@ -158,6 +158,7 @@ def test_gc_beside_pushes_takes_nothing_that_they_need(store: SharedFolder, tmp_
     assert verify(store) == []
 
 
+@pytest.mark.slow
 def test_what_cannot_be_read_is_not_taken_for_damaged(
     s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

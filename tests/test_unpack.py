@@ -30,6 +30,7 @@ def installed(wheel: Path, folder: Path, python: str = sys.executable) -> tuple[
     return folder / "prefix", Path(site_of(str(folder / "prefix")))
 
 
+@pytest.mark.slow
 def test_it_is_what_uv_installs_by_scan(real_wheels: Path, tmp_path: Path) -> None:
     """Same distributions, same record digests, and nothing odd: data folders, namespaces, C, .pth."""
     wheels = [

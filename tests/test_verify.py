@@ -114,6 +114,7 @@ def own() -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 async def test_a_cluster_that_we_did_not_start(own: dict[str, Any]) -> None:
     async with (
         LocalCluster(n_workers=2, threads_per_worker=1, asynchronous=True, dashboard_address=":0") as cluster,
@@ -149,6 +150,7 @@ async def test_a_cluster_that_we_did_not_start(own: dict[str, Any]) -> None:
         assert {(one.kind, one.left) for one in fatal} == {("python", "3.9.1")}
 
 
+@pytest.mark.slow
 def test_by_address_with_certificates(own: dict[str, Any]) -> None:
     with LocalCluster(
         n_workers=1, threads_per_worker=1, security=True, dashboard_address=":0", processes=True

@@ -173,6 +173,7 @@ def test_a_repacked_wheel_installs_as_what_it_was(
     assert again is not snapshot
 
 
+@pytest.mark.slow
 def test_a_repacked_wheel_works(sample: Path, store: FolderStore, tmp_path: Path) -> None:
     snapshot, distribution = installed(sample, "rich-project")
     wheel = fetched(repack(distribution, snapshot, store), store, tmp_path / "wheels")
@@ -194,6 +195,7 @@ def test_a_repacked_wheel_works(sample: Path, store: FolderStore, tmp_path: Path
     assert list(there.parent.glob("include/site/*/*/rich.h"))
 
 
+@pytest.mark.slow
 def test_pip_takes_it_too(sample: Path, store: FolderStore, tmp_path: Path) -> None:
     snapshot, distribution = installed(sample, "rich-project")
     wheel = fetched(repack(distribution, snapshot, store), store, tmp_path / "wheels")
@@ -205,6 +207,7 @@ def test_pip_takes_it_too(sample: Path, store: FolderStore, tmp_path: Path) -> N
     assert repack(copy, again, store).sha256 == repack(distribution, snapshot, store).sha256
 
 
+@pytest.mark.slow
 def test_a_namespace_is_shared(sample: Path, store: FolderStore, tmp_path: Path) -> None:
     snapshot, one = installed(sample, "space-one")
     _, two = installed(sample, "space-two")
@@ -231,6 +234,7 @@ def test_a_compiled_package_from_the_index(store: FolderStore, tmp_path: Path) -
     assert time.monotonic() - started < first / 5
 
 
+@pytest.mark.slow
 def test_the_same_wheel_on_another_day(
     sample: Path, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -260,6 +264,7 @@ def edited(tmp_path: Path, store: FolderStore) -> Path:
     return environment(tmp_path / "env", fetched(build(folder, store), store, tmp_path / "w"), linked=False)
 
 
+@pytest.mark.slow
 def test_files_edited_in_place_ship_as_they_are(store: FolderStore, tmp_path: Path) -> None:
     python = edited(tmp_path, store)
     snapshot, distribution = installed(python, "pkg")
@@ -286,6 +291,7 @@ def test_files_edited_in_place_ship_as_they_are(store: FolderStore, tmp_path: Pa
     assert installed(there, "pkg")[1].record == record_of(after, store)
 
 
+@pytest.mark.slow
 def test_what_was_packed_is_remembered_until_it_changes(
     store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +324,7 @@ def test_what_was_packed_is_remembered_until_it_changes(
     assert store.has([second.sha256])
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_named(store: FolderStore, tmp_path: Path) -> None:
     snapshot, distribution = installed(edited(tmp_path, store), "pkg")
     (Path(distribution.location).parent / "pkg/__init__.py").unlink()
@@ -325,6 +332,7 @@ def test_a_missing_file_is_named(store: FolderStore, tmp_path: Path) -> None:
         repack(distribution, snapshot, store)
 
 
+@pytest.mark.slow
 def test_what_was_not_installed_from_a_wheel_is_refused(store: FolderStore, tmp_path: Path) -> None:
     snapshot, distribution = installed(edited(tmp_path, store), "pkg")
     with pytest.raises(BuildError, match="editable"):
@@ -340,6 +348,7 @@ def test_what_was_not_installed_from_a_wheel_is_refused(store: FolderStore, tmp_
         repack(distribution, snapshot, store)
 
 
+@pytest.mark.slow
 def test_sourceless_modules_stay_and_caches_go(store: FolderStore, tmp_path: Path) -> None:
     python = edited(tmp_path, store)
     snapshot, distribution = installed(python, "pkg")
@@ -435,6 +444,7 @@ def test_the_same_source_is_the_same_wheel(
     assert list((tmp_path / "cache" / "builds").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_says_what_its_backend_said(store: FolderStore, tmp_path: Path) -> None:
     folder = project(
         tmp_path / "broken",
@@ -453,6 +463,7 @@ def test_where_there_is_no_project(store: FolderStore, tmp_path: Path) -> None:
         build(tmp_path / "nowhere", store)
 
 
+@pytest.mark.slow
 def test_a_secret_beside_the_source_is_not_in_the_wheel(store: FolderStore, tmp_path: Path) -> None:
     folder = project(
         tmp_path / "leaky",
@@ -472,6 +483,7 @@ def git(folder: Path, *args: str) -> None:
     subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @needs_git
 def test_of_a_checkout_git_says_what_is_source(store: FolderStore, tmp_path: Path) -> None:
     folder = project(
@@ -500,6 +512,7 @@ def test_of_a_checkout_git_says_what_is_source(store: FolderStore, tmp_path: Pat
     assert (folder / ".git/index").read_bytes() == index
 
 
+@pytest.mark.slow
 @needs_git
 def test_submodules_are_source_and_a_checkout_that_ignores_it_all_is_none(
     store: FolderStore, tmp_path: Path
@@ -536,6 +549,7 @@ def test_pip_itself_packs_without_the_scripts_that_installers_add(store: FolderS
     assert repack(copy, there, store) == artifact
 
 
+@pytest.mark.slow
 def test_a_script_that_uv_passed_over_is_no_missing_file(store: FolderStore, tmp_path: Path) -> None:
     """A wheel may hold a script that is an entry point too: uv writes its own, and leaves both in RECORD."""
     folder = project(
@@ -552,6 +566,7 @@ def test_a_script_that_uv_passed_over_is_no_missing_file(store: FolderStore, tmp
     assert installed(environment(tmp_path / "there", again), "twice")[1].record == distribution.record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["uv", "pip"])
 def test_scripts_of_an_environment_with_a_long_path(
     sample: Path, store: FolderStore, tmp_path: Path, by: str

@@ -73,11 +73,12 @@ def bare(lab: Lab) -> Iterator[Machine]:
         yield machine
 
 
-KINDS = ["folder", "memory", "shared folder", "fsspec folder", "fsspec memory", "s3", "local host"]
+KINDS = ["folder", "memory", "shared folder", "fsspec folder", "fsspec memory", "local host"]
+BUCKETS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("s3", "verified s3")]
 SSH = pytest.param("ssh host", marks=pytest.mark.lab)
 
 
-@pytest.fixture(params=[*KINDS, "verified folder", "verified memory", "verified s3", SSH])
+@pytest.fixture(params=[*KINDS, "verified folder", "verified memory", *BUCKETS, SSH])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
     kind = request.param.removeprefix("verified ")
