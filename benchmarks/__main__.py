@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.batch import batch
 from benchmarks.clusters import start
 from benchmarks.existing import existing
 from benchmarks.imaging import image
@@ -26,6 +27,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "realise": realise,
     "start": lambda: [start()],
     "existing": existing,
+    "batch": batch,
     "store": store,
     "image": image,
     "push": push,
