@@ -59,11 +59,18 @@ def pytest_configure() -> None:
 
 
 LONGEST = (
-    *("test_docker", "test_existing_versions", "test_cluster_image", "test_mend", "test_todays_failures"),
-    *("test_provision", "test_existing", "test_cluster", "test_images_run", "test_session_realise"),
-    *("test_hub", "test_gate", "test_jobs_slurm", "test_cluster_ssh", "test_bad_input_hosts"),
+    *("test_docker", "test_existing_versions", "test_existing", "test_cluster_image", "test_mend"),
+    *("test_cli_hosts", "test_todays_failures", "test_provision", "test_cluster_ssh", "test_jobs_slurm"),
+    *(
+        "test_existing_gateway",
+        "test_cluster",
+        "test_images_run",
+        "test_cli_clusters",
+        "test_session_realise",
+    ),
+    *("test_docs", "test_hub", "test_gate", "test_bad_input_hosts", "test_bad_input"),
 )
-"""The files that take a minute of a processor and more."""
+"""The files that take most of a processor's time: from two minutes and a half to forty seconds."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
