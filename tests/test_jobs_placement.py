@@ -80,6 +80,13 @@ with start(told) as cluster:
     assert len(cluster.jobs) == 3
     whole = cluster.queue.passing.given.pop("local")
     assert list(cluster.queue.passing.given.values()) == [whole], "from one node to the other"
+    # an edit goes the same way
+    with open("mine.py", "w") as file:
+        file.write("VALUE = 'edited'")
+    cluster.sync()
+    values = cluster.get_client().run(lambda: __import__("mine").VALUE)
+    assert list(values.values()) == ["edited"] * 3, values
+    assert cluster.queue.passing.given["local"] > 0
     # who is run again calls again, with the same token
     job = cluster.jobs[0].id
     subprocess.run(["scontrol", "requeue", job], check=True)
