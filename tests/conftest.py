@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.fixtures import (
     authority,
+    cloud,
     condor,
     docker_engine,
     docker_registry,
@@ -28,6 +29,7 @@ from tests.small import small_lock
 
 __all__ = [
     "authority",
+    "cloud",
     "condor",
     "docker_engine",
     "docker_registry",

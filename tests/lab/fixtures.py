@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 
 from tests.lab.batch import BatchLab
+from tests.lab.cloud import Cloud
 from tests.lab.condor import Condor
 from tests.lab.docker import DockerEngine
-from tests.lab.install import DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
+from tests.lab.install import CLOUD, DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
 from tests.lab.oar import OAR
 from tests.lab.registry import Authority, DockerRegistry
@@ -95,6 +96,19 @@ def oar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
 def condor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
     """An HTCondor of two nodes; a module's tests share it, its nodes see their folders. Jobs are a user's."""
     yield from _running(Condor, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def cloud() -> Iterator[Cloud]:
+    """An EC2 whose machines boot; a module's tests share it, and boto3 in this process uses it."""
+    demand({**PROGRAMS, **CLOUD})
+    network = Cloud()
+    try:
+        with network.api.used():
+            yield network
+    finally:
+        survivors = network.close()
+    assert not survivors, f"the cloud's machines are gone, but these go on: {survivors}"
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,9 @@ DOCKER = {"dockerd": "docker.io", "docker": "docker.io", **REGISTRY, **IMAGES}
 PODMAN = {"podman": "podman", "runc": "runc", "skopeo": "skopeo"}
 """What clusters that run from images need."""
 
+CLOUD = {"systemd-nspawn": "systemd-container"}
+"""What clouds need whose machines boot."""
+
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -94,7 +97,10 @@ def install(packages: list[str]) -> bool:
 
 def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
-    why, packages = obstacle(), missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES, **DOCKER, **PODMAN})
+    why, packages = (
+        obstacle(),
+        missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD}),
+    )
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
         if packages:

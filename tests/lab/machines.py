@@ -347,6 +347,7 @@ class Lab:
         environment: Mapping[str, str] = SYSTEM,
         behind: Machine | None = None,
         ready: Callable[[Machine, subprocess.Popen[bytes]], None] = lambda machine, process: None,
+        kind: type[Machine] = Machine,
     ) -> Machine:
         """Run a script in namespaces of its own, which reads a line once its cable is there; wait for it."""
         folder = self.folder / name
@@ -360,7 +361,7 @@ class Lab:
                 env=environment,
             )
         try:
-            machine = Machine(self, name, address, process, _first_child(process))
+            machine = kind(self, name, address, process, _first_child(process))
             machine.via = behind
             self._connect(machine)
             assert process.stdin is not None

@@ -31,12 +31,15 @@ class Recipe:
         Paths of these packages that are left out, as patterns: large, and not used.
     hooks : tuple of str
         Shell commands before the packages are installed; ``$1`` is the tree.
+    finish : tuple of str
+        Shell commands when they are installed.
     """
 
     suite: str
     packages: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     hooks: tuple[str, ...] = ()
+    finish: tuple[str, ...] = ()
 
     @property
     def command(self) -> list[str]:
@@ -49,12 +52,32 @@ class Recipe:
             *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("man", "doc", "locale")),
             *(f"--dpkgopt=path-exclude={path}" for path in self.without),
             *(f"--essential-hook={hook}" for hook in self.hooks),
+            *(f"--customize-hook={hook}" for hook in self.finish),
             '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*',
             self.suite,
         ]
 
 
 _NO_CELL = 'echo gridengine-common shared/gridengineconfig boolean false | chroot "$1" debconf-set-selections'
+
+# As a cloud's Debian image is: cloud-init at the start, no host keys, nobody it knows. It takes what it boots
+# on for EC2 by a uuid in a file of /sys that no container has; what a network manager does is done already.
+_CLOUD = """set -eu; cd "$1"
+rm -f usr/sbin/dhclient sbin/dhclient  # nobody would answer it, and cloud-init would wait for that
+rm -f etc/ssh/ssh_host_* etc/machine-id etc/resolv.conf; : > etc/machine-id; : > etc/resolv.conf
+: > etc/fstab; echo ec2e1916-a1b2-4000-8000-0123456789ab > etc/ec2-uuid
+source=usr/lib/python3/dist-packages/cloudinit/sources/DataSourceEc2.py
+sed -i 's#"/sys/hypervisor/uuid"#"/etc/ec2-uuid"#' $source; grep -q /etc/ec2-uuid $source
+cat > etc/cloud/cloud.cfg.d/90-lab.cfg <<END
+datasource_list: [Ec2]
+datasource: {Ec2: {strict_id: false, max_wait: 20, timeout: 5, apply_full_imds_network_config: false}}
+network: {config: disabled}
+locale: false
+END
+for unit in systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service \
+  systemd-timesyncd.service apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \
+  e2scrub_all.timer e2scrub_reap.service; do ln -sf /dev/null etc/systemd/system/$unit; done
+"""
 
 RECIPES = {
     "bare": Recipe("bookworm"),
@@ -71,8 +94,9 @@ RECIPES = {
         (_NO_CELL,),
     ),
     "condor": Recipe("trixie", ("python3", "condor")),
+    "cloud": Recipe("bookworm", ("systemd-sysv", "dbus", "cloud-init", "sudo", "netbase"), finish=(_CLOUD,)),
 }
-BUILT_AHEAD = ("bare", "python", "batch", "condor")
+BUILT_AHEAD = ("bare", "python", "batch", "cloud", "condor")
 
 # What mmdebstrap mounts into a tree ends with it, however it ends: nobody may find /proc in there.
 _APART = ("unshare", "--mount", "--propagation=private", "--pid", "--fork", "--kill-child", "--mount-proc")

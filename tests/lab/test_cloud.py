@@ -1,0 +1,94 @@
+"""The cloud of the lab itself: its machines boot, ask who they are, run what they were given, and end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import asyncssh
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.lab.cloud import Cloud
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+IMAGE = "ami-0000000000000de12"
+_ASK = """
+import sys, urllib.request as u
+base, want = "http://169.254.169.254/latest/", {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+token = u.urlopen(u.Request(base + "api/token", method="PUT", headers=want)).read().decode()
+print(u.urlopen(u.Request(base + sys.argv[1], headers={"X-aws-ec2-metadata-token": token})).read())
+"""
+
+
+def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
+
+
+def test_a_machine_boots_and_ends_as_on_ec2(cloud: Cloud) -> None:
+    client = cloud.api.client()
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    client.import_key_pair(KeyName="k", PublicKeyMaterial=key.export_public_key())
+    asked: dict[str, Any] = {
+        "ImageId": IMAGE,
+        "InstanceType": "m7i.large",
+        "KeyName": "k",
+        "MinCount": 1,
+        "MaxCount": 1,
+        "UserData": "#!/bin/sh\necho it has run > /run/ran; id -un >> /run/ran\n",
+        "ClientToken": "once",
+        "InstanceInitiatedShutdownBehavior": "terminate",
+        "InstanceMarketOptions": {"MarketType": "spot"},
+        "MetadataOptions": {"HttpTokens": "required"},
+        "TagSpecifications": [
+            {"ResourceType": kind, "Tags": [{"Key": "whose", "Value": "ours"}]}
+            for kind in ("instance", "volume", "network-interface")
+        ],
+    }
+    cloud.api.fail("RunInstances", "VcpuLimitExceeded")
+    with pytest.raises(ClientError, match="VcpuLimitExceeded"):
+        client.run_instances(**asked)
+    cloud.api.fail("RunInstances", "InternalError", after=True)  # boto3 asks again by itself
+    (made,) = client.run_instances(**asked)["Instances"]
+    (again,) = client.run_instances(**asked)["Instances"]
+    assert made["InstanceId"] == again["InstanceId"]
+    assert made["State"]["Name"] == "pending"
+    with pytest.raises(ClientError, match="16384"):
+        client.run_instances(**{**asked, "UserData": "x" * 16385, "ClientToken": "other"})
+
+    vm = cloud.vm(made["InstanceId"])
+    assert made["PublicIpAddress"] == made["PrivateIpAddress"] == vm.address
+    ran = until(lambda: vm.exec("cat", "/run/ran", check=False))
+    assert ran == b"it has run\nroot\n"
+    assert key.export_public_key().split()[1] in vm.exec("cat", "/home/debian/.ssh/authorized_keys")
+    assert vm.exec("hostname").decode().startswith("ip-10-90-")
+    host_key = vm.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[1].decode()
+    until(lambda: "-----END SSH HOST KEY KEYS-----" in vm.console())
+    told = client.get_console_output(InstanceId=made["InstanceId"], Latest=True)["Output"]
+    assert host_key in told
+    with pytest.raises(Exception, match="401"):
+        vm.exec(
+            "python3",
+            "-c",
+            "import urllib.request as u; u.urlopen('http://169.254.169.254/latest/meta-data/')",
+        )
+    cloud.interrupt(made["InstanceId"], seconds=600)
+    assert b"terminate" in vm.exec("python3", "-c", _ASK, "meta-data/spot/instance-action")
+    assert set(cloud.api.left()) == {"instances", "volumes", "interfaces", "keys"}
+
+    vm.exec("systemctl", "poweroff", check=False)
+
+    def state() -> dict[str, Any]:
+        found: dict[str, Any] = client.describe_instances()["Reservations"][0]["Instances"][0]
+        return found
+
+    until(lambda: state()["State"]["Name"] == "terminated")
+    assert state()["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    assert vm.survivors() == []
+    assert cloud.api.left() == {"keys": ["k"]}
+    client.delete_key_pair(KeyName="k")
