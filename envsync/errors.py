@@ -29,6 +29,9 @@
     │   ├── BatchError          a batch system cannot be used, or does not answer
     │   │   ├── SubmitError     it refused a job, or nobody knows whether it took it
     │   │   └── JobFailed       a job ended before its workers were there, or will never start
+    │   ├── CloudError          a cloud refused what was asked of it, or does not answer
+    │   │   ├── CapacityError   it has no such machine there now, or not for this account
+    │   │   └── BootError       a machine did not come up; carries the end of its console
     │   ├── ProcessDied         a scheduler or worker process ended; carries its last lines
     │   └── StartTimeout        a process did not come up in time
     └── MismatchError           environments differ; carries the differences
@@ -79,6 +82,10 @@ def _rebuild(cls: type[EnvsyncError], state: dict[str, object]) -> EnvsyncError:
     Exception.__init__(error, state.get("message", ""))
     error.__dict__.update(state)
     return error
+
+
+def _with_tail(text: str, what: str, tail: Sequence[str]) -> str:
+    return "\n".join([text, f"  {what}:", *(f"  | {line}" for line in tail)]) if tail else text
 
 
 class ConfigurationError(EnvsyncError):
@@ -215,6 +222,45 @@ class SubmitError(BatchError):
     """A batch system refused a job, or nobody knows whether it took it."""
 
 
+class CloudError(ClusterError):
+    """A cloud refused what was asked of it, or does not answer."""
+
+
+class CapacityError(CloudError):
+    """A cloud has no such machine there now, or not for this account: another place may have it.
+
+    Parameters
+    ----------
+    message, where, hint : str
+        As for `EnvsyncError`.
+    scope : {"zone", "region"}
+        What lacks it.
+    """
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", scope: str = "zone") -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.scope = scope
+
+
+class BootError(CloudError):
+    """A machine did not come up.
+
+    Parameters
+    ----------
+    message, where, hint : str
+        As for `EnvsyncError`.
+    tail : sequence of str
+        The last lines of its console.
+    """
+
+    def __init__(self, message: str, *, where: str = "", hint: str = "", tail: Sequence[str] = ()) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.tail = tuple(tail)
+
+    def __str__(self) -> str:
+        return _with_tail(super().__str__(), "the end of its console", self.tail)
+
+
 class JobFailed(BatchError):  # noqa: N818 - the event is the name
     """A job ended before its workers were there, or will never start."""
 
@@ -246,10 +292,7 @@ class ProcessDied(ClusterError):  # noqa: N818 - the event is the name
         self.tail = tuple(tail)
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if self.tail:
-            text += "\n  its last lines:\n" + "\n".join(f"  | {line}" for line in self.tail)
-        return text
+        return _with_tail(super().__str__(), "its last lines", self.tail)
 
 
 class StartTimeout(ClusterError):  # noqa: N818 - the event is the name

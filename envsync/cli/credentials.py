@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import stat
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envsync.agent.owner import lives, read_owner, write_owner
+from envsync.agent.owner import write_owner
+from envsync.scratch import sweep_temporary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,19 +61,5 @@ def _as_file(value: str, file: Path) -> str:
 
 
 def sweep() -> None:
-    """Remove the certificates of clusters whose ``envsync run`` was killed before it could do so.
-
-    Only this user's folders count, and only those whose process of this machine is known to be gone.
-    """
-    try:
-        found = [entry for entry in os.scandir(tempfile.gettempdir()) if entry.name.startswith(_PREFIX)]
-    except OSError:
-        return
-    for entry in found:
-        with contextlib.suppress(OSError):
-            status = entry.stat(follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-                continue
-            owner = read_owner(Path(entry.path))
-            if owner and lives(owner) is False:
-                shutil.rmtree(entry.path)
+    """Remove the certificates of clusters whose ``envsync run`` was killed before it could do so."""
+    sweep_temporary(_PREFIX)

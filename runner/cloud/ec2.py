@@ -1,0 +1,514 @@
+"""Amazon EC2, through boto3, which is imported nowhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from typing import TYPE_CHECKING, Any
+
+import stamina
+
+from envsync.errors import CapacityError, CloudError
+from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Price, Provider, Shared, Tags
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from envsync.runner.cloud.provider import Market, State
+
+__all__ = ["EC2Provider", "on_demand_price"]
+
+DEBIAN = "136693071363"
+"""Debian's own account, the same in every region."""
+
+_IMAGE = {"x86_64": "debian-12-amd64-2*", "arm64": "debian-12-arm64-2*"}
+_STATES: dict[str, State] = {
+    "pending": "pending",
+    "running": "running",
+    "stopping": "stopped",
+    "stopped": "stopped",
+    "shutting-down": "ending",
+    "terminated": "ended",
+}
+_ZONE_LACKS = frozenset(
+    {"InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientCapacity", "Unsupported"}
+)
+_REGION_LACKS = frozenset({"InstanceLimitExceeded", "VcpuLimitExceeded", "MaxSpotInstanceCountExceeded"})
+_DENIED = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
+_UNKNOWN = frozenset(
+    {"AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException"}
+)
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+_AGAIN = frozenset(
+    {"RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure"}
+) | {"Unavailable", "ServiceUnavailable"}
+_ATTEMPTS = 8  # how often a call is made that is throttled or whose answer is lost
+_AT_ONCE = 32  # calls of one cluster; botocore's own limit is ten
+
+
+class EC2Provider(Provider):
+    """EC2, with the account that boto3 finds.
+
+    Parameters
+    ----------
+    regions : sequence of str
+        Where machines may be made, the first choice first.
+    zones : sequence of str
+        Only in these zones, such as ``"eu-west-1b"``, in this order.
+    image : str
+        An image's id, or a name pattern of images whose newest is taken; Debian's own if empty.
+    image_owner : str
+        Whose images a name pattern is about: an account, ``"self"`` or ``"amazon"``.
+    subnets : sequence of str
+        Subnets instead of each zone's default one.
+    instance_profile : str
+        The name of a profile whose role the machines have.
+    placement_group : str
+        The name of a placement group for them.
+    reached_from : sequence of str
+        Networks that may reach the machines' sshd, as ``"203.0.113.0/24"``.
+    profile : str, optional
+        A profile of the user's AWS configuration.
+    """
+
+    name = "ec2"
+
+    def __init__(
+        self,
+        regions: Sequence[str],
+        *,
+        zones: Sequence[str] = (),
+        image: str = "",
+        image_owner: str = "",
+        subnets: Sequence[str] = (),
+        instance_profile: str = "",
+        placement_group: str = "",
+        reached_from: Sequence[str] = ("0.0.0.0/0",),
+        profile: str | None = None,
+    ) -> None:
+        boto3 = _boto3()
+        self._session = boto3.Session(profile_name=profile)
+        chosen = tuple(regions) or tuple(filter(None, [self._session.region_name]))
+        if not chosen:
+            raise CloudError(
+                "no region is given, and boto3's configuration has none",
+                where="ec2",
+                hint="Name one: EC2(..., region='eu-west-1'), or set AWS_DEFAULT_REGION.",
+            )
+        self.regions = chosen
+        self._zones = tuple(zones)
+        self._image = image
+        self._image_owner = image_owner or ("" if image else DEBIAN)
+        self._subnets = tuple(subnets)
+        self._instance_profile = instance_profile
+        self._placement_group = placement_group
+        self._reached_from = tuple(reached_from)
+        self._clients: dict[tuple[str, str, int], Any] = {}
+
+    def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
+        """Return the zones, or subnets, in which EC2 offers a type. See `Provider.zones`."""
+        client = self._client(region)
+        with _translated(region):
+            if self._subnets:
+                found = client.describe_subnets(SubnetIds=list(self._subnets))["Subnets"]
+                at = {one["SubnetId"]: one["AvailabilityZone"] for one in found}
+                return tuple(f"{at[subnet]}/{subnet}" for subnet in self._subnets if subnet in at)
+            offered = client.describe_instance_type_offerings(
+                LocationType="availability-zone",
+                Filters=[{"Name": "instance-type", "Values": [machine_type]}],
+            )["InstanceTypeOfferings"]
+        there = sorted(one["Location"] for one in offered)
+        wanted = tuple(zone for zone in self._zones if zone.startswith(region))
+        return tuple(zone for zone in wanted if zone in there) if wanted else tuple(there)
+
+    def open(self, region: str, machine_type: str, tags: Tags, public_key: str) -> Shared:
+        """Import the key, make the security group, look the image up. See `Provider.open`."""
+        client = self._client(region)
+        name = f"envsync-{tags.cluster}"
+        with _translated(region):
+            image = self._find_image(client, region, machine_type)
+            with _but_for("InvalidKeyPair.Duplicate"):
+                client.import_key_pair(
+                    KeyName=name,
+                    PublicKeyMaterial=public_key.encode(),
+                    TagSpecifications=[_tagged("key-pair", tags)],
+                )
+            return Shared(region=region, key=name, group=self._make_group(client, name, tags), image=image)
+
+    def create(self, request: MachineRequest) -> Machine:
+        """Run one instance. See `Provider.create`."""
+        kinds = ["instance", "volume", "network-interface"]
+        zone, _, subnet = request.zone.partition("/")
+        asked: dict[str, Any] = {
+            "ImageId": request.shared.image,
+            "InstanceType": request.type,
+            "MinCount": 1,
+            "MaxCount": 1,
+            "ClientToken": request.token,
+            "KeyName": request.shared.key,
+            "SecurityGroupIds": [request.shared.group],
+            "UserData": request.user_data,
+            "InstanceInitiatedShutdownBehavior": "terminate",
+            "MetadataOptions": {"HttpTokens": "required", "HttpEndpoint": "enabled"},
+        }
+        placement = {"AvailabilityZone": zone if not subnet else "", "GroupName": self._placement_group}
+        if any(placement.values()):
+            asked["Placement"] = {key: value for key, value in placement.items() if value}
+        if subnet:
+            asked["SubnetId"] = subnet
+        if self._instance_profile:
+            asked["IamInstanceProfile"] = {"Name": self._instance_profile}
+        if request.market == "spot":
+            kinds.append("spot-instances-request")
+            asked["InstanceMarketOptions"] = {
+                "MarketType": "spot",
+                "SpotOptions": {"SpotInstanceType": "one-time", "InstanceInterruptionBehavior": "terminate"},
+            }
+        # EC2 says "no capacity" as a server's error: boto3 would ask the same zone again, time after time
+        client = self._client(request.shared.region, attempts=1)
+        with _translated(request.shared.region, request.type, zone):
+            if request.disk:
+                asked["BlockDeviceMappings"] = [
+                    {
+                        "DeviceName": self._root_device(request.shared.region, request.shared.image),
+                        "Ebs": {"VolumeSize": request.disk, "VolumeType": "gp3", "DeleteOnTermination": True},
+                    }
+                ]
+            asked["TagSpecifications"] = [_tagged(kind, request.tags) for kind in kinds]
+            for attempt in stamina.retry_context(
+                on=_worth_another_try, attempts=_ATTEMPTS, timeout=180.0, wait_initial=0.5, wait_max=20.0
+            ):
+                with attempt:
+                    (made,) = client.run_instances(**asked)["Instances"]
+        return _machine(made, request.shared.region)
+
+    def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+        """Return a cluster's instances. See `Provider.describe`."""
+        with _translated(region):
+            pages = (
+                self._client(region)
+                .get_paginator("describe_instances")
+                .paginate(Filters=[{"Name": f"tag:{CLUSTER}", "Values": [cluster]}])
+            )
+            return tuple(
+                _machine(instance, region)
+                for page in pages
+                for reservation in page["Reservations"]
+                for instance in reservation["Instances"]
+            )
+
+    def terminate(self, region: str, ids: Sequence[str]) -> None:
+        """Terminate instances. See `Provider.terminate`."""
+        if not ids:
+            return
+        client = self._client(region)
+        with _translated(region):
+            try:
+                client.terminate_instances(InstanceIds=list(ids))
+            except _client_error() as error:
+                if not _code(error).startswith("InvalidInstanceID"):
+                    raise
+                if len(ids) > 1:  # one that is unknown keeps EC2 from ending any
+                    for one in ids:
+                        self.terminate(region, [one])
+
+    def console(self, region: str, identity: str) -> str:
+        """Return the console's output as it is now. See `Provider.console`."""
+        client = self._client(region)
+        with _translated(region):
+            try:
+                answer = client.get_console_output(InstanceId=identity, Latest=True)
+            except _client_error() as error:
+                if _code(error).startswith("InvalidInstanceID"):
+                    return ""
+                if _code(error) not in ("UnsupportedOperation", "InvalidParameterCombination"):
+                    raise
+                answer = client.get_console_output(
+                    InstanceId=identity
+                )  # types before Nitro: as of some minutes ago
+        return str(answer.get("Output", ""))
+
+    def close(self, region: str, cluster: str) -> tuple[str, ...]:
+        """Delete a cluster's keys and security groups. See `Provider.close`."""
+        client = self._client(region)
+        ours = [{"Name": f"tag:{CLUSTER}", "Values": [cluster]}]
+        left = []
+        with _translated(region):
+            for key in client.describe_key_pairs(Filters=ours)["KeyPairs"]:
+                client.delete_key_pair(KeyName=key["KeyName"])
+            for group in client.describe_security_groups(Filters=ours)["SecurityGroups"]:
+                try:
+                    with _but_for("InvalidGroup.NotFound"):
+                        client.delete_security_group(GroupId=group["GroupId"])
+                except _client_error() as error:  # noqa: PERF203 - of few
+                    if _code(error) not in ("DependencyViolation", "InvalidGroup.InUse"):
+                        raise
+                    left.append(group["GroupId"])
+        return tuple(left)
+
+    def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:
+        """Return the price now: of spot machines, or of the price list. See `Provider.price`."""
+        try:
+            if market == "on-demand":
+                answer = self._client("us-east-1", "pricing", attempts=2).get_products(
+                    ServiceCode="AmazonEC2", Filters=_product(region, machine_type)
+                )
+                return on_demand_price(answer["PriceList"])
+            asked: dict[str, Any] = {"AvailabilityZone": zone.partition("/")[0]} if zone else {}
+            answer = self._client(region).describe_spot_price_history(
+                InstanceTypes=[machine_type], ProductDescriptions=["Linux/UNIX"], MaxResults=20, **asked
+            )
+        except Exception as error:
+            if isinstance(error, _any_error()):
+                return None
+            raise
+        history = sorted(answer["SpotPriceHistory"], key=lambda one: one["Timestamp"])
+        if not history:
+            return None
+        latest = history[-1]
+        date = latest["Timestamp"].strftime("%Y-%m-%d")
+        return Price(
+            amount=float(latest["SpotPrice"]), currency="USD", source="EC2 spot price history", date=date
+        )
+
+    # -- inner
+
+    def _client(self, region: str, service: str = "ec2", attempts: int = _ATTEMPTS) -> Any:
+        key = (region, service, attempts)
+        if key not in self._clients:
+            from botocore.config import Config
+
+            # "standard": throttling, lost connections and 5xx are tried again, with growing waits
+            retries = {"mode": "standard", "total_max_attempts": attempts}
+            config = Config(
+                retries=retries, max_pool_connections=_AT_ONCE, connect_timeout=10, read_timeout=60
+            )
+            with _translated(region):
+                self._clients[key] = self._session.client(service, region_name=region, config=config)
+        return self._clients[key]
+
+    def _find_image(self, client: Any, region: str, machine_type: str) -> str:
+        if self._image.startswith("ami-"):
+            return self._image
+        types = client.describe_instance_types(InstanceTypes=[machine_type])["InstanceTypes"]
+        architecture = types[0]["ProcessorInfo"]["SupportedArchitectures"][-1]
+        pattern = self._image or _IMAGE.get(architecture, "")
+        asked: dict[str, Any] = {"Owners": [self._image_owner]} if self._image_owner else {}
+        found = client.describe_images(
+            Filters=[
+                {"Name": "name", "Values": [pattern]},
+                {"Name": "architecture", "Values": [architecture]},
+                {"Name": "state", "Values": ["available"]},
+            ],
+            **asked,
+        )["Images"]
+        if not found:
+            raise CloudError(
+                f"there is no image called {pattern!r} for {architecture}"
+                + (f" of {self._image_owner}" if self._image_owner else ""),
+                where=region,
+                hint="Name another: EC2(..., image='ami-...'), or a name pattern with image_owner=.",
+            )
+        newest = max(found, key=lambda image: (image["CreationDate"], image["Name"]))
+        return str(newest["ImageId"])
+
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - a provider lives as long as its cluster
+    def _root_device(self, region: str, image: str) -> str:
+        (found,) = self._client(region).describe_images(ImageIds=[image])["Images"]
+        return str(found["RootDeviceName"])
+
+    def _make_group(self, client: Any, name: str, tags: Tags) -> str:
+        """Make the security group: sshd from where the user said, everything among the machines."""
+        network = self._network(client)
+        here = [{"Name": "group-name", "Values": [name]}, {"Name": "vpc-id", "Values": [network]}]
+        found = client.describe_security_groups(Filters=here)["SecurityGroups"]
+        if found:
+            group = str(found[0]["GroupId"])
+        else:
+            group = str(
+                client.create_security_group(
+                    GroupName=name,
+                    Description=f"envsync cluster {tags.cluster}",
+                    VpcId=network,
+                    TagSpecifications=[_tagged("security-group", tags)],
+                )["GroupId"]
+            )
+        ssh: dict[str, Any] = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+        ssh["IpRanges"] = [{"CidrIp": one} for one in self._reached_from if ":" not in one]
+        ssh["Ipv6Ranges"] = [{"CidrIpv6": one} for one in self._reached_from if ":" in one]
+        ssh = {key: value for key, value in ssh.items() if value != []}
+        among = {
+            "IpProtocol": "tcp",
+            "FromPort": 0,
+            "ToPort": 65535,
+            "UserIdGroupPairs": [{"GroupId": group}],
+        }
+        for rule in (ssh, among):
+            with _but_for("InvalidPermission.Duplicate"):
+                client.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
+        return group
+
+    def _network(self, client: Any) -> str:
+        if self._subnets:
+            return str(client.describe_subnets(SubnetIds=[self._subnets[0]])["Subnets"][0]["VpcId"])
+        found = client.describe_vpcs(Filters=[{"Name": "is-default", "Values": ["true"]}])["Vpcs"]
+        if not found:
+            raise CloudError(
+                "the account has no default network there",
+                where=client.meta.region_name,
+                hint="Name subnets: EC2(..., subnets=['subnet-...']).",
+            )
+        return str(found[0]["VpcId"])
+
+
+def on_demand_price(price_list: Sequence[str]) -> Price | None:
+    """Return what the AWS price list says an hour costs, None if it says nothing.
+
+    Parameters
+    ----------
+    price_list : sequence of str
+        The products that GetProducts has found, each as JSON.
+    """
+    for text in price_list:
+        for offer in json.loads(text)["terms"].get("OnDemand", {}).values():
+            for dimension in offer["priceDimensions"].values():
+                amount = float(dimension["pricePerUnit"].get("USD", 0))
+                if amount > 0 and dimension["unit"] == "Hrs":
+                    date = str(offer["effectiveDate"])[:10]
+                    return Price(amount=amount, currency="USD", source="AWS price list", date=date)
+    return None
+
+
+def _product(region: str, machine_type: str) -> list[dict[str, str]]:
+    fields = {
+        "regionCode": region,
+        "instanceType": machine_type,
+        "operatingSystem": "Linux",
+        "tenancy": "Shared",
+        "preInstalledSw": "NA",
+        "capacitystatus": "Used",
+    }
+    return [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in fields.items()]
+
+
+def _tagged(kind: str, tags: Tags) -> dict[str, Any]:
+    return {
+        "ResourceType": kind,
+        "Tags": [{"Key": key, "Value": value} for key, value in tags.to_dict().items()],
+    }
+
+
+def _machine(found: Mapping[str, Any], region: str) -> Machine:
+    return Machine(
+        id=found["InstanceId"],
+        region=region,
+        zone=found.get("Placement", {}).get("AvailabilityZone", ""),
+        type=found["InstanceType"],
+        state=_STATES.get(found["State"]["Name"], "pending"),
+        market="spot" if found.get("InstanceLifecycle") == "spot" else "on-demand",
+        public_address=found.get("PublicIpAddress") or "",
+        private_address=found.get("PrivateIpAddress") or "",
+        reason=found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "",
+        tags={one["Key"]: one["Value"] for one in found.get("Tags", ())},
+    )
+
+
+# -- errors
+
+
+def _boto3() -> Any:
+    try:
+        import boto3
+    except ImportError as error:
+        raise CloudError(
+            "EC2 needs boto3, which is not installed",
+            where="ec2",
+            hint="Install it: pip install 'dask-envsync[ec2]'",
+        ) from error
+    return boto3
+
+
+def _client_error() -> Any:
+    from botocore.exceptions import ClientError
+
+    return ClientError
+
+
+def _any_error() -> Any:
+    from botocore.exceptions import BotoCoreError
+
+    return (_client_error(), BotoCoreError)
+
+
+def _worth_another_try(error: Exception) -> bool:
+    """Whether EC2 was too busy, or nobody knows what it did: the token makes that safe."""
+    from botocore.exceptions import HTTPClientError
+
+    return isinstance(error, HTTPClientError) or (
+        isinstance(error, _client_error()) and _code(error) in _AGAIN
+    )
+
+
+def _code(error: Any) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@contextlib.contextmanager
+def _but_for(code: str) -> Iterator[None]:
+    """Pass over an error that says that all is as it should be."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, _client_error()) or _code(error) != code:
+            raise
+
+
+@contextlib.contextmanager
+def _translated(region: str, machine_type: str = "", zone: str = "") -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, _any_error()):
+            raise
+        raise _translate(error, region, machine_type, zone) from error
+
+
+def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudError:
+    where = f"ec2 {zone or region}"
+    if not isinstance(error, _client_error()):
+        return CloudError(
+            f"EC2 could not be asked: {error}",
+            where=where,
+            hint="Are there credentials (aws configure, or AWS_PROFILE), and is the region's name right?",
+        )
+    code = _code(error)
+    said = str(error.response.get("Error", {}).get("Message", "")) or code
+    what = f"{said} ({code})"
+    if code in _ZONE_LACKS or "No default subnet" in said:
+        return CapacityError(
+            f"no {machine_type} is to be had: {what}",
+            where=where,
+            hint="Try another region or type.",
+            scope="zone",
+        )
+    if code in _REGION_LACKS:
+        return CapacityError(
+            f"the account may not have more {machine_type}: {what}",
+            where=where,
+            hint="Have the quota raised (Service Quotas, EC2), or take another region or type.",
+            scope="region",
+        )
+    hints: list[tuple[Callable[[], bool], str]] = [
+        (lambda: code in _DENIED, "Give this identity the permissions that docs/howto-ec2.md lists."),
+        (lambda: code in _UNKNOWN, "The credentials are not valid: look at `aws sts get-caller-identity`."),
+        (lambda: code in _EXPIRED, "The credentials have expired: log in again, then start again."),
+        (
+            lambda: code.startswith("InvalidAMI"),
+            "Is the image in this region? Give its id there, or its name.",
+        ),
+        (lambda: "InstanceType" in said or code == "InvalidInstanceType", "Is the type's name right?"),
+        (lambda: code == "RequestLimitExceeded", "The account makes too many calls: wait a minute."),
+    ]
+    hint = next((text for fits, text in hints if fits()), "See EC2's documentation of that error.")
+    return CloudError(f"EC2 refused: {what}", where=where, hint=hint)

@@ -1,0 +1,226 @@
+"""What envsync asks of a cloud, and the values that go to and fro.
+
+A provider makes machines, says how they stand, ends them, and knows what they cost; nothing of SSH, Dask or
+environments. Its methods block: callers run them in threads. What is asked for twice is done once, and ending
+what has ended is silent.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "CLUSTER",
+    "DEADLINE",
+    "OWNER",
+    "Machine",
+    "MachineRequest",
+    "Market",
+    "Price",
+    "Provider",
+    "Shared",
+    "Tags",
+]
+
+Market = Literal["on-demand", "spot"]
+State = Literal["pending", "running", "stopped", "ending", "ended"]
+
+CLUSTER, OWNER, DEADLINE = "envsync:cluster", "envsync:owner", "envsync:deadline"
+"""The tags that every resource has from the call on that makes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tags:
+    """Whose a resource is.
+
+    Attributes
+    ----------
+    cluster : str
+        The cluster's name, of one start: no other has it.
+    owner : str
+        Who started it, such as ``"ada@laptop"``.
+    deadline : str
+        When it has to be gone, as ``2026-11-29T18:00:00Z``; empty if its cluster has no maximum life.
+    more : tuple of (str, str)
+        The user's own.
+    """
+
+    cluster: str
+    owner: str
+    deadline: str = ""
+    more: tuple[tuple[str, str], ...] = ()
+
+    def to_dict(self) -> dict[str, str]:
+        """Return keys and values."""
+        return {
+            **dict(self.more),
+            "Name": self.cluster,
+            CLUSTER: self.cluster,
+            OWNER: self.owner,
+            DEADLINE: self.deadline,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What the machines of a cluster share in a region, made before the first of them.
+
+    Attributes
+    ----------
+    region : str
+        Where.
+    key : str
+        The provider's name of the cluster's public key.
+    group : str
+        What says who reaches the machines: a security group, a firewall.
+    image : str
+        The image's identity.
+    """
+
+    region: str
+    key: str
+    group: str
+    image: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRequest:
+    """A machine to be made.
+
+    Attributes
+    ----------
+    shared : Shared
+        The region, and what it shares with others.
+    type : str
+        Such as ``"m7i.large"``.
+    zone : str
+        Where in the region; empty for anywhere.
+    market : {"on-demand", "spot"}
+        A spot machine is cheaper, and may be taken back.
+    token : str
+        However often a request of this token is made, one machine comes of it.
+    tags : Tags
+        Whose it is, and all that comes with it.
+    user_data : str
+        What it runs first. Everything on it can read that: no secrets.
+    disk : int
+        GiB of its root disk, which goes with it; 0 for the image's own size.
+    """
+
+    shared: Shared
+    type: str
+    zone: str = ""
+    market: Market = "on-demand"
+    token: str
+    tags: Tags
+    user_data: str = field(repr=False)
+    disk: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """A machine as the provider says it stands.
+
+    Attributes
+    ----------
+    id, region, zone, type : str
+        Which it is, where, and what.
+    state : {"pending", "running", "stopped", "ending", "ended"}
+        ``running`` says that it was switched on, not that it has booted.
+    market : {"on-demand", "spot"}
+        How it is paid for.
+    public_address, private_address : str
+        Empty where it has none (yet).
+    reason : str
+        Why it is in that state, in the provider's words.
+    tags : mapping of str to str
+        Its tags.
+    """
+
+    id: str
+    region: str
+    zone: str
+    type: str
+    state: State
+    market: Market = "on-demand"
+    public_address: str = ""
+    private_address: str = ""
+    reason: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """What a machine costs.
+
+    Attributes
+    ----------
+    amount : float
+        For an hour, in `currency`.
+    currency : str
+        ``"USD"``.
+    source : str
+        Who says so.
+    date : str
+        Since when it has been so, as ``2026-11-29``.
+    """
+
+    amount: float
+    currency: str
+    source: str
+    date: str
+
+
+class Provider(ABC):
+    """A cloud's account.
+
+    Every method raises CloudError for what the cloud refuses, with its own words; CapacityError where another
+    zone or region may have what this one lacks. What it throttles is asked again here.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``"ec2"``.
+    regions : tuple of str
+        Where machines may be made, the first choice first.
+    """
+
+    name: str
+    regions: tuple[str, ...]
+
+    @abstractmethod
+    def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
+        """Return the zones of a region that machines of a type can be made in, in the order to try."""
+
+    @abstractmethod
+    def open(self, region: str, machine_type: str, tags: Tags, public_key: str) -> Shared:
+        """Make what a cluster's machines share, or find what an earlier try of this cluster has made."""
+
+    @abstractmethod
+    def create(self, request: MachineRequest) -> Machine:
+        """Make a machine, tagged as it is made, that is gone for good when it shuts itself down."""
+
+    @abstractmethod
+    def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+        """Return the machines that have a cluster's tag; those that ended for as long as they are known."""
+
+    @abstractmethod
+    def terminate(self, region: str, ids: Sequence[str]) -> None:
+        """Begin to end machines; those that are gone or unknown are left out silently."""
+
+    @abstractmethod
+    def console(self, region: str, identity: str) -> str:
+        """Return what a machine has written to its console so far; empty if there is nothing yet."""
+
+    @abstractmethod
+    def close(self, region: str, cluster: str) -> tuple[str, ...]:
+        """Remove what a cluster's machines shared, found by its tag; return what is still in use."""
+
+    @abstractmethod
+    def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:
+        """Return what an hour of a machine costs, None where the cloud does not tell this account."""

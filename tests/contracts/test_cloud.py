@@ -1,0 +1,284 @@
+"""What every provider of machines does: EC2 on moto, and the fake that other tests use."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from envsync.errors import CapacityError, CloudError
+from envsync.runner.cloud.ec2 import EC2Provider, on_demand_price
+from envsync.runner.cloud.provider import (
+    CLUSTER,
+    DEADLINE,
+    OWNER,
+    Machine,
+    MachineRequest,
+    Market,
+    Provider,
+    Tags,
+)
+from tests.cloud_fake import FakeProvider
+from tests.lab.ec2_api import EC2Api
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
+TAGS = Tags(cluster="ada-1", owner="ada@laptop", deadline="2026-11-29T18:00:00Z", more=(("team", "x"),))
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[EC2Api]:
+    with EC2Api() as api, api.used():
+        yield api
+
+
+@dataclass
+class Account:
+    provider: Provider
+    region: str
+    type: str
+    run: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    def request(
+        self, tags: Tags = TAGS, *, token: str = "t1", market: Market = "on-demand"
+    ) -> MachineRequest:
+        shared = self.provider.open(self.region, self.type, tags, KEY)
+        (zone, *_) = self.provider.zones(self.region, self.type)
+        return MachineRequest(
+            shared=shared,
+            type=self.type,
+            zone=zone,
+            market=market,
+            token=f"{self.run}-{token}",
+            tags=tags,
+            user_data="#!/bin/sh\n",
+        )
+
+    def find(self, identity: str) -> Machine:
+        found = self.provider.describe(self.region, TAGS.cluster)  # those that ended are known for a while
+        (one,) = [one for one in found if one.id == identity]
+        return one
+
+    def alive(self, tags: Tags = TAGS) -> set[str]:
+        found = self.provider.describe(self.region, tags.cluster)
+        return {one.id for one in found if one.state not in ("ending", "ended")}
+
+
+@pytest.fixture(params=["ec2", "fake"])
+def account(request: pytest.FixtureRequest) -> Iterator[Account]:
+    if request.param == "fake":
+        yield Account(FakeProvider(), "north", "small")
+        return
+    request.getfixturevalue("api")
+    account = Account(EC2Provider(["eu-west-1"]), "eu-west-1", "m7i.large")
+    yield account
+    for name in (TAGS.cluster, "bob-1"):
+        account.provider.terminate(account.region, [*account.alive(replace(TAGS, cluster=name))])
+        assert account.provider.close(account.region, name) == ()
+
+
+def test_a_machine_is_made_tagged_found_and_ended(account: Account) -> None:
+    made = account.provider.create(account.request())
+    assert made.state in ("pending", "running")
+    assert made.type == account.type
+    found = account.find(made.id)
+    assert found.zone == account.provider.zones(account.region, account.type)[0]
+    assert (
+        found.tags.items()
+        >= {CLUSTER: "ada-1", OWNER: "ada@laptop", DEADLINE: TAGS.deadline, "team": "x"}.items()
+    )
+    assert found.private_address
+    account.provider.terminate(account.region, [made.id])
+    assert account.alive() == set()
+    account.provider.terminate(account.region, [made.id])  # silent: it is gone already
+
+
+def test_a_token_makes_one_machine(account: Account) -> None:
+    request = account.request()
+    assert account.provider.create(request).id == account.provider.create(request).id
+    other = account.provider.create(replace(request, token="t2"))
+    assert len(account.alive()) == 2
+    account.provider.terminate(account.region, [other.id])
+    assert len(account.alive()) == 1
+
+
+def test_what_is_shared_is_made_once_and_removed_when_nothing_uses_it(account: Account) -> None:
+    request = account.request()
+    assert account.provider.open(account.region, account.type, TAGS, KEY) == request.shared
+    made = account.provider.create(request)
+    assert account.provider.close(account.region, TAGS.cluster) != ()  # in use
+    account.provider.terminate(account.region, [made.id])
+    assert account.provider.close(account.region, TAGS.cluster) == ()
+    assert account.provider.close(account.region, TAGS.cluster) == ()
+
+
+def test_clusters_are_apart(account: Account) -> None:
+    bob = replace(TAGS, cluster="bob-1", owner="bob@desk")
+    ours = account.provider.create(account.request())
+    theirs = account.provider.create(account.request(bob, token="t2"))
+    assert account.alive() == {ours.id}
+    assert account.alive(bob) == {theirs.id}
+    account.provider.terminate(account.region, [ours.id])
+    account.provider.close(account.region, TAGS.cluster)
+    assert account.alive(bob) == {theirs.id}
+
+
+def test_ending_what_is_not_there_is_silent_and_ends_the_others(account: Account) -> None:
+    made = account.provider.create(account.request())
+    account.provider.terminate(account.region, ["i-0123456789abcdef0", made.id])
+    assert account.alive() == set()
+    account.provider.terminate(account.region, [])
+
+
+def test_spot_machines_say_that_they_are(account: Account) -> None:
+    made = account.provider.create(account.request(market="spot"))
+    assert account.find(made.id).market == "spot"
+
+
+def test_a_console_that_says_nothing_is_empty(account: Account) -> None:
+    assert account.provider.console(account.region, account.provider.create(account.request()).id) == ""
+    assert account.provider.console(account.region, "i-0123456789abcdef0") == ""
+
+
+def test_a_type_that_is_not_there_is_an_error_that_says_so(account: Account) -> None:
+    assert account.provider.zones(account.region, "m7i.huge") == ()
+    with pytest.raises(CloudError, match=r"m7i\.huge") as told:
+        account.provider.open(account.region, "m7i.huge", TAGS, KEY)
+    assert told.value.hint
+
+
+# -- EC2 alone
+
+
+@pytest.fixture
+def ec2(api: EC2Api) -> Iterator[Account]:
+    account = Account(
+        EC2Provider(["eu-west-1"], reached_from=["203.0.113.0/24", "2001:db8::/32"]), "eu-west-1", "m7i.large"
+    )
+    api.asked.clear()
+    yield account
+    account.provider.terminate(account.region, [*account.alive()])
+    assert account.provider.close(account.region, TAGS.cluster) == ()
+    assert api.left() == {}
+
+
+def test_an_instance_is_asked_for_as_it_has_to_be(api: EC2Api, ec2: Account) -> None:
+    request = replace(ec2.request(market="spot"), disk=40)
+    ec2.provider.create(request)
+    (asked,) = [asked for action, asked in api.asked if action == "RunInstances"]
+    assert asked["ImageId"] == "ami-0000000000000de12"  # the newest of Debian's own, not of who calls his so
+    assert asked["MetadataOptions.HttpTokens"] == "required"
+    assert asked["InstanceInitiatedShutdownBehavior"] == "terminate"
+    assert asked["BlockDeviceMapping.1.Ebs.DeleteOnTermination"] == "true"
+    assert asked["BlockDeviceMapping.1.Ebs.VolumeSize"] == "40"
+    assert asked["InstanceMarketOptions.SpotOptions.InstanceInterruptionBehavior"] == "terminate"
+    tagged = {asked[f"TagSpecification.{number}.ResourceType"] for number in (1, 2, 3, 4)}
+    assert tagged == {"instance", "volume", "network-interface", "spot-instances-request"}
+    made = [action for action, _ in api.asked if action.startswith(("Run", "Create", "Import"))]
+    assert "CreateTags" not in made
+    client = api.client()
+    for found in (
+        client.describe_volumes()["Volumes"],
+        client.describe_key_pairs()["KeyPairs"],
+        [one for one in client.describe_security_groups()["SecurityGroups"] if one["GroupName"] != "default"],
+        [{"Tags": one["TagSet"]} for one in client.describe_network_interfaces()["NetworkInterfaces"]],
+    ):
+        (one,) = found
+        assert {"Key": CLUSTER, "Value": TAGS.cluster} in one["Tags"]
+
+
+def test_the_security_group_lets_in_ssh_and_its_own_machines(api: EC2Api, ec2: Account) -> None:
+    group = ec2.request().shared.group
+    (found,) = api.client().describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    rules = {(rule["FromPort"], rule["ToPort"]): rule for rule in found["IpPermissions"]}
+    assert set(rules) == {(22, 22), (0, 65535)}
+    assert [one["CidrIp"] for one in rules[22, 22]["IpRanges"]] == ["203.0.113.0/24"]
+    assert [one["CidrIpv6"] for one in rules[22, 22]["Ipv6Ranges"]] == ["2001:db8::/32"]
+    assert [one["GroupId"] for one in rules[0, 65535]["UserIdGroupPairs"]] == [group]
+
+
+def test_throttled_calls_and_lost_answers_are_made_again_and_make_one_machine(
+    api: EC2Api, ec2: Account
+) -> None:
+    request = ec2.request()
+    api.fail("RunInstances", "RequestLimitExceeded")
+    api.fail("RunInstances", "InternalError", after=True)
+    made = ec2.provider.create(request)
+    assert sum(action == "RunInstances" for action, _ in api.asked) == 3
+    api.fail("DescribeInstances", "RequestLimitExceeded")
+    assert ec2.alive() == {made.id}
+    api.fail("TerminateInstances", "RequestLimitExceeded")
+    ec2.provider.terminate(ec2.region, [made.id])
+    assert ec2.alive() == set()
+
+
+@pytest.mark.parametrize(
+    ("code", "scope"),
+    [("InsufficientInstanceCapacity", "zone"), ("VcpuLimitExceeded", "region"), ("Unsupported", "zone")],
+)
+def test_what_another_place_may_have_is_told_apart(api: EC2Api, ec2: Account, code: str, scope: str) -> None:
+    api.fail("RunInstances", code, "You have requested more than there is")
+    request = ec2.request()
+    with pytest.raises(CapacityError, match="more than there is") as told:
+        ec2.provider.create(request)
+    assert told.value.scope == scope
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"),
+    [
+        ("UnauthorizedOperation", "permissions"),
+        ("RequestExpired", "log in again"),
+        ("AuthFailure", "sts get-caller-identity"),
+    ],
+)
+def test_refusals_say_what_to_do(api: EC2Api, ec2: Account, code: str, hint: str) -> None:
+    request = ec2.request()
+    api.fail("RunInstances", code, "Not today")
+    with pytest.raises(CloudError, match="Not today") as told:
+        ec2.provider.create(request)
+    assert not isinstance(told.value, CapacityError)
+    assert hint in told.value.hint
+    assert api.variables["AWS_SECRET_ACCESS_KEY"] not in str(told.value)
+
+
+def test_images_are_found_by_name_for_the_machine(api: EC2Api, ec2: Account) -> None:
+    def image(machine_type: str, **options: str) -> str:
+        provider = EC2Provider(["eu-west-1"], **options)
+        return provider.open(ec2.region, machine_type, TAGS, KEY).image
+
+    assert image("m7g.large") == "ami-0000000000000de1a"
+    assert image("m7i.large", image="ami-0000000000000bad1") == "ami-0000000000000bad1"
+    named = image("m7i.large", image="ubuntu/images/*24.04*", image_owner="099720109477")
+    assert named == "ami-0000000000000ub24"
+    with pytest.raises(CloudError, match=r"no image called 'suse-\*' for x86_64"):
+        image("m7i.large", image="suse-*")
+
+
+def test_zones_and_subnets_that_are_asked_for_are_taken_in_that_order(api: EC2Api, ec2: Account) -> None:
+    asked = EC2Provider(["eu-west-1"], zones=["eu-west-1c", "eu-west-1a", "us-east-1a"])
+    assert asked.zones("eu-west-1", "m7i.large") == ("eu-west-1c", "eu-west-1a")
+    subnets = [one["SubnetId"] for one in api.client().describe_subnets()["Subnets"]][:2]
+    within = Account(EC2Provider(["eu-west-1"], subnets=subnets[::-1]), "eu-west-1", "m7i.large")
+    assert [zone.partition("/")[2] for zone in within.provider.zones("eu-west-1", "m7i.large")] == subnets[
+        ::-1
+    ]
+    made = within.provider.create(within.request())
+    (found,) = api.client().describe_instances(InstanceIds=[made.id])["Reservations"][0]["Instances"]
+    assert found["SubnetId"] == subnets[1]
+
+
+def test_prices_are_those_of_the_cloud_or_none(api: EC2Api, ec2: Account) -> None:
+    spot = ec2.provider.price("eu-west-1", "m7i.large", "spot")
+    assert spot is not None
+    assert spot.currency == "USD"
+    assert ec2.provider.price("eu-west-1", "m7i.large", "on-demand") is None  # moto has no price list
+    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.1121"}}
+    offer = {"effectiveDate": "2026-11-01T00:00:00Z", "priceDimensions": {"A.B.C": dimension}}
+    product = json.dumps({"product": {"attributes": {}}, "terms": {"OnDemand": {"A.B": offer}}})
+    found = on_demand_price([product])
+    assert found is not None
+    assert (found.amount, found.date) == (0.1121, "2026-11-01")
+    assert on_demand_price([]) is None

@@ -1,0 +1,172 @@
+"""Machines of a cluster: all of them up and known, or none of them left."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envsync.errors import BootError, CapacityError, CloudError
+from envsync.hooks import Hooks
+from envsync.runner.cloud.provider import Machine, MachineRequest, Tags
+from envsync.runner.cloud.renting import Plan, Rented
+from tests.cloud_fake import FakeProvider
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
+SAID = f"booting\n-----BEGIN SSH HOST KEY KEYS-----\n{KEY} root@a\n-----END SSH HOST KEY KEYS-----\n"
+
+
+class Heard(Hooks):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, where: str, text: str) -> None:
+        self.texts.append(text)
+
+
+class Booting(FakeProvider):
+    """Machines that say their host keys at once, but for some."""
+
+    def __init__(self, *rest: Any, mute: int = 0, **more: Any) -> None:
+        super().__init__(*rest, **more)
+        self.mute = mute
+
+    def create(self, request: MachineRequest) -> Machine:
+        made = super().create(request)
+        self.consoles.setdefault(made.id, SAID if self.mute <= 0 else "kernel panic: no root\n")
+        self.mute -= 1
+        return made
+
+
+def plan(count: int = 2, **more: Any) -> Plan:
+    tags = Tags(cluster="ada-1", owner="ada@laptop")
+    return Plan(**{"type": "small", "count": count, "tags": tags, "poll": 0.01, **more})
+
+
+def alive(provider: FakeProvider) -> list[Machine]:
+    return [one for one in provider.machines.values() if one.state != "ended"]
+
+
+async def test_machines_are_up_and_known_and_then_gone() -> None:
+    provider = Booting()
+    rented = Rented(provider, plan(3))
+    machines = await rented.start()
+    assert len(machines) == len(alive(provider)) == 3
+    config, known = rented.config.read_text(), Path(rented.config).with_name("known_hosts").read_text()
+    for machine in machines:
+        assert f"Host {machine.id}\n  HostName {machine.public_address}\n" in config
+        assert f"{machine.id} {KEY}\n" in known
+    assert rented.key.stat().st_mode & 0o777 == 0o600
+    await rented.close()
+    assert (alive(provider), provider.shared) == ([], {})
+    assert not rented.key.exists()
+    await rented.close()
+
+
+@pytest.mark.parametrize(
+    ("spot", "room", "had"),
+    [
+        ("never", {("north-a", "on-demand"): 1}, [("north-a", "on-demand"), ("north-b", "on-demand")]),
+        ("prefer", {("north-a", "spot"): 1}, [("north-a", "spot"), ("north-b", "spot")]),
+        (
+            "prefer",
+            {("north-a", "spot"): 1, ("north-b", "spot"): 0},
+            [("north-a", "on-demand"), ("north-a", "spot")],
+        ),
+        (
+            "only",  # one is not enough: none stays in the north
+            {("north-a", "spot"): 1, ("north-b", "spot"): 0},
+            [("south-a", "spot"), ("south-a", "spot")],
+        ),
+    ],
+)
+async def test_where_there_is_no_room_others_are_asked(spot: Any, room: Any, had: Any) -> None:
+    provider = Booting(room=dict(room))
+    rented = Rented(provider, plan(spot=spot))
+    await rented.start()
+    assert sorted((one.zone, one.market) for one in alive(provider)) == had
+    assert {one.region for one in alive(provider)} == {key.split("/")[0] for key in provider.shared}
+    await rented.close()
+    assert (alive(provider), provider.shared) == ([], {})
+
+
+async def test_no_room_anywhere_is_an_error_that_leaves_nothing() -> None:
+    room: Any = {(f"{region}-{zone}", "on-demand"): 0 for region in ("north", "south") for zone in "ab"}
+    room["south-b", "on-demand"] = 1
+    provider = Booting(room=room)
+    with pytest.raises(CapacityError, match=r"2 x small .* could not be had anywhere: no small there"):
+        await Rented(provider, plan()).start()
+    assert (alive(provider), provider.shared) == ([], {})
+    with pytest.raises(CapacityError, match="has no giant"):
+        await Rented(provider, plan(type="giant")).start()
+
+
+async def test_a_machine_that_does_not_come_up_is_replaced() -> None:
+    provider, heard = Booting(mute=1), Heard()
+    rented = Rented(provider, plan(2, boot=0.1), heard)
+    await rented.start()
+    assert len(provider.machines) == 3
+    assert len(alive(provider)) == 2
+    assert any("another is made in its place" in text for text in heard.texts)
+    await rented.close()
+
+
+async def test_and_given_up_with_its_consoles_end_when_the_other_does_not_either() -> None:
+    provider = Booting(mute=9)
+    with pytest.raises(BootError, match=r"within 0\.1 s") as told:
+        await Rented(provider, plan(2, boot=0.1)).start()
+    assert told.value.tail == ("kernel panic: no root",)
+    assert "| kernel panic" in str(told.value)
+    assert (alive(provider), provider.shared) == ([], {})
+
+
+async def test_a_machine_that_ends_while_it_boots_is_told_with_the_clouds_reason() -> None:
+    class Ending(Booting):
+        def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+            found = super().describe(region, cluster)
+            return tuple(
+                replace(one, state="ended", reason="Server.SpotInstanceTermination") for one in found
+            )
+
+    with pytest.raises(BootError, match=r"Server\.SpotInstanceTermination"):
+        await Rented(Ending(), plan(1)).start()
+
+
+async def test_a_start_that_is_cancelled_while_machines_are_made_leaves_none() -> None:
+    began, go = threading.Event(), threading.Event()
+
+    class Slow(Booting):
+        def create(self, request: MachineRequest) -> Machine:
+            began.set()
+            go.wait(10)
+            return super().create(request)
+
+    provider = Slow()
+    rented = Rented(provider, plan(2))
+    starting = asyncio.ensure_future(rented.start())
+    await asyncio.to_thread(began.wait, 10)
+    starting.cancel()
+    await asyncio.sleep(0.05)
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert len(provider.machines) >= 1  # made while it was cancelled
+    assert (alive(provider), provider.shared) == ([], {})
+    assert not rented.key.exists()
+
+
+async def test_what_cannot_be_ended_is_said() -> None:
+    class Stuck(Booting):
+        def terminate(self, region: str, ids: Any) -> None:
+            raise CloudError("the credentials have expired", where=region, hint="Log in again.")
+
+    provider = Stuck()
+    rented = Rented(provider, plan(1))
+    await rented.start()
+    with pytest.raises(CloudError, match="expired"):
+        await rented.close()
+    assert not rented.key.exists()
