@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envsync.runner.backends import SSH, Backend, Local
+    from envsync.runner.clouds import EC2, Cloud
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.existing import SyncEnvironment
     from envsync.runner.profiles import backend_from_config
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from envsync.runner.verifying import verify
 
 _HOMES = {
+    "EC2": "envsync.runner.clouds",
+    "Cloud": "envsync.runner.clouds",
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
     "Local": "envsync.runner.backends",
@@ -32,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "EC2",
     "LSF",
     "OAR",
     "PBS",
@@ -39,6 +43,7 @@ __all__ = [
     "SSH",
     "Backend",
     "Batch",
+    "Cloud",
     "HTCondor",
     "Local",
     "Slurm",

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from envsync.hooks import Hooks
     from envsync.runner.hosts.base import Host
+    from envsync.runner.session import Lease
 
 __all__ = ["SSH", "Backend", "Local"]
 
@@ -33,11 +35,32 @@ class Backend(ABC):
         process has ended is noticed at once.)
     local : bool
         Whether all of it is this machine: plain TCP on loopback then, and LocalCluster's layout.
+    lease : Lease or None
+        What its machines live by, where they are rented.
     """
 
     cache: str | None = None
     grace: float = GRACE
     local: bool = False
+    lease: Lease | None = None
+
+    async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
+        """Return the hosts of a cluster, made if they have to be.
+
+        Parameters
+        ----------
+        cluster : str
+            Its name, which is nobody else's.
+        n_workers : int or None
+            How many workers it begins with; None: as many as fit.
+        hooks : Hooks
+            Told about progress.
+        """
+        del cluster, n_workers, hooks
+        return self.hosts()
+
+    async def release(self) -> None:  # noqa: B027 - most have nothing to end
+        """End what `acquire` has made; silent if that is done. The hosts are closed."""
 
     @abstractmethod
     def hosts(self) -> list[Host]:

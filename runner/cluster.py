@@ -276,7 +276,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
-        self._hosts = self.backend.hosts()
+        self._hosts = await self.backend.acquire(
+            cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
+        )
         locks = Locks(self.hooks) if wanted is None and image is None else None
         self.prepared = await prepare(
             self._hosts,
@@ -286,6 +288,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             shared=shared,
             cache=self.backend.cache,
             grace=self.backend.grace,
+            lease=self.backend.lease,
             on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
             hooks=self.hooks,
             cwd=self.cwd,
@@ -408,6 +411,17 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hosts, self._hosts = self._hosts, []
             await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)
             await asyncio.gather(*(host.close() for host in hosts), return_exceptions=True)
+            await self._release()
+
+    async def _release(self) -> None:
+        """End rented machines. What could not be ended is told, and raised if nothing else is."""
+        try:
+            await self.backend.release()
+        except EnvsyncError as error:
+            self.hooks.failed(error.where or "cluster", error.message)
+            logger.error("%s", error)
+            if self.status != Status.failed:
+                raise
 
     def _give_up(self) -> None:
         """End what an interrupted start left, and the loop's thread."""
@@ -420,7 +434,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
         if not getattr(self, "asynchronous", True):
             with contextlib.suppress(Exception):
-                super().sync(end, callback_timeout=30)
+                # rented machines take a while to be gone; whoever interrupts again leaves them to it
+                super().sync(end, callback_timeout=30 if self.backend.lease is None else 330)
             self._loop_runner.stop()
 
     def _process_lost(self, process: DaskProcess) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from envsync.plugins.compare import Difference
     from envsync.runner.containers import Container, ImageName
     from envsync.runner.hosts.base import Host
+    from envsync.runner.session import Lease
     from envsync.runner.taking import Giver
     from envsync.snapshot import Snapshot
     from envsync.store import Store
@@ -97,6 +98,7 @@ async def prepare(
     allow_substitutes: bool = False,
     on_mismatch: Mismatch = "raise",
     grace: float = 10.0,
+    lease: Lease | None = None,
     hooks: Hooks | None = None,
     limit: int = LIMIT,
     cwd: str | None = None,
@@ -135,6 +137,8 @@ async def prepare(
         because something in it had changed.
     grace : float
         Seconds without a sign of life from here after which the agents end everything.
+    lease : Lease, optional
+        That of rented machines, which the agents renew.
     hooks : Hooks, optional
         Told about progress.
     limit : int
@@ -181,7 +185,7 @@ async def prepare(
         work.supply = StoredSupply(pulled, work.supply)
     looking = asyncio.ensure_future(work.look(image, manifests))  # while the hosts are connected to
     try:
-        sessions = await work.open(hosts, cache=cache, grace=grace)
+        sessions = await work.open(hosts, cache=cache, grace=grace, lease=lease)
     except BaseException:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
@@ -217,7 +221,9 @@ class _Work:
     began: float = field(default_factory=time.monotonic)
     collecting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def open(self, hosts: Sequence[Host], *, cache: str | None, grace: float) -> list[Session]:
+    async def open(
+        self, hosts: Sequence[Host], *, cache: str | None, grace: float, lease: Lease | None
+    ) -> list[Session]:
         """Open a session on every host; on none if one fails, after all were tried."""
         supply = self.supply
         assert supply is not None
@@ -226,7 +232,9 @@ class _Work:
         async def one(host: Host) -> Session:
             meter = Meter(self.hooks)
             with self._telling(host):
-                session = await Session.open(host, cache=cache, grace=grace, supply=supply, hooks=meter)
+                session = await Session.open(
+                    host, cache=cache, grace=grace, lease=lease, supply=supply, hooks=meter
+                )
             sessions.append(session)
             self.meters[id(session)] = meter
             return session

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from envsync.supply import Supply
     from envsync.trees import Manifest
 
-__all__ = ["Environment", "Remote", "Session"]
+__all__ = ["Environment", "Lease", "Remote", "Session"]
 
 _BEAT = 3.0  # seconds between two signs of life, at most
 
@@ -57,6 +57,22 @@ class Environment:
     python: str
     created: bool
     report: dict[str, Any] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """What a rented machine lives by.
+
+    Attributes
+    ----------
+    path : str
+        The file there that says until when.
+    seconds : float
+        How long it lives after each sign of life from here.
+    """
+
+    path: str
+    seconds: float
 
 
 class Session:
@@ -100,6 +116,7 @@ class Session:
         *,
         cache: str | None = None,
         grace: float = 10.0,
+        lease: Lease | None = None,
         supply: Supply,
         hooks: Hooks | None = None,
     ) -> Session:
@@ -113,6 +130,8 @@ class Session:
             The cache folder there; ``$ENVSYNC_CACHE`` or ``~/.cache/envsync`` there if not given.
         grace : float
             Seconds without a sign of life from here after which the agent ends everything.
+        lease : Lease, optional
+            The machine's own, which the agent is to renew while it hears from here.
         supply : Supply
             What the host is given from.
         hooks : Hooks, optional
@@ -136,6 +155,8 @@ class Session:
         session._wire = Wire(channel, host.name, beat=beat, on_event=session._hear, on_end=session._lost)
         try:
             session.facts = await session._wire.first()
+            if lease is not None:
+                await session.request("lease", path=lease.path, seconds=lease.seconds)
         except BaseException:
             await session.close()
             raise

@@ -27,6 +27,7 @@ from .running import Runner
 
 if TYPE_CHECKING:
     from .allotting import Allotment
+    from .lease import Lease
     from .supervise import Child
 
 __all__ = ["serve"]
@@ -72,6 +73,7 @@ class _Server:
         self.wake, self.woken = os.pipe()
         self.leaving = False
         self.ending = threading.Event()
+        self.lease: Lease | None = None
         self.workers: list[threading.Thread] = []
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
@@ -131,6 +133,8 @@ class _Server:
                 if not data:
                     return
                 heard = time.monotonic()
+                if self.lease is not None:
+                    self.lease.renew(heard)
                 searched = len(buffer)
                 buffer += data
                 if b"\n" in memoryview(buffer)[searched:].tobytes():
@@ -155,6 +159,8 @@ class _Server:
             self.leaving = True
             self._stop_all()
             self.out.emit({"id": request.get("id"), "ok": None})
+        elif verb == "lease":  # in this thread, which renews it
+            self._answer(self.hold, request)
         elif verb == "spawn":  # in this thread: a child dies with the thread that started it
             self._answer(self.spawn, request)
         else:
@@ -183,6 +189,12 @@ class _Server:
             hint = "This is a defect of envsync: please report it."
             answer = {"id": number, "error": Problem("defect", f"{request['do']}: {what}", hint).to_dict()}
         self.out.emit(answer)
+
+    def hold(self, request: Mapping[str, Any]) -> None:
+        """Renew this machine's lease from now on, whenever the client is heard."""
+        from .lease import Lease
+
+        self.lease = Lease(request["path"], float(request["seconds"]))
 
     def spawn(self, request: Mapping[str, Any]) -> dict[str, int]:
         """Start a process."""

@@ -1,0 +1,266 @@
+"""Backends whose hosts are rented: machines that are made for a cluster, and end with it."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import math
+import re
+import socket
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from dask.utils import parse_bytes, parse_timedelta
+
+from envsync.errors import ClusterError
+from envsync.runner.backends import GRACE, Backend
+from envsync.runner.cloud.provider import Tags
+from envsync.runner.cloud.renting import Plan, Rented
+from envsync.runner.cloud.userdata import LEASE
+from envsync.runner.session import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from envsync.hooks import Hooks
+    from envsync.runner.cloud.provider import Machine, Provider
+    from envsync.runner.cloud.renting import Spot
+    from envsync.runner.hosts.base import Host
+
+__all__ = ["EC2", "Cloud"]
+
+_LAST_HOPE = 1.5  # of the time after which agents give up: machines live a little longer than what runs there
+
+
+class Cloud(Backend):
+    """Machines that are rented for one cluster at a time.
+
+    The first runs the scheduler, and workers as the others do. Each ends itself, and is gone for good, when
+    it has not heard from here for a while: whatever becomes of this process, none goes on.
+
+    Parameters
+    ----------
+    type : str
+        Of the machines.
+    spot : {"never", "prefer", "only"}
+        Whether they may be cheaper ones, which can be taken back; ``"prefer"``: others if there are none.
+    disk : int, float or str, optional
+        The size of each root disk, such as ``"100 GB"``; the image's own if not given.
+    workers_per_machine : int
+        How many workers `n_workers` counts on for each machine.
+    client_timeout : float or str
+        How long without a sign of life from here until each machine ends itself: ``"2 min"``, or seconds.
+    max_lifetime : float or str, optional
+        How long each machine may live at most, as ``"8 h"``.
+    boot_timeout : float or str
+        How long each has to come up before it is replaced, and its replacement before the start is given up.
+    commands : sequence of str
+        Shell commands that each machine runs when it boots. They can be read there: no secrets.
+    private : bool
+        Whether machines are reached by their private addresses, over a VPN or from within the network.
+    tags : mapping of str to str, optional
+        More tags of everything that is made.
+    cache : str, optional
+        The cache folder on the machines.
+
+    Raises
+    ------
+    ValueError
+        A number or a word makes no sense.
+    """
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - what everybody calls it
+        *,
+        spot: Spot = "never",
+        disk: str | float | None = None,
+        workers_per_machine: int = 1,
+        client_timeout: float | str = "2 min",
+        max_lifetime: float | str | None = None,
+        boot_timeout: float | str = "5 min",
+        commands: Sequence[str] = (),
+        private: bool = False,
+        tags: Mapping[str, str] | None = None,
+        cache: str | None = None,
+    ) -> None:
+        if spot not in ("never", "prefer", "only"):
+            raise ValueError(f"spot must be 'never', 'prefer' or 'only', not {spot!r}")
+        if workers_per_machine < 1:
+            raise ValueError(f"workers_per_machine must be at least 1, not {workers_per_machine}")
+        self.type = type
+        self.spot: Spot = spot
+        self.disk = 0 if disk is None else math.ceil(parse_bytes(disk) / 2**30)
+        self.workers_per_machine = workers_per_machine
+        self.max_lifetime = None if max_lifetime is None else _seconds("max_lifetime", max_lifetime)
+        self.boot_timeout = _seconds("boot_timeout", boot_timeout)
+        self.commands = tuple(commands)
+        self.private = private
+        self.tags = dict(tags or {})
+        self.cache = cache
+        self.client_timeout = _seconds("client_timeout", client_timeout)
+        self.lease = Lease(path=LEASE, seconds=self.client_timeout)
+        self.grace = min(GRACE, self.client_timeout / _LAST_HOPE)
+        self._rented: Rented | None = None
+
+    def __repr__(self) -> str:
+        return f"{self.__class__.__name__}({self.type!r})"
+
+    @abstractmethod
+    def provider(self) -> Provider:
+        """Return the cloud, as the user's account has it."""
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """The machines that are rented now, the scheduler's first."""
+        return self._rented.machines if self._rented is not None else ()
+
+    async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
+        """Rent the machines, and return them as hosts when they are up. See `Backend.acquire`."""
+        if self._rented is not None:
+            raise ClusterError(
+                "its machines are rented for another cluster",
+                where=repr(self),
+                hint="Make one for each cluster.",
+            )
+        count = max(1, math.ceil((n_workers or 1) / self.workers_per_machine))
+        deadline = ""
+        if self.max_lifetime is not None:
+            at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.max_lifetime)
+            deadline = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        plan = Plan(
+            type=self.type,
+            count=count,
+            tags=Tags(cluster=cluster, owner=_owner(), deadline=deadline, more=tuple(self.tags.items())),
+            spot=self.spot,
+            disk=self.disk,
+            lease=self.client_timeout,
+            life=self.max_lifetime,
+            boot=self.boot_timeout,
+            commands=self.commands,
+            private=self.private,
+        )
+        self._rented = Rented(self.provider(), plan, hooks)
+        try:
+            await self._rented.start()
+        except BaseException:
+            self._rented = None
+            raise
+        return self.hosts()
+
+    async def release(self) -> None:
+        """End the machines; silent if there are none. See `Backend.release`."""
+        rented, self._rented = self._rented, None
+        if rented is not None:
+            await rented.close()
+
+    def hosts(self) -> list[Host]:
+        """Return the machines that are up, not connected yet."""
+        from envsync.runner.hosts import SSHOptions, parse_host
+
+        if self._rented is None:
+            return []
+        options = SSHOptions(config=(self._rented.config,))
+        return [parse_host(machine.id, options) for machine in self._rented.machines]
+
+    @property
+    def workers_on_first(self) -> bool:
+        """True: the scheduler needs little."""
+        return True
+
+
+class EC2(Cloud):
+    """Machines of Amazon EC2, with the account that boto3 finds (``pip install 'dask-envsync[ec2]'``).
+
+    Parameters
+    ----------
+    type : str
+        The instance type, such as ``"m7i.large"``.
+    region : str or sequence of str, optional
+        Where; more than one are tried in this order where one has no room. boto3's default if not given.
+    zones : sequence of str
+        Only in these availability zones, in this order.
+    image : str
+        An image's id, or a name pattern whose newest image is taken; Debian 12 if not given.
+    image_owner : str
+        Whose images a name pattern is about: an account, ``"self"`` or ``"amazon"``.
+    subnets : sequence of str
+        Subnets instead of each zone's default one.
+    instance_profile : str
+        The name of an instance profile, for machines that use AWS themselves.
+    placement_group : str
+        The name of a placement group.
+    reached_from : sequence of str
+        Networks that may reach the machines' sshd: any by default; only the cluster's key opens it.
+    profile : str, optional
+        A profile of your AWS configuration.
+    **rest
+        See `Cloud`.
+
+    Examples
+    --------
+    >>> from envsync import SyncedCluster
+    >>> from envsync.runner import EC2
+    >>> with SyncedCluster(EC2("m7i.large", region="eu-west-1"), n_workers=2) as cluster:  # doctest: +SKIP
+    ...     client = cluster.get_client()
+    """
+
+    def __init__(
+        self,
+        type: str,  # noqa: A002 - what EC2 calls it
+        *,
+        region: str | Sequence[str] = (),
+        zones: Sequence[str] = (),
+        image: str = "",
+        image_owner: str = "",
+        subnets: Sequence[str] = (),
+        instance_profile: str = "",
+        placement_group: str = "",
+        reached_from: Sequence[str] = ("0.0.0.0/0",),
+        profile: str | None = None,
+        **rest: Any,
+    ) -> None:
+        super().__init__(type, **rest)
+        self._regions = (region,) if isinstance(region, str) else tuple(region)
+        self._options: dict[str, Any] = {
+            "zones": _several(zones),
+            "image": image,
+            "image_owner": image_owner,
+            "subnets": _several(subnets),
+            "instance_profile": instance_profile,
+            "placement_group": placement_group,
+            "reached_from": _several(reached_from),
+            "profile": profile,
+        }
+
+    def provider(self) -> Provider:
+        """Return EC2."""
+        from envsync.runner.cloud.ec2 import EC2Provider
+
+        return EC2Provider(self._regions, **self._options)
+
+
+def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _seconds(what: str, value: float | str) -> float:
+    try:
+        # Dask knows minutes by that word alone
+        plain = (
+            re.sub(r"\bmins?$|(?<=\d)mins?$", "minutes", value.strip()) if isinstance(value, str) else value
+        )
+        seconds = float(parse_timedelta(plain))
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{what}={value!r} is no time: write '2 min', or seconds") from error
+    if seconds <= 0:
+        raise ValueError(f"{what} must be more than 0 s, not {value!r}")
+    return seconds
+
+
+def _owner() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        user = "nobody"
+    return f"{user}@{socket.gethostname()}"

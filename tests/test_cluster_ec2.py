@@ -1,0 +1,156 @@
+"""Clusters on machines of an EC2 that boot: real systemd, cloud-init and sshd; nothing of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from envsync.errors import BootError
+from envsync.runner import EC2, SyncedCluster
+from envsync.runner.cloud.provider import CLUSTER, OWNER
+from tests.lab.cloud import Cloud
+from tests.small import equal_but_for_the_client
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow]
+CANARY = "c4n4ry-in-the-clients-environment-77c1"
+
+
+@pytest.fixture
+def keywords(small_lock: Path) -> dict[str, Any]:
+    return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
+
+
+async def until(true: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def test_two_machines_from_nothing_and_back(
+    cloud: Cloud, keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", CANARY)
+    cloud.api.fail("RunInstances", "InsufficientInstanceCapacity")  # of the first zone
+    backend = EC2("m7i.large", region="eu-west-1", spot="prefer", client_timeout="90 s", max_lifetime="1 h")
+    async with (
+        SyncedCluster(backend, name="ada", n_workers=2, **keywords) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        machines = backend.machines
+        assert len(machines) == 2
+        assert {one.market for one in machines} == {"spot"}
+        assert set(cluster.workers) == {f"{one.id}-0" for one in machines}
+        assert await client.submit(sum, [1, 2]) == 3
+        where = await client.run(lambda: (os.getuid() != 0, os.environ.get("MY_TOKEN"), os.uname().nodename))
+        assert len({name for _, _, name in where.values()}) == 2
+        assert {(user, token) for user, token, _ in where.values()} == {(True, None)}
+        assert all(address.startswith("tls://") for address in where)
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")  # through ssh: no other port is open
+        assert equal_but_for_the_client(await cluster.verify(on_mismatch="ignore"))
+
+        # the first connection was verified: the key that counts is the one on the console
+        vm = cloud.vm(machines[0].id)
+        host_key = vm.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[1].decode()
+        rented = backend._rented
+        assert rented is not None
+        known = rented.config.with_name("known_hosts").read_text()
+        assert f"{machines[0].id} ssh-ed25519 {host_key}\n" in known
+        assert host_key in vm.console()
+
+        # its switch is armed, and what is heard from here moves it on
+        assert b"active" in vm.exec("systemctl", "is-active", "envsync-lease.timer")
+        up = float(vm.exec("cat", "/proc/uptime").split()[0])
+        over = int(vm.exec("cat", "/run/envsync/lease"))
+        assert up + 70 < over < up + 95
+        assert up < int(vm.exec("cat", "/run/envsync/life")) < up + 3605
+
+        secrets = [
+            CANARY,
+            rented.key.read_text().splitlines()[2],
+            cloud.api.variables["AWS_SECRET_ACCESS_KEY"],
+        ]
+        open_to_all = [vm.metadata.user_data().decode(), vm.console(), str(machines)]
+        for secret in secrets:
+            assert not any(secret in text for text in open_to_all)
+            assert (
+                vm.exec("grep", "-rlF", secret, "/home", "/var", "/etc", "/run", "/tmp", check=False) == b""
+            )
+        assert machines[0].tags[OWNER].count("@") == 1
+        assert machines[0].tags[CLUSTER].startswith("ada-")
+
+        # one is lost: its worker is, the other goes on
+        cloud.api.client().terminate_instances(InstanceIds=[machines[1].id])
+        await until(lambda: set(cluster.workers) == {f"{machines[0].id}-0"})
+        assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
+    assert backend.machines == ()
+    assert not rented.config.exists()
+    assert (cloud.vms(), cloud.api.left()) == ([], {})
+
+
+async def test_machines_of_a_client_that_was_killed_end_themselves(cloud: Cloud, small_lock: Path) -> None:
+    script = (
+        "import sys, time\n"
+        "from envsync import SyncedCluster\n"
+        "from envsync.runner import EC2\n"
+        "backend = EC2('m7i.large', region='eu-west-1', client_timeout='10 s', boot_timeout='2 min')\n"
+        "cluster = SyncedCluster(backend, lock=sys.argv[1], n_workers=1, threads_per_worker=1)\n"
+        "print(backend.machines[0].id, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    client: Any = subprocess.Popen(
+        [sys.executable, "-c", script, str(small_lock)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        identity = (await asyncio.to_thread(client.stdout.readline)).strip()
+        vm = cloud.vm(identity)
+        assert vm.alive
+    finally:
+        client.kill()
+        client.wait()
+    await until(lambda: not vm.alive, 40)
+    await until(lambda: "instances" not in cloud.api.left())
+    assert vm.survivors() == []
+    (found,) = cloud.api.client().describe_instances(InstanceIds=[identity])["Reservations"][0]["Instances"]
+    assert found["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
+    # nobody was there to remove what cost nothing
+    assert set(cloud.api.left()) == {"groups", "keys"}
+    for cluster in {tag["Value"] for tag in found["Tags"] if tag["Key"] == CLUSTER}:
+        EC2("m7i.large", region="eu-west-1").provider().close("eu-west-1", cluster)
+    assert cloud.api.left() == {}
+
+
+async def test_a_machine_that_never_boots_is_an_error_that_leaves_nothing(
+    cloud: Cloud, keywords: dict[str, Any]
+) -> None:
+    cloud.unbootable = 2
+    backend = EC2("m7i.large", region="eu-west-1", boot_timeout=1)
+    with pytest.raises(BootError, match="was not up"):
+        async with SyncedCluster(backend, n_workers=1, **keywords):
+            pass
+    assert (cloud.vms(), cloud.api.left()) == ([], {})
+
+
+def test_times_are_written_as_people_do() -> None:
+    backend = EC2("m7i.large", client_timeout="90s", boot_timeout="10min", max_lifetime="8 h")
+    assert (backend.client_timeout, backend.boot_timeout, backend.max_lifetime) == (90, 600, 28800)
+    assert EC2("m7i.large").client_timeout == 120
+    assert EC2("m7i.large").max_lifetime is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"spot": "maybe"}, {"client_timeout": "soon"}, {"boot_timeout": 0}, {"workers_per_machine": 0}],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_rented(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        EC2("m7i.large", **wrong)
