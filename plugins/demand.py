@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Collection
-
-if TYPE_CHECKING:
-    from distributed import Scheduler
+from typing import Any, Collection
 
 __all__ = ["demand"]
 
@@ -15,7 +12,7 @@ _FULL = 0.6  # part of the memory from which on more workers come, as Dask has i
 
 
 def demand(
-    jobs: Collection[str], offered: Collection[str], default: bool, duration: float, dask_scheduler: Scheduler
+    jobs: Collection[str], offered: Collection[str], default: bool, duration: float, dask_scheduler: Any
 ) -> int:
     """Count as `Scheduler.adaptive_target` does, with the workers and the tasks of one group alone.
 

@@ -180,11 +180,12 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         except EnvsyncError as error:
             found = in_words(getattr(error, "differences", ()))
             words = f" ({'; '.join(found)})" if found else ""
-            hint = f"; {error.hint}" if isinstance(error, UnfitHostError) and error.hint else ""
-            why = f"{error.where or self.id}: {error.message}{words}{hint}"
-            if isinstance(error, (HostError, AgentError, ProcessDied)):  # it may be that the job was ended
-                why = f"{why}; {await self.jobs.why(self.id)}"
-            return None, why
+            why = f"{error.where or self.id}: {error.message}{words}"
+            # it may be that the job was ended
+            unclear = isinstance(error, (HostError, AgentError, ProcessDied))
+            if unclear and not isinstance(error, UnfitHostError):
+                return None, f"{why}; {await self.jobs.why(self.id)}"
+            return None, f"{why}; {error.hint}" if error.hint else why
         finally:
             ended.cancel()
             self._begin()
