@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import getpass
 import math
@@ -140,7 +141,7 @@ class Cloud(Backend):
             commands=self.commands,
             private=self.private,
         )
-        self._rented = Rented(self.provider(), plan, hooks)
+        self._rented = Rented(await asyncio.to_thread(self.provider), plan, hooks)  # an SDK takes a second
         try:
             await self._rented.start()
         except BaseException:

@@ -88,8 +88,9 @@ class EC2Provider(Provider):
         profile: str | None = None,
     ) -> None:
         boto3 = _boto3()
-        self._session = boto3.Session(profile_name=profile)
-        chosen = tuple(regions) or tuple(filter(None, [self._session.region_name]))
+        with _translated("account"):
+            self._session = boto3.Session(profile_name=profile)
+            chosen = tuple(regions) or tuple(filter(None, [self._session.region_name]))
         if not chosen:
             raise CloudError(
                 "no region is given, and boto3's configuration has none",

@@ -244,6 +244,23 @@ def test_refusals_say_what_to_do(api: EC2Api, ec2: Account, code: str, hint: str
     assert api.variables["AWS_SECRET_ACCESS_KEY"] not in str(told.value)
 
 
+def test_an_account_that_is_not_configured_is_an_error_before_anything_is_asked(
+    api: EC2Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.asked.clear()
+    with pytest.raises(CloudError, match="nobody") as told:
+        EC2Provider(["eu-west-1"], profile="nobody")
+    assert "AWS_PROFILE" in told.value.hint
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    with pytest.raises(CloudError, match="no region"):
+        EC2Provider([])
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(CloudError, match="credentials"):
+        EC2Provider(["eu-west-1"]).zones("eu-west-1", "m7i.large")
+    assert api.asked == []
+
+
 def test_images_are_found_by_name_for_the_machine(api: EC2Api, ec2: Account) -> None:
     def image(machine_type: str, **options: str) -> str:
         provider = EC2Provider(["eu-west-1"], **options)
