@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dask.utils import parse_bytes, parse_timedelta
 
-from envsync.runner.batch.request import JobRequest
+from envsync.runner.batch.request import JobRequest, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Group", "counts", "gpus_of", "groups_of", "seconds"]
+__all__ = ["Group", "counts", "gpus_of", "groups_of", "seconds", "size"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
 _RESERVED = ("scheduler",)
@@ -96,6 +97,8 @@ def groups_of(
         return {"": _group("", asked)}
     if not groups:
         raise ValueError("groups= names at least one group, such as {'cpu': {}, 'gpu': {'gpus': 1}}")
+    if not isinstance(groups, Mapping):
+        raise TypeError(f"groups= is a dictionary by name, such as {{'cpu': {{}}}}, not {groups!r}")
     found = {}
     for name, own in groups.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _RESERVED:
@@ -116,18 +119,20 @@ def groups_of(
             both["gpus"] = None
         try:
             found[name] = _group(name, both)
-        except ValueError as error:
-            raise ValueError(f"group {name}: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"group {name}: {error}") from error
     return found
 
 
 def _group(name: str, asked: Mapping[str, Any]) -> Group:
     per_job = asked.get("workers_per_job")
-    if per_job is not None and per_job < 1:
+    if isinstance(per_job, int) and per_job < 1:
         raise ValueError(f"workers_per_job must be at least 1, not {per_job}")
-    time, memory, gpus = asked.get("time"), asked.get("memory"), asked.get("gpus")
-    gres = asked.get("gres") or ""
-    texts: dict[str, Any] = {key: asked.get(key) or "" for key in _TEXTS}
+    whole("workers_per_job", per_job)
+    time, gpus = asked.get("time"), asked.get("gpus")
+    whole("gpus", gpus, least=0)
+    texts: dict[str, Any] = {key: "" if asked.get(key) is None else asked[key] for key in _TEXTS}
+    gres = texts["gres"] if isinstance(texts["gres"], str) else ""
     return Group(
         name=name,
         request=JobRequest(
@@ -136,7 +141,7 @@ def _group(name: str, asked: Mapping[str, Any]) -> Group:
             folder="",
             walltime=None if time is None else seconds(time),
             cores=asked.get("cores"),
-            memory=None if memory is None else int(parse_bytes(memory)),
+            memory=size("memory", asked.get("memory")),
             gpus=gpus,
             extra=_lines("extra", asked.get("extra") or ()),
             prologue=_lines("prologue", asked.get("prologue") or ()),
@@ -144,8 +149,20 @@ def _group(name: str, asked: Mapping[str, Any]) -> Group:
             **texts,
         ),
         workers_per_job=per_job or gpus or gpus_of(gres) or 1,
-        resources=dict(asked.get("resources") or {}),
+        resources=_resources(asked.get("resources") or {}),
     )
+
+
+def _resources(given: Any) -> dict[str, float]:
+    """Return what workers offer, as Dask takes it."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"resources is a dictionary, such as {{'licence': 1}}, not {given!r}")
+    for name, number in given.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[^\s=,]+", name):
+            raise ValueError(f"resources: {name!r} is no name: one word, without '=' and ','")
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ValueError(f"resources: how much of {name} is a number, not {number!r}")
+    return dict(given)
 
 
 def counts(groups: Mapping[str, Group], n: int | Mapping[str, int] | None) -> dict[str, int]:
@@ -173,7 +190,29 @@ def counts(groups: Mapping[str, Group], n: int | Mapping[str, int] | None) -> di
 def _lines(name: str, given: Sequence[str]) -> tuple[str, ...]:
     if isinstance(given, str):
         raise ValueError(f"{name}={given!r}: a list of them, such as [{given!r}]")
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+        raise TypeError(f"{name}={given!r}: a list of texts")
     return tuple(given)
+
+
+def size(what: str, given: Any) -> int | None:
+    """Return an amount of memory in bytes: of ``"16 GB"``, or a number; None for None.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none; `what` is named in it.
+    """
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise TypeError(f"{what} is text such as '16 GB', or a number of bytes, not {given!r}")
+    try:
+        found = int(parse_bytes(given))
+    except (OverflowError, ValueError) as error:
+        raise ValueError(f"{what}={given!r} is none: write 16 GB") from error
+    whole(what, found)
+    return found
 
 
 def seconds(time: Any) -> float:
@@ -186,7 +225,7 @@ def seconds(time: Any) -> float:
         return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
     try:
         return float(parse_timedelta(time))
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"time={time!r} is none: write 04:00:00, or 2 h") from error
 
 

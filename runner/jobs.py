@@ -15,6 +15,7 @@ from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed, Submi
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.calling import NO_FOLDER, NO_PYTHON, NO_WAY, Switchboard
+from envsync.runner.batch.system import printable
 from envsync.runner.jobrows import JobTable, Row
 from envsync.runner.jobscripts import JobScripts
 from envsync.runner.passing import Passing
@@ -60,6 +61,7 @@ _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
 _AT_ONCE = 1000  # jobs that one command names: what a command may say has an end
 _CLOSELY = 5  # jobs that ended alike whose logs are looked at
 _KEPT = 200  # jobs that have ended and are remembered
+_TAIL, _LINE = 16384, 500  # bytes of a job's log that are read, and letters of a line that are shown
 _LOOK = 10.0  # seconds that the system has to say why a job ended
 _SHORT = 300.0  # seconds before the end of the scheduler's job at which it is told
 
@@ -177,6 +179,7 @@ class Jobs:
             interval=backend.poll,
             environment=backend.environment,
             hooks=launch.hooks,
+            heard_of=lambda id_: jobs.hears(id_),
         )
         jobs = cls(backend=backend, driver=driver, board=board, first=first, launch=launch, **rest)
         try:
@@ -475,6 +478,11 @@ class Jobs:
         """Return what is known of a job."""
         return self.driver.jobs.get(id_) or Job(id=id_, state="lost")
 
+    def hears(self, id_: str) -> bool:
+        """Whether a job's node is connected: then it runs, whatever the batch system's listing leaves out."""
+        process = self.known.get(id_)
+        return process is not None and not isinstance(process, _SchedulerJob) and process.has_called
+
     async def log_tail(self, id_: str, lines: int = 15) -> list[str]:
         """Return the last lines of what a job printed."""
         request = self.requests[id_]
@@ -483,9 +491,9 @@ class Jobs:
         path = self.backend.system.log(request, id_)
         with contextlib.suppress(EnvsyncError):
             done = await self.first.session.host.run(
-                f"tail -n {lines} {shlex.quote(path)}", check=False, timeout=10
+                f"tail -c {_TAIL} {shlex.quote(path)} | tail -n {lines}", check=False, timeout=10
             )
-            return done.stdout.decode(errors="replace").splitlines()
+            return [line[:_LINE] for line in printable(done.stdout).splitlines()]
         return []
 
     async def why(self, id_: str) -> str:

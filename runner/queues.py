@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dask.utils import parse_bytes
-
 from envsync.runner import batch
 from envsync.runner.backends import GRACE, SSH, Backend, Local
 from envsync.runner.batch import SYSTEMS, BatchSystem
-from envsync.runner.groups import groups_of, seconds
+from envsync.runner.batch.request import amount, text, variables, whole
+from envsync.runner.groups import groups_of, seconds, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +85,7 @@ class Batch(Backend):
     ValueError
         A number or a name makes no sense.
     TypeError
-        A group asks for what there is not.
+        A group asks for what there is not, or something is no number or no text.
     """
 
     aliases: ClassVar[Mapping[str, str]] = {}
@@ -136,14 +135,25 @@ class Batch(Backend):
             raise ValueError(
                 "scratch= is for an environment on the nodes, and placement='shared' has it shared"
             )
-        if not re.fullmatch(r"/\S+", shell):
+        if not isinstance(shell, str) or not re.fullmatch(r"/\S+", shell):
             raise ValueError(f"shell={shell!r}: the path of a shell, without options, such as '/bin/bash'")
+        if via is not None and not isinstance(via, str | SSH):
+            raise TypeError(f"via is the login host, such as 'me@login.example.org', not {via!r}")
+        for what, said in (("interface", interface), ("cache", cache), ("scratch", scratch)):
+            text(what, said or "")
+        for what, number in (("poll", poll), ("grace", grace)):
+            amount(what, number)
+        whole("submissions_per_minute", submissions_per_minute)
+        whole("scheduler_cores", scheduler_cores)
+        variables("environment", environment)
         self.system: BatchSystem = system
         self.via = SSH([via]) if isinstance(via, str) else via
         self.scheduler: Where = scheduler or ("job" if self.via else "client")
         self.scheduler_cores = scheduler_cores
-        self.scheduler_memory = None if scheduler_memory is None else int(parse_bytes(scheduler_memory))
+        self.scheduler_memory = size("scheduler_memory", scheduler_memory)
         self.scheduler_time = None if scheduler_time is None else seconds(scheduler_time)
+        if self.scheduler_time is not None:
+            amount("scheduler_time", self.scheduler_time)
         asked = {
             "queue": queue,
             "account": account,

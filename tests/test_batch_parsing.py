@@ -221,6 +221,8 @@ def test_squeue() -> None:
     assert (jobs["17_8"].restarts, jobs["17_8"].reason) == (2, "(ReqNodeNotAvail, UnavailableNodes:a|b)")
     assert [jobs[f"17_{n}"].state for n in (9, 10)] == ["running", "pending"]
     assert Slurm().never(jobs["17_10"])
+    warned = f"WARNING: maintenance | on | monday\n | | | | | | | \n{SLURM}"
+    assert Slurm().listed(said(warned)) == jobs
     assert not Slurm().never(jobs["17_1"])
 
 
@@ -518,6 +520,7 @@ DOWN = {
     "oar": "DB connection error, exiting.",
 }
 TORN = {
+    "slurm": "17_0|RUNN",
     "sge": QSTAT[:200],
     "pbs": '{"timestamp": 1, "Jobs": {"17.s": {"job_state"',
     "torque": TORQUE[:200],
@@ -568,6 +571,14 @@ def test_no_answer_breaks_a_reader(text: str, code: int) -> None:
         for read in (system.listed, system.ended):
             with contextlib.suppress(BatchError):
                 read(said(text, code))
+
+
+def test_what_a_system_says_does_nothing_to_a_terminal() -> None:
+    job = Slurm().listed(said("17_0|PENDING|0|0|1:00||job|\x1b[2JRes\x9bources\a|\r\n"))["17_0"]
+    assert job.reason.isprintable()
+    with pytest.raises(SubmitError) as caught:
+        Slurm().submitted(said("", 1, "sbatch: error: \x1b]0;title\a"), request())
+    assert caught.value.message.isprintable()
 
 
 def test_each_system_says_what_it_needs(tmp_path: Path) -> None:

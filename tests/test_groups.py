@@ -48,6 +48,15 @@ def test_gpus_and_gres_stand_for_each_other() -> None:
         ({"gpu": {"cores": 0}}, ValueError, "group gpu: cores has to be more than nothing"),
         ({"gpu": {"workers_per_job": 0}}, ValueError, "group gpu: workers_per_job must be at least 1"),
         ({"gpu": {"extra": "--exclusive"}}, ValueError, "group gpu: extra='--exclusive': a list"),
+        ({"gpu": {"cores": "4"}}, TypeError, "group gpu: cores is a whole number, not '4'"),
+        ({"gpu": {"account": 12345}}, TypeError, "group gpu: account is text, not 12345"),
+        ({"gpu": {"extra": ["'open"]}}, ValueError, "group gpu: extra=.*No closing quotation"),
+        ({"gpu": {"extra": [None]}}, TypeError, "group gpu: extra is text, not None"),
+        ({"gpu": {"prologue": ["a\0b"]}}, ValueError, "group gpu: prologue: .* control character"),
+        ({"gpu": {"memory": [1]}}, TypeError, "group gpu: memory is text such as '16 GB'"),
+        ({"gpu": {"time": [1]}}, ValueError, r"group gpu: time=\[1\] is none"),
+        ({"gpu": {"resources": {"a b": 1}}}, ValueError, "group gpu: resources: 'a b' is no name"),
+        (["gpu"], TypeError, "groups= is a dictionary by name"),
     ],
 )
 def test_what_makes_no_sense_is_an_error_that_names_the_group(
@@ -94,3 +103,25 @@ def test_times_and_generic_resources_are_read_as_users_write_them() -> None:
     assert [gpus_of(text) for text in ("", "gpu", "gpu:2", "gres/gpu:a100:3(S:0)", "disk:4,gpu:1")] == [
         *(0, 1, 2, 3, 1)
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"poll": 0}, "poll has to be more than nothing"),
+        ({"poll": None}, "poll is a number, not None"),
+        ({"grace": float("inf")}, "grace has to be more than nothing, and a number"),
+        ({"submissions_per_minute": 0}, "submissions_per_minute has to be more than nothing"),
+        ({"scheduler_cores": -1}, "scheduler_cores has to be more than nothing"),
+        ({"scheduler_memory": 0}, "scheduler_memory has to be more than nothing"),
+        ({"cache": "a\nb"}, "cache: .* control character"),
+        ({"queue": "\ud800"}, "queue: .* control character"),
+        ({"environment": {"A;x": "y"}}, "environment: 'A;x' is no name of a variable"),
+        ({"via": 5}, "via is the login host"),
+    ],
+)
+def test_a_backend_that_makes_no_sense_is_an_error_before_anything_runs(
+    asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=said):
+        Slurm(**asked)

@@ -66,6 +66,8 @@ class Driver:
         How long to wait for others.
     hooks : Hooks, optional
         Told about what a person should know.
+    heard_of : callable, optional
+        Whether a job of this id is there, as far as others know: it is not lost, whatever the listing shows.
 
     Attributes
     ----------
@@ -83,12 +85,14 @@ class Driver:
         environment: Mapping[str, str] | None = None,
         patience: Patience | None = None,
         hooks: Hooks | None = None,
+        heard_of: Callable[[str], bool] | None = None,
     ) -> None:
         self.system, self.host, self.interval = system, host, interval
         self.jobs: dict[str, Job] = {}
         self._per_minute = per_minute
         self._patience = patience or Patience()
         self._hooks = hooks or Hooks()
+        self._heard_of = heard_of or (lambda _: False)
         self._environment = dict(environment or {})
         self._profile = ""
         self._submissions: deque[float] = deque()
@@ -336,7 +340,9 @@ class Driver:
         for id_ in gone:
             # one that was cancelled here while it waited may be in no books at all
             borne = 0.0 if id_ in self._cancelled else patience
-            if id_ not in jobs and now - self._left.setdefault(id_, now) >= borne:
+            if id_ not in jobs and self._heard_of(id_):
+                self._left.pop(id_, None)
+            elif id_ not in jobs and now - self._left.setdefault(id_, now) >= borne:
                 reason = "it left the listing, and nothing tells how it ended"
                 jobs[id_] = Job(id=id_, state="lost", reason=reason, nodes=self.jobs[id_].nodes)
         return jobs

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 __all__ = [
     "ENDED",
@@ -14,10 +16,14 @@ __all__ = [
     "Job",
     "JobRequest",
     "JobState",
+    "amount",
     "clock",
     "mebibytes",
     "safe_name",
     "seconds_of",
+    "text",
+    "variables",
+    "whole",
 ]
 
 JobState = Literal[
@@ -95,15 +101,21 @@ class JobRequest:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"a request is for one job or more, not {self.count}")
-        for what, value in (("walltime", self.walltime), ("cores", self.cores), ("memory", self.memory)):
-            if value is not None and value <= 0:
-                raise ValueError(f"{what} has to be more than nothing, not {value}")
-        if self.gpus is not None and self.gpus < 0:
-            raise ValueError(f"gpus cannot be {self.gpus}")
-        texts = (self.log, self.folder, self.queue, self.account, self.project, self.constraint, self.gres)
-        for text in (*texts, self.shell, *self.extra):
-            if any(ord(letter) < 32 for letter in text):
-                raise ValueError(f"{text!r} has a line break or another control character")
+        for what in ("cores", "memory"):
+            whole(what, getattr(self, what))
+        if self.walltime is not None:
+            amount("walltime", self.walltime)
+        whole("gpus", self.gpus, least=0)
+        for what in ("log", "folder", "queue", "account", "project", "constraint", "gres", "shell"):
+            text(what, getattr(self, what))
+        for option in self.extra:
+            text("extra", option)
+            try:
+                shlex.split(option)
+            except ValueError as error:
+                raise ValueError(f"extra={option!r} cannot be read as words of a command: {error}") from None
+        for line in self.prologue:
+            text("prologue", line.replace("\n", "").replace("\t", "") if isinstance(line, str) else line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +175,67 @@ class Call:
     input: bytes = b""
     folder: str = ""
     files: tuple[tuple[str, bytes], ...] = ()
+
+
+def whole(what: str, value: Any, *, least: int = 1) -> None:
+    """Refuse what is no whole number, or too small; None is not asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `what` is named in it.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} is a whole number, not {value!r}")
+    if value < least:
+        most = "cannot be" if least == 0 else "has to be more than nothing, not"
+        raise ValueError(f"{what} {most} {value}")
+
+
+def amount(what: str, value: Any) -> None:
+    """Refuse what is no number, endless, or not more than nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `what` is named in it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} is a number, not {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{what} has to be more than nothing, and a number, not {value}")
+
+
+def text(what: str, value: Any) -> None:
+    """Refuse what is no text of one line that a command can be given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `what` is named in it.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is text, not {value!r}")
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 or ord(letter) == 127 for letter in value):
+        raise ValueError(f"{what}: {value!r} has a line break or another control character")
+
+
+def variables(what: str, value: Any) -> None:
+    """Refuse what are no variables of a shell, by name; None is not asked for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        `what` is named in it.
+    """
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{what} is a dictionary of variables, not {value!r}")
+    for name, said in (value or {}).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise ValueError(f"{what}: {name!r} is no name of a variable")
+        text(f"{what}[{name!r}]", said)
 
 
 def safe_name(name: str, limit: int = 64) -> str:

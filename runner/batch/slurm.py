@@ -107,8 +107,11 @@ class Slurm(BatchSystem):
         """Return the jobs that squeue shows."""
         if done.returncode != 0 and "Invalid job id" not in words(done):
             raise unreadable("squeue", done)
-        rows = (_fields(line, 8) for line in output(done).splitlines())
-        return {row[0]: _listed(row) for row in rows if row}
+        lines = output(done).splitlines()
+        rows = [row for row in (_fields(line, 8) for line in lines) if row]
+        if not rows and any(line.strip() for line in lines):
+            raise unreadable("squeue", done)
+        return {row[0]: _listed(row) for row in rows}
 
     def search(self, name: str) -> Call:
         """Return the call of squeue for a name."""
@@ -179,7 +182,7 @@ def _squeue(which: str) -> Call:
 def _fields(line: str, count: int) -> list[str]:
     """Return a line's fields; nothing of a line that is torn. The last one may have bars in it."""
     fields = line.split("|", count - 1)
-    return fields if len(fields) == count and fields[0] and fields[1] else []
+    return fields if len(fields) == count and fields[0].strip() and fields[1].strip() else []
 
 
 def _state(text: str) -> JobState:

@@ -5,6 +5,7 @@ One file a system implements it; ``tests/contracts/test_batch.py`` says what it 
 
 from __future__ import annotations
 
+import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
@@ -25,6 +26,7 @@ __all__ = [
     "arrays",
     "options",
     "output",
+    "printable",
     "refused",
     "unreadable",
     "words",
@@ -33,6 +35,8 @@ __all__ = [
 
 NOT_SHARED = 73
 """Exit code of a job that does not see the login host's folder."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]+")
 
 NOWHERE = "/dev/null"
 """Where the output of a job goes that has no log."""
@@ -172,13 +176,18 @@ class BatchSystem(ABC):
 
 def words(done: Completed) -> str:
     """Return what a program said, in a few lines: its errors, else its output."""
-    text = done.stderr.decode(errors="replace").strip() or done.stdout.decode(errors="replace").strip()
+    text = printable(done.stderr).strip() or printable(done.stdout).strip()
     return "\n".join(line.rstrip() for line in text.splitlines()[-8:]) or f"exit status {done.returncode}"
 
 
 def output(done: Completed) -> str:
     """Return what a program printed."""
-    return done.stdout.decode(errors="replace")
+    return printable(done.stdout)
+
+
+def printable(data: bytes) -> str:
+    """Return what a program or a job wrote, without what would do something to a terminal."""
+    return _CONTROL.sub(" ", data.decode(errors="replace").replace("\r\n", "\n"))
 
 
 def refused(system: str, done: Completed) -> SubmitError:
