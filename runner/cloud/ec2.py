@@ -1,19 +1,26 @@
-"""Amazon EC2, through boto3, which is imported nowhere else."""
+"""Amazon EC2, through boto3, which is imported nowhere else but in `ec2_errors`."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 from typing import TYPE_CHECKING, Any
 
 import stamina
 
-from envsync.errors import CapacityError, CloudError
+from envsync.errors import CloudError
+from envsync.runner.cloud.ec2_errors import (
+    any_error,
+    but_for,
+    client_error,
+    code_of,
+    translated,
+    worth_another_try,
+)
 from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Price, Provider, Shared, Tags
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from envsync.runner.cloud.provider import Market, State
 
@@ -31,18 +38,6 @@ _STATES: dict[str, State] = {
     "shutting-down": "ending",
     "terminated": "ended",
 }
-_ZONE_LACKS = frozenset(
-    {"InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientCapacity", "Unsupported"}
-)
-_REGION_LACKS = frozenset({"InstanceLimitExceeded", "VcpuLimitExceeded", "MaxSpotInstanceCountExceeded"})
-_DENIED = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedException"})
-_UNKNOWN = frozenset(
-    {"AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException"}
-)
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
-_AGAIN = frozenset(
-    {"RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure"}
-) | {"Unavailable", "ServiceUnavailable"}
 _ATTEMPTS = 8  # how often a call is made that is throttled or whose answer is lost
 _AT_ONCE = 32  # calls of one cluster; botocore's own limit is ten
 
@@ -88,7 +83,7 @@ class EC2Provider(Provider):
         profile: str | None = None,
     ) -> None:
         boto3 = _boto3()
-        with _translated("account"):
+        with translated("account"):
             self._session = boto3.Session(profile_name=profile)
             chosen = tuple(regions) or tuple(filter(None, [self._session.region_name]))
         if not chosen:
@@ -110,7 +105,7 @@ class EC2Provider(Provider):
     def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
         """Return the zones, or subnets, in which EC2 offers a type. See `Provider.zones`."""
         client = self._client(region)
-        with _translated(region):
+        with translated(region):
             if self._subnets:
                 found = client.describe_subnets(SubnetIds=list(self._subnets))["Subnets"]
                 at = {one["SubnetId"]: one["AvailabilityZone"] for one in found}
@@ -127,9 +122,9 @@ class EC2Provider(Provider):
         """Import the key, make the security group, look the image up. See `Provider.open`."""
         client = self._client(region)
         name = f"envsync-{tags.cluster}"
-        with _translated(region):
+        with translated(region):
             image = self._find_image(client, region, machine_type)
-            with _but_for("InvalidKeyPair.Duplicate"):
+            with but_for("InvalidKeyPair.Duplicate"):
                 client.import_key_pair(
                     KeyName=name,
                     PublicKeyMaterial=public_key.encode(),
@@ -168,7 +163,7 @@ class EC2Provider(Provider):
             }
         # EC2 says "no capacity" as a server's error: boto3 would ask the same zone again, time after time
         client = self._client(request.shared.region, attempts=1)
-        with _translated(request.shared.region, request.type, zone):
+        with translated(request.shared.region, request.type, zone):
             if request.disk:
                 asked["BlockDeviceMappings"] = [
                     {
@@ -178,7 +173,7 @@ class EC2Provider(Provider):
                 ]
             asked["TagSpecifications"] = [_tagged(kind, request.tags) for kind in kinds]
             for attempt in stamina.retry_context(
-                on=_worth_another_try, attempts=_ATTEMPTS, timeout=180.0, wait_initial=0.5, wait_max=20.0
+                on=worth_another_try, attempts=_ATTEMPTS, timeout=180.0, wait_initial=0.5, wait_max=20.0
             ):
                 with attempt:
                     (made,) = client.run_instances(**asked)["Instances"]
@@ -186,7 +181,7 @@ class EC2Provider(Provider):
 
     def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
         """Return a cluster's instances. See `Provider.describe`."""
-        with _translated(region):
+        with translated(region):
             pages = (
                 self._client(region)
                 .get_paginator("describe_instances")
@@ -204,11 +199,11 @@ class EC2Provider(Provider):
         if not ids:
             return
         client = self._client(region)
-        with _translated(region):
+        with translated(region):
             try:
                 client.terminate_instances(InstanceIds=list(ids))
-            except _client_error() as error:
-                if not _code(error).startswith("InvalidInstanceID"):
+            except client_error() as error:
+                if not code_of(error).startswith("InvalidInstanceID"):
                     raise
                 if len(ids) > 1:  # one that is unknown keeps EC2 from ending any
                     for one in ids:
@@ -217,13 +212,13 @@ class EC2Provider(Provider):
     def console(self, region: str, identity: str) -> str:
         """Return the console's output as it is now. See `Provider.console`."""
         client = self._client(region)
-        with _translated(region):
+        with translated(region):
             try:
                 answer = client.get_console_output(InstanceId=identity, Latest=True)
-            except _client_error() as error:
-                if _code(error).startswith("InvalidInstanceID"):
+            except client_error() as error:
+                if code_of(error).startswith("InvalidInstanceID"):
                     return ""
-                if _code(error) not in ("UnsupportedOperation", "InvalidParameterCombination"):
+                if code_of(error) not in ("UnsupportedOperation", "InvalidParameterCombination"):
                     raise
                 answer = client.get_console_output(
                     InstanceId=identity
@@ -235,15 +230,15 @@ class EC2Provider(Provider):
         client = self._client(region)
         ours = [{"Name": f"tag:{CLUSTER}", "Values": [cluster]}]
         left = []
-        with _translated(region):
+        with translated(region):
             for key in client.describe_key_pairs(Filters=ours)["KeyPairs"]:
                 client.delete_key_pair(KeyName=key["KeyName"])
             for group in client.describe_security_groups(Filters=ours)["SecurityGroups"]:
                 try:
-                    with _but_for("InvalidGroup.NotFound"):
+                    with but_for("InvalidGroup.NotFound"):
                         client.delete_security_group(GroupId=group["GroupId"])
-                except _client_error() as error:  # noqa: PERF203 - of few
-                    if _code(error) not in ("DependencyViolation", "InvalidGroup.InUse"):
+                except client_error() as error:  # noqa: PERF203 - of few
+                    if code_of(error) not in ("DependencyViolation", "InvalidGroup.InUse"):
                         raise
                     left.append(group["GroupId"])
         return tuple(left)
@@ -261,7 +256,7 @@ class EC2Provider(Provider):
                 InstanceTypes=[machine_type], ProductDescriptions=["Linux/UNIX"], MaxResults=20, **asked
             )
         except Exception as error:
-            if isinstance(error, _any_error()):
+            if isinstance(error, any_error()):
                 return None
             raise
         history = sorted(answer["SpotPriceHistory"], key=lambda one: one["Timestamp"])
@@ -285,7 +280,7 @@ class EC2Provider(Provider):
             config = Config(
                 retries=retries, max_pool_connections=_AT_ONCE, connect_timeout=10, read_timeout=60
             )
-            with _translated(region):
+            with translated(region):
                 self._clients[key] = self._session.client(service, region_name=region, config=config)
         return self._clients[key]
 
@@ -346,7 +341,7 @@ class EC2Provider(Provider):
             "UserIdGroupPairs": [{"GroupId": group}],
         }
         for rule in (ssh, among):
-            with _but_for("InvalidPermission.Duplicate"):
+            with but_for("InvalidPermission.Duplicate"):
                 client.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule])
         return group
 
@@ -415,9 +410,6 @@ def _machine(found: Mapping[str, Any], region: str) -> Machine:
     )
 
 
-# -- errors
-
-
 def _boto3() -> Any:
     try:
         import boto3
@@ -428,88 +420,3 @@ def _boto3() -> Any:
             hint="Install it: pip install 'dask-envsync[ec2]'",
         ) from error
     return boto3
-
-
-def _client_error() -> Any:
-    from botocore.exceptions import ClientError
-
-    return ClientError
-
-
-def _any_error() -> Any:
-    from botocore.exceptions import BotoCoreError
-
-    return (_client_error(), BotoCoreError)
-
-
-def _worth_another_try(error: Exception) -> bool:
-    """Whether EC2 was too busy, or nobody knows what it did: the token makes that safe."""
-    from botocore.exceptions import HTTPClientError
-
-    return isinstance(error, HTTPClientError) or (
-        isinstance(error, _client_error()) and _code(error) in _AGAIN
-    )
-
-
-def _code(error: Any) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-@contextlib.contextmanager
-def _but_for(code: str) -> Iterator[None]:
-    """Pass over an error that says that all is as it should be."""
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, _client_error()) or _code(error) != code:
-            raise
-
-
-@contextlib.contextmanager
-def _translated(region: str, machine_type: str = "", zone: str = "") -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, _any_error()):
-            raise
-        raise _translate(error, region, machine_type, zone) from error
-
-
-def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudError:
-    where = f"ec2 {zone or region}"
-    if not isinstance(error, _client_error()):
-        return CloudError(
-            f"EC2 could not be asked: {error}",
-            where=where,
-            hint="Are there credentials (aws configure, or AWS_PROFILE), and is the region's name right?",
-        )
-    code = _code(error)
-    said = str(error.response.get("Error", {}).get("Message", "")) or code
-    what = f"{said} ({code})"
-    if code in _ZONE_LACKS or "No default subnet" in said:
-        return CapacityError(
-            f"no {machine_type} is to be had: {what}",
-            where=where,
-            hint="Try another region or type.",
-            scope="zone",
-        )
-    if code in _REGION_LACKS:
-        return CapacityError(
-            f"the account may not have more {machine_type}: {what}",
-            where=where,
-            hint="Have the quota raised (Service Quotas, EC2), or take another region or type.",
-            scope="region",
-        )
-    hints: list[tuple[Callable[[], bool], str]] = [
-        (lambda: code in _DENIED, "Give this identity the permissions that docs/howto-ec2.md lists."),
-        (lambda: code in _UNKNOWN, "The credentials are not valid: look at `aws sts get-caller-identity`."),
-        (lambda: code in _EXPIRED, "The credentials have expired: log in again, then start again."),
-        (
-            lambda: code.startswith("InvalidAMI"),
-            "Is the image in this region? Give its id there, or its name.",
-        ),
-        (lambda: "InstanceType" in said or code == "InvalidInstanceType", "Is the type's name right?"),
-        (lambda: code == "RequestLimitExceeded", "The account makes too many calls: wait a minute."),
-    ]
-    hint = next((text for fits, text in hints if fits()), "See EC2's documentation of that error.")
-    return CloudError(f"EC2 refused: {what}", where=where, hint=hint)
