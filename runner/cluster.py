@@ -397,6 +397,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 if worker.status == Status.failed:
                     del self.workers[name]
                     self.worker_spec.pop(name, None)
+            if self.queue is not None and self.status == Status.closing:
+                await self.queue.close_leaving()  # these are not among its workers any more
         self._tell_differences()
 
     async def _close(self) -> None:

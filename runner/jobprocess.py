@@ -186,6 +186,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             if unclear and not isinstance(error, UnfitHostError):
                 return None, f"{why}; {await self.jobs.why(self.id)}"
             return None, f"{why}; {error.hint}" if error.hint else why
+        except Exception as error:  # noqa: BLE001 - nobody else hears of it, and the job would go on for nothing
+            return None, f"{self.id}: {type(error).__name__}: {error}"
         finally:
             ended.cancel()
             self._begin()
@@ -365,7 +367,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
 
     async def _cancel(self) -> None:
         if self.id and not self.jobs.job(self.id).ended:
-            with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
+            with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self.jobs.cancel(self.id), _CLOSE)
 
 

@@ -290,8 +290,10 @@ class Jobs:
         unseen = self.scripts.unseen(await self._at_end(id_))
         if id_ not in self.known:  # cancelled below, for another
             return True
-        if not unseen or self.scripts.alone or not self.scripts.can_be_alone:
+        if not unseen or self.scripts.came_alone(id_) or not self.scripts.can_be_alone:
             return False
+        if self.scripts.alone:  # it was being submitted when that was found out
+            return True
         self.scripts.alone = True
         self.launch.hooks.note(
             "cluster",
@@ -375,7 +377,7 @@ class Jobs:
             request = replace(self.request(group), count=len(asked))
             try:
                 request, ids = await self.scripts.submit(request)
-            except EnvsyncError as error:
+            except Exception as error:  # noqa: BLE001 - who asked is told, whatever it is
                 for _, future in asked:
                     if not future.done():
                         future.set_exception(error)
@@ -395,10 +397,7 @@ class Jobs:
     async def cancel(self, id_: str) -> None:
         """End a job; what is asked for together is one command, or one for each thousand.
 
-        Raises
-        ------
-        BatchError, HostError
-            It could not be told to end.
+        Told if it fails.
         """
         self._ending.append(id_)
         if self._cancelling is None or self._cancelling.done():
@@ -409,17 +408,28 @@ class Jobs:
         await asyncio.sleep(_TOGETHER)
         while self._ending:
             ids, self._ending = self._ending[:_AT_ONCE], self._ending[_AT_ONCE:]
-            await self.driver.cancel(ids)
+            try:
+                await self.driver.cancel(ids)
+            except EnvsyncError as error:
+                many = f"{ids[0]} to {ids[-1]}" if ids[1:] else ids[0]
+                text = f"{many}: {error.message}; what starts all the same ends by itself"
+                self.launch.hooks.warning(error.where or "cluster", text)
 
     def _begin_to_watch(self) -> None:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.ensure_future(self._watch())
 
     async def _watch(self) -> None:
-        try:
-            await self.driver.watch(self._news)
-        except (HostError, BatchError) as error:
-            self.launch.hooks.warning(error.where or "cluster", error.message)
+        told = False
+        while True:
+            try:
+                return await self.driver.watch(self._news)
+            except (HostError, BatchError) as error:
+                if not told:
+                    text = f"{error.message}: how jobs stand is not known until that is over"
+                    self.launch.hooks.warning(error.where or "cluster", text)
+                told = True
+            await asyncio.sleep(self.driver.interval)
 
     def _news(self, news: Mapping[str, Job]) -> None:
         for id_, job in news.items():
@@ -568,6 +578,10 @@ class Jobs:
         """Return every job as people want to see it."""
         return JobTable(process.row() for process in dict.fromkeys([*self.known.values()]))
 
+    async def close_leaving(self) -> None:
+        """End the jobs whose workers retire: nobody else knows them any more."""
+        await asyncio.gather(*(process.close() for process in list(self._leaving)))
+
     async def close(self) -> None:
         """End all jobs."""
         if self._submitting is not None:
@@ -576,7 +590,7 @@ class Jobs:
             self._watching.cancel()
         if self._guarding is not None:
             self._guarding.cancel()
-        await asyncio.gather(*(process.close() for process in list(self._leaving)))
+        await self.close_leaving()
         await let_go(self._scheduler, self._scheduler_host)
         try:
             await self.driver.close()

@@ -52,6 +52,7 @@ class JobScripts:
         self._driver = driver
         self._look = look
         self._hooks = hooks
+        self._alone: set[str] = set()
         self._called: dict[str, int] = {}  # how often each job had been started again when it called
 
     async def submit(self, request: JobRequest) -> tuple[JobRequest, tuple[str, ...]]:
@@ -71,7 +72,12 @@ class JobScripts:
         body, token = self._board.body_alone(identity)
         ids = await self._driver.submit(request, body)
         self._board.admit(token, ids)
+        self._alone.update(ids)
         return request, ids
+
+    def came_alone(self, id_: str) -> bool:
+        """Return whether a job has brought along what it needs."""
+        return id_ in self._alone
 
     @property
     def can_be_alone(self) -> bool:

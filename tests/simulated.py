@@ -122,6 +122,7 @@ class Board:
     """Stands for the `Switchboard`."""
 
     folder = "/runs"
+    mark = "/runs/seen"
 
     def __init__(self) -> None:
         self._arrived: defaultdict[str, asyncio.Queue[None]] = defaultdict(asyncio.Queue)
@@ -207,7 +208,7 @@ class SimulatedCluster(SyncedCluster):  # type: ignore[misc]
                 hooks=self.hooks,
             ),
             board=site.board,  # type: ignore[arg-type]
-            first=SimpleNamespace(session=SimpleNamespace(host=site)),  # type: ignore[arg-type]
+            first=SimpleNamespace(session=SimpleNamespace(host=site), lock=None),  # type: ignore[arg-type]
             launch=SimpleNamespace(cluster="lab", hooks=self.hooks, retire=self._retire),  # type: ignore[arg-type]
             options=self.options,
             encrypted=False,

@@ -1,0 +1,147 @@
+"""What goes wrong between a cluster and its jobs where nobody thought of it: it is told, and nobody hangs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from envsync.errors import BatchError, SubmitError
+from envsync.hooks import Hooks
+from envsync.runner.batch import SYSTEMS, JobRequest
+from tests.running import until
+from tests.simulated import Board, LocalJob, SimulatedCluster, Site
+from tests.test_scaling import cluster_of, run
+
+
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def failed(self, where: str, why: str) -> None:
+        self.lines.append(f"{where}: {why}")
+
+    def warning(self, where: str, text: str) -> None:
+        self.lines.append(f"{where}: {text}")
+
+
+def test_a_cluster_closes_while_a_job_retires(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def forever(_: Any) -> set[str]:
+        await asyncio.sleep(3600)
+        return set()
+
+    async def test() -> None:
+        async with cluster_of(1) as (site, cluster), Client(cluster, asynchronous=True) as client:
+            site.start(1)
+            await client.wait_for_workers(1)
+            monkeypatch.setattr(cluster.queue.launch, "retire", forever)  # what it holds finds no place
+            (job,) = cluster.workers.values()
+            job._leave.set()
+            await until(lambda: job not in cluster.workers.values())
+        assert cluster.status.name == "closed"
+
+    run(test)
+
+
+def test_a_job_that_breaks_in_a_way_that_nobody_thought_of_is_told_and_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def broken(self: Any) -> asyncio.Event:
+        await self.jobs.board.answer(self.id)
+        raise KeyError("nobody thought of it")
+
+    monkeypatch.setattr(LocalJob, "_come_up", broken)
+
+    async def test() -> None:
+        told = Told()
+        async with cluster_of(1, hooks=told) as (site, _):
+            site.start(1)
+            await until(lambda: site.states() == {"CANCELLED": 1})
+            assert ["KeyError: 'nobody thought of it'" in line for line in told.lines] == [True]
+
+    run(test)
+
+
+def test_a_submission_that_breaks_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with cluster_of(1) as (site, cluster):
+
+            async def broken(_: JobRequest) -> Any:
+                raise OSError("no space left")
+
+            monkeypatch.setattr(cluster.queue.scripts, "submit", broken)
+            cluster.scale(2)
+            with pytest.raises(OSError, match="no space left"):
+                await cluster._correct_state()
+            monkeypatch.undo()
+            cluster.scale(2)
+            await until(lambda: site.states() == {"PENDING": 2})
+
+    run(test)
+
+
+@pytest.mark.parametrize("system", ["slurm", "sge", "pbs", "torque", "lsf", "oar"])
+def test_an_open_quotation_mark_is_an_error_that_names_it(system: str) -> None:
+    request = JobRequest(name="job", log="/l", folder="/f", extra=("-M 'ada",))
+    with pytest.raises(SubmitError, match=r"extra=.*'ada.*no closing quotation"):
+        SYSTEMS[system]().submit(request, "")
+
+
+def test_a_cancellation_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        told, site = Told(), Site()
+        monkeypatch.setattr(site, "_scancel", lambda _: (1, ""))
+        async with SimulatedCluster(site, 2, hooks=told) as cluster:
+            cluster.scale(0)
+            await until(lambda: len(told.lines) == 1)
+            assert ": slurm did not cancel its jobs: no;" in told.lines[0]
+            monkeypatch.undo()
+        assert site.states() == {"CANCELLED": 2}, "closing tries again"
+
+    run(test)
+
+
+def test_jobs_that_were_on_their_way_when_no_folder_turned_out_to_be_shared_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Board, "body_alone", lambda *_: ("", "token"), raising=False)
+    monkeypatch.setattr(Board, "admit", lambda *_: None, raising=False)
+
+    async def test() -> None:
+        told = Told()
+        async with cluster_of(1, hooks=told) as (site, cluster):
+            scripts = cluster.queue.scripts
+            monkeypatch.setattr(scripts, "unseen", lambda job: job.ended)
+            scripts.alone = True  # as another job has found out meanwhile
+            site.end("1_0")
+            await until(lambda: site.states() == {"FAILED": 1, "PENDING": 1})
+            site.end("2_0")  # that one has brought along what it needs
+            await until(lambda: bool(told.lines))
+            assert site.states() == {"FAILED": 2}
+
+    run(test)
+
+
+def test_jobs_are_watched_again_when_their_system_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        told = Told()
+        async with cluster_of(1, hooks=told) as (site, cluster):
+            driver = cluster.queue.driver
+            look, looks = driver._look, 0
+
+            async def silent(_: Any) -> Any:
+                nonlocal looks
+                looks += 1
+                raise BatchError("slurmctld is away", where="login")
+
+            monkeypatch.setattr(type(driver._patience), "silence", 0.0)
+            monkeypatch.setattr(driver, "_look", silent)
+            await until(lambda: looks > 3)
+            monkeypatch.setattr(driver, "_look", look)
+            site.end("1_0")
+            await until(lambda: "ended" in cluster.jobs.summary or not cluster.workers)
+            assert sum("not known until that is over" in line for line in told.lines) == 1
+
+    run(test)
