@@ -198,18 +198,23 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         """Wait until it is up or has ended; return whether it was up, and is not heard of any more."""
         loop, system = asyncio.get_running_loop(), self.jobs.backend.system.name
         lost: float | None = None
+        told = False
         while True:
             done, _ = await asyncio.wait({up, ended}, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return False
-            if not self.came_up or self._host is not None or self.jobs.job(self.id).state != "running":
-                lost = None  # a queue may take as long as it takes
+            if self._host is not None or self.jobs.job(self.id).state != "running":
+                lost, told = None, False  # a queue may take as long as it takes
                 continue
             if lost is None:
                 lost = loop.time()
+            if not told and (self.came_up or loop.time() - lost >= self.jobs.launch.start_timeout):
+                told = True
                 text = f"{self.name} is not heard of any more, and {system} says that it runs"
+                if not self.came_up:
+                    text = f"{self.name} runs, and has not called yet: see its log, its prologue may hang"
                 self.jobs.launch.hooks.warning(", ".join(self.jobs.job(self.id).nodes) or self.id, text)
-            if loop.time() - lost > self.jobs.backend.grace + _SILENT:
+            if self.came_up and loop.time() - lost > self.jobs.backend.grace + _SILENT:
                 self.trouble = f"{system} says that it runs, and nothing is heard of it"
                 return True
 

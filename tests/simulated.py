@@ -209,7 +209,9 @@ class SimulatedCluster(SyncedCluster):  # type: ignore[misc]
             ),
             board=site.board,  # type: ignore[arg-type]
             first=SimpleNamespace(session=SimpleNamespace(host=site), lock=None),  # type: ignore[arg-type]
-            launch=SimpleNamespace(cluster="lab", hooks=self.hooks, retire=self._retire),  # type: ignore[arg-type]
+            launch=SimpleNamespace(  # type: ignore[arg-type]
+                cluster="lab", hooks=self.hooks, retire=self._retire, start_timeout=self._start_timeout
+            ),
             options=self.options,
             encrypted=False,
             cwd=None,

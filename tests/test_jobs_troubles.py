@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from distributed import Client
 
-from envsync.errors import BatchError, SubmitError
+from envsync.errors import BatchError
 from envsync.hooks import Hooks
-from envsync.runner.batch import SYSTEMS, JobRequest
+from envsync.runner.batch import JobRequest
 from tests.running import until
 from tests.simulated import Board, LocalJob, SimulatedCluster, Site
 from tests.test_scaling import cluster_of, run
@@ -82,13 +82,6 @@ def test_a_submission_that_breaks_keeps_nobody_waiting(monkeypatch: pytest.Monke
     run(test)
 
 
-@pytest.mark.parametrize("system", ["slurm", "sge", "pbs", "torque", "lsf", "oar"])
-def test_an_open_quotation_mark_is_an_error_that_names_it(system: str) -> None:
-    request = JobRequest(name="job", log="/l", folder="/f", extra=("-M 'ada",))
-    with pytest.raises(SubmitError, match=r"extra=.*'ada.*no closing quotation"):
-        SYSTEMS[system]().submit(request, "")
-
-
 def test_a_cancellation_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         told, site = Told(), Site()
@@ -143,5 +136,19 @@ def test_jobs_are_watched_again_when_their_system_answers_again(monkeypatch: pyt
             site.end("1_0")
             await until(lambda: "ended" in cluster.jobs.summary or not cluster.workers)
             assert sum("not known until that is over" in line for line in told.lines) == 1
+
+    run(test)
+
+
+def test_a_job_that_runs_and_never_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        told, site = Told(), Site()
+        async with SimulatedCluster(site, 1, hooks=told) as cluster:
+            monkeypatch.setattr(cluster.queue.launch, "start_timeout", 0.0)
+            site.jobs["1_0"].state, site.jobs["1_0"].node = "RUNNING", "node1"
+            await until(lambda: bool(told.lines))
+            assert told.lines == [
+                "node1: job-1 runs, and has not called yet: see its log, its prologue may hang"
+            ]
 
     run(test)

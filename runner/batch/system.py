@@ -208,20 +208,8 @@ def unreadable(program: str, done: Completed, why: object = "") -> BatchError:
 
 
 def options(extra: Iterable[str]) -> list[str]:
-    """Return the arguments that further options are.
-
-    Raises
-    ------
-    SubmitError
-        A quotation mark is open.
-    """
-    try:
-        return [argument for option in extra for argument in shlex.split(option)]
-    except ValueError as error:
-        raise SubmitError(
-            f"extra={list(extra)!r} cannot be read: {str(error).lower()}",
-            hint="Each is as one would write it behind the command, with quotation marks in pairs.",
-        ) from None
+    """Return the arguments that further options are."""
+    return [argument for option in extra for argument in shlex.split(option)]
 
 
 def arrays(ids: Collection[str], separator: str) -> Sequence[str]:
