@@ -112,7 +112,10 @@ def with_variant(wanted: dict[str, Any], host: Prepared) -> dict[str, Any]:
     key, variants = variant_of(host.lock), dict(wanted.get("variants") or {})
     if key == wanted["variant"] or key in variants:
         return wanted
-    return {**wanted, "variants": {**variants, key: _wanted(host)}}
+    code = {
+        each: wanted[each] for each in ("trees", "code")
+    }  # as it is now: the host may have been made before
+    return {**wanted, "variants": {**variants, key: {**_wanted(host), **code}}}
 
 
 def _wanted(host: Prepared) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,10 @@ from distributed import Client
 
 from envsync.errors import BatchError
 from envsync.hooks import Hooks
+from envsync.lock import Lock
 from envsync.runner.batch import JobRequest
+from envsync.runner.places import variant_of, with_variant
+from envsync.target import Target
 from tests.running import until
 from tests.simulated import Board, LocalJob, SimulatedCluster, Site
 from tests.test_scaling import cluster_of, run
@@ -152,3 +156,14 @@ def test_a_job_that_runs_and_never_calls_is_told(monkeypatch: pytest.MonkeyPatch
             ]
 
     run(test)
+
+
+def test_what_is_wanted_of_a_node_has_the_code_that_the_cluster_has_now() -> None:
+    lock = Lock.of(
+        [], Target(python="3.12.1", implementation="cpython", machine="x86_64", libc=("glibc", "2.28"))
+    )
+    node: Any = SimpleNamespace(lock=lock, trees=())  # made before an edit was synced
+    wanted = {"variant": "another", "trees": {"mine": "new"}, "code": {"mine": {"digest": "new"}}}
+    (found,) = with_variant(wanted, node)["variants"].values()
+    assert found["variant"] == variant_of(lock)
+    assert (found["trees"], found["code"]) == (wanted["trees"], wanted["code"])
