@@ -128,15 +128,29 @@ class _LocalChannel(Channel):
 
 async def _spawn(command: str, *, stdin: bool) -> asyncio.subprocess.Process:
     pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(
-        "sh",
-        "-c",
-        command,
-        stdin=pipe if stdin else asyncio.subprocess.DEVNULL,
-        stdout=pipe,
-        stderr=pipe,
-        start_new_session=True,
+    # asyncio, cancelled while it starts one, may wait for ever, and leaves what was started
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            "sh",
+            "-c",
+            command,
+            stdin=pipe if stdin else asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            start_new_session=True,
+        )
     )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.shield(_end_started(starting))
+        raise
+
+
+async def _end_started(starting: asyncio.Future[asyncio.subprocess.Process]) -> None:
+    """End a command that nobody waits for any more."""
+    with contextlib.suppress(OSError):
+        await _end(await starting)
 
 
 async def _communicate(

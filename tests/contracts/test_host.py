@@ -199,6 +199,18 @@ async def test_a_cancelled_command_is_ended(host: Host, there: There) -> None:
     assert await until(lambda: not there.running(mark))
 
 
+async def test_a_command_that_is_cancelled_while_it_starts_is_ended(host: Host, there: There) -> None:
+    mark = unique()
+    for turns in range(12):
+        task = asyncio.create_task(host.run(f"sleep {mark}; :"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait_for(asyncio.wait({task}), 10)
+        assert task.cancelled()
+    assert await until(lambda: not there.running(mark))
+
+
 async def test_many_commands_at_once(host: Host) -> None:
     done = await asyncio.gather(*(host.run(f"sleep 0.05; echo {n}") for n in range(40)))
     assert [int(each.stdout) for each in done] == list(range(40))
