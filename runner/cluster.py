@@ -391,6 +391,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.hooks.failed(error.where or "cluster", error.message)
             if self.queue is not None:
                 self.queue.failures.append(str(error))
+                self.queue.failures_in_a_row += 1
+                self._adapt_no_more()
             raise
         finally:
             for name, worker in list(self.workers.items()):

@@ -11,7 +11,15 @@ from collections import defaultdict, deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from envsync.errors import BatchError, EnvsyncError, HostError, JobFailed, SubmitError, UnfitHostError
+from envsync.errors import (
+    AgentError,
+    BatchError,
+    EnvsyncError,
+    HostError,
+    JobFailed,
+    SubmitError,
+    UnfitHostError,
+)
 from envsync.hooks import Hooks
 from envsync.runner.batch import Driver, Job
 from envsync.runner.batch.calling import NO_FOLDER, NO_PYTHON, NO_WAY, Switchboard
@@ -136,6 +144,7 @@ class Jobs:
         self._watching: asyncio.Task[None] | None = None
         self._guarding: asyncio.Task[None] | None = None
         self._numbers = 0
+        self._lost: EnvsyncError | None = None  # why no job can call any more
         self._scheduler: Prepared | None = None
         self._scheduler_host: CarriedHost | None = None
 
@@ -195,6 +204,7 @@ class Jobs:
         """Say so when the way to all jobs is lost: they end by themselves then."""
         error = await self.board.ended()
         if error is not None:
+            self._lost = error
             host = self.first.session.host.name
             text = f"lost, and with it the way to all jobs, which end by themselves: {error.message}"
             self.failures.append(f"{host}: {text}")
@@ -346,7 +356,15 @@ class Jobs:
         ------
         SubmitError
             The system did not take them.
+        AgentError
+            None could call.
         """
+        if self._lost is not None:
+            raise AgentError(
+                f"no more jobs: the way to them is lost ({self._lost.message})",
+                where=self._lost.where,
+                hint="Close the cluster, and start another one.",
+            )
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._asked.append((process, future))
         if self._submitting is None or self._submitting.done():

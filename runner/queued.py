@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import html
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import NoOpAwaitable
 
-from envsync.errors import JobFailed
+from envsync.errors import EnvsyncError, JobFailed
 from envsync.runner.jobrows import JobTable
 
 if TYPE_CHECKING:
@@ -67,12 +68,16 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
             return
         del self.workers[job.name]
         spec = self.worker_spec.pop(job.name, None)
+        self._adapt_no_more()
+        if end in ("taken", "retired") and spec is not None and self.fleet is not None and not self._adapts:
+            self.worker_spec.update(self.fleet.new(job.group))
+            self.loop.add_callback(self._correct)
+
+    def _adapt_no_more(self) -> None:
+        """Ask for no more jobs by itself where many in a row have failed."""
         if self.queue is not None and self.queue.failures_in_a_row >= _FAILURES and self._adapts:
             self._adaptive.stop()
             self.hooks.failed("cluster", f"{_FAILURES} jobs in a row failed: nothing adapts any more")
-        if end in ("taken", "retired") and spec is not None and self.fleet is not None and not self._adapts:
-            self.worker_spec.update(self.fleet.new(job.group))
-            self.loop.add_callback(self._correct_state)
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         """Wait as SpecCluster does, but not for those whose jobs have failed."""
@@ -152,7 +157,12 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
         assert self.fleet is not None
         closing = self.status in (Status.closing, Status.closed)
         self.fleet.have(dict.fromkeys(self.fleet.groups, 0) if closing else wanted)
-        self.loop.add_callback(self._correct_state)
+        self.loop.add_callback(self._correct)
+
+    async def _correct(self) -> None:
+        """Have what should be there; what was refused has been told."""
+        with contextlib.suppress(EnvsyncError):
+            await self._correct_state()
 
     def adapt(self, *args: Any, group: str | None = None, **options: Any) -> Any:
         """Scale by itself, as there is work; on a batch system in whole jobs.

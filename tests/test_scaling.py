@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 from distributed import Client
 
+from envsync.errors import AgentError
 from envsync.hooks import Hooks
+from envsync.runner import Slurm
+from envsync.runner.batch import Driver, JobRequest
+from envsync.runner.batch.driver import Patience
 from tests.running import until
 from tests.simulated import SimulatedCluster, Site
 
@@ -250,5 +254,54 @@ def test_a_burst_of_failures_is_looked_into_with_few_commands() -> None:
             await until(lambda: len(told.failures) == 60)
             assert site.calls["squeue"] - before < 30
             assert site.calls["tail"] <= 10
+
+    run(test)
+
+
+def test_a_job_that_calls_is_not_lost_with_a_listing_that_leaves_it_out() -> None:
+    async def test() -> None:
+        site, there = Site(), {"1_0"}
+        driver = Driver(
+            Slurm().system,
+            site,  # type: ignore[arg-type]
+            patience=Patience(accounting=0.0),
+            heard_of=there.__contains__,
+        )
+        await driver.submit(JobRequest(name="job", log="", folder="", count=2), "")
+        site.jobs.clear()
+        assert {id_: job.state for id_, job in (await driver.poll()).items()} == {"1_1": "lost"}
+        there.clear()
+        assert {id_: job.state for id_, job in (await driver.poll()).items()} == {"1_0": "lost"}
+
+    run(test)
+
+
+def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    class Told(Hooks):
+        def __init__(self) -> None:
+            self.failures: list[str] = []
+
+        def failed(self, where: str, why: str) -> None:
+            self.failures.append(why)
+
+    async def test() -> None:
+        told = Told()
+        site = Site()
+        async with SimulatedCluster(site, 1, hooks=told) as cluster:
+            site.start()
+            sbatch, site._sbatch = site._sbatch, lambda _: (1, "")  # type: ignore[method-assign]
+            cluster.scale(3)
+            await until(lambda: bool(told.failures))
+            assert cluster.queue is not None
+            assert cluster.queue.failures_in_a_row == 1
+            site._sbatch = sbatch  # type: ignore[method-assign]
+            cluster.scale(2)
+            await until(lambda: len(cluster.workers) == 2)
+            cluster.queue._lost = AgentError("the relay is gone", where="login")
+            cluster.scale(3)
+            await until(lambda: len(told.failures) == 2)
+            assert "no more jobs: the way to them is lost (the relay is gone)" in told.failures[-1]
+            assert site.calls["sbatch"] == 3
+        assert "Traceback" not in caplog.text
 
     run(test)
