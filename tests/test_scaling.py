@@ -15,6 +15,7 @@ from envsync.hooks import Hooks
 from envsync.runner import Slurm
 from envsync.runner.batch import Driver, JobRequest
 from envsync.runner.batch.driver import Patience
+from envsync.runner.hosts.base import Completed
 from tests.running import until
 from tests.simulated import SimulatedCluster, Site
 
@@ -289,6 +290,7 @@ def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.L
         site = Site()
         async with SimulatedCluster(site, 1, hooks=told) as cluster:
             site.start()
+            await until(lambda: any(job.came_up for job in cluster.workers.values()))
             sbatch, site._sbatch = site._sbatch, lambda _: (1, "")  # type: ignore[method-assign]
             cluster.scale(3)
             await until(lambda: bool(told.failures))
@@ -303,5 +305,36 @@ def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.L
             assert "no more jobs: the way to them is lost (the relay is gone)" in told.failures[-1]
             assert site.calls["sbatch"] == 3
         assert "Traceback" not in caplog.text
+
+    run(test)
+
+
+def test_a_submission_that_hangs_is_told_and_its_jobs_end_with_the_driver() -> None:
+    class Told(Hooks):
+        warnings: tuple[str, ...] = ()
+
+        def warning(self, where: str, text: str) -> None:
+            self.warnings += (text,)
+
+    class Hanging(Site):
+        async def run(self, command: str, **options: Any) -> Completed:
+            done = await super().run(command, **options)
+            if "sbatch" in command:
+                await asyncio.sleep(1000)
+            return done
+
+    async def test() -> None:
+        site, told = Hanging(), Told()
+        patience = Patience(word=0.01, last=0.1)
+        driver = Driver(Slurm().system, site, patience=patience, hooks=told)  # type: ignore[arg-type]
+        submitting = asyncio.ensure_future(
+            driver.submit(JobRequest(name="job", log="", folder="", count=2), "")
+        )
+        await until(lambda: told.warnings)
+        assert told.warnings == ("`sbatch` does not answer: it is waited for 120 s at most",)
+        submitting.cancel()
+        await driver.close()
+        assert site.states() == {"CANCELLED": 2}
+        await asyncio.wait({submitting})
 
     run(test)

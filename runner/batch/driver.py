@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import shlex
 import time
@@ -39,12 +40,18 @@ class Patience:
         For what became of a job that left the listing; it is lost after that.
     search : float
         For a submission whose answer was lost to show in the listing.
+    word : float
+        For one command, before it is told that it is waited for.
+    last : float
+        For what is under way when the driver is closed.
     """
 
     answer: float = 120.0
     silence: float = 300.0
     accounting: float = 60.0
     search: float = 60.0
+    word: float = 15.0
+    last: float = 10.0
 
 
 class Driver:
@@ -102,6 +109,7 @@ class Driver:
         self._silent: float | None = None
         self._closed = False
         self._underway: asyncio.Task[tuple[str, ...]] | None = None
+        self._request: JobRequest | None = None  # of what is under way
 
     async def check(self, request: JobRequest | None = None) -> None:
         """See whether the system can be used, and would ever run the jobs of `request`.
@@ -159,6 +167,7 @@ class Driver:
                 await self.host.put(content, path, mode=0o700)
             # Unreachable before anything was said: that is safe to tell as it is.
             await self.host.run(":", timeout=self._patience.answer)
+            self._request = request
             self._underway = asyncio.create_task(self._submit(request, call))
             # Whoever gives up meanwhile leaves no jobs behind that nobody knows: close waits for it.
             return await asyncio.shield(self._underway)
@@ -232,7 +241,11 @@ class Driver:
         """End all jobs that have not ended; silent when closed already."""
         self._closed = True
         if self._underway:
-            await asyncio.wait([self._underway])
+            await asyncio.wait([self._underway], timeout=self._patience.last)
+            if not self._underway.done():
+                self._underway.cancel()
+                await asyncio.wait([self._underway])
+                await self._adopt_lost()
         await self.cancel([each for each, job in self.jobs.items() if not job.ended])
 
     # -- inner
@@ -240,7 +253,15 @@ class Driver:
     async def _run(self, call: Call) -> Completed:
         folder = f"cd {shlex.quote(call.folder)} && " if call.folder else ""
         command = f"{self._profile}{self._exports()}{folder}exec {shlex.join(call.argv)}"
-        return await self.host.run(command, input=call.input, check=False, timeout=self._patience.answer)
+        patience = self._patience
+        text = f"`{call.argv[0]}` does not answer: it is waited for {patience.answer:.0f} s at most"
+        telling = asyncio.get_running_loop().call_later(
+            patience.word, self._hooks.warning, self.host.name, text
+        )
+        try:
+            return await self.host.run(command, input=call.input, check=False, timeout=patience.answer)
+        finally:
+            telling.cancel()
 
     def _exports(self) -> str:
         names = self._environment.items()
@@ -321,6 +342,21 @@ class Driver:
             where=self.host.name,
             hint=f"Look for jobs named {name} there, and cancel what you find before you submit again.",
         ) from error
+
+    async def _adopt_lost(self) -> None:
+        """Know the jobs of a submission that is waited for no longer, if they are there: they are to end."""
+        assert self._request is not None
+        ids: tuple[str, ...] = ()
+        with contextlib.suppress(HostError, BatchError, asyncio.TimeoutError, TimeoutError):
+            ids = await asyncio.wait_for(self._search(self._request), self._patience.last)
+        self.jobs.update((each, Job(id=each, state="pending")) for each in ids)
+        if not ids:
+            name = safe_name(self._request.name, self.system.limit)
+            self._hooks.warning(
+                self.host.name,
+                f"a submission was not answered, and nobody knows whether there are jobs named {name}: "
+                "they end by themselves when they start",
+            )
 
     async def _look(self, wanted: list[str]) -> dict[str, Job]:
         shown = self.system.listed(await self._run(self.system.listing(wanted)))
