@@ -440,7 +440,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             with contextlib.suppress(Exception):
                 # rented machines take a while to be gone; whoever interrupts again leaves them to it
                 super().sync(end, callback_timeout=30 if self.backend.lease is None else 330)
-            self._loop_runner.stop()
+            with contextlib.suppress(TimeoutError):  # what interrupted us is what its user is to see
+                self._loop_runner.stop()
 
     def _process_lost(self, process: DaskProcess) -> None:
         """Report a process that ended by itself, and forget it."""
