@@ -291,7 +291,8 @@ def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.L
         async with SimulatedCluster(site, 1, hooks=told) as cluster:
             site.start()
             await until(lambda: any(job.came_up for job in cluster.workers.values()))
-            sbatch, site._sbatch = site._sbatch, lambda _: (1, "")  # type: ignore[method-assign]
+            sbatch = site._sbatch
+            site._sbatch = lambda arguments: (1, "")  # type: ignore[method-assign]  # noqa: ARG005
             cluster.scale(3)
             await until(lambda: bool(told.failures))
             assert cluster.queue is not None
