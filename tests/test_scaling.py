@@ -292,7 +292,7 @@ def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.L
             site.start()
             await until(lambda: any(job.came_up for job in cluster.workers.values()))
             sbatch = site._sbatch
-            site._sbatch = lambda arguments: (1, "")  # type: ignore[method-assign]  # noqa: ARG005
+            site._sbatch = lambda arguments: (1, "")  # type: ignore[method-assign]
             cluster.scale(3)
             await until(lambda: bool(told.failures))
             assert cluster.queue is not None
