@@ -16,7 +16,7 @@ from envsync.runner.hosts import Host, SSHOptions, parse_host
 from envsync.runner.hosts.local import Local
 from tests.batch_fakes import Fake
 from tests.lab.fixtures import demand
-from tests.lab.install import PROGRAMS, SLURM
+from tests.lab.install import ACCOUNTING, PROGRAMS, SLURM
 
 CORES = 4
 """What a node has, everywhere; there are two."""
@@ -74,12 +74,12 @@ class Site:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[Site]:
-    """The lab's own."""
+def slurm(folder: Path, *, accounting: bool = False, **options: Any) -> Iterator[Site]:
+    """The lab's own; `options` are the lab's."""
     from tests.lab.slurm import Slurm as Lab
 
-    demand({**PROGRAMS, **SLURM})
-    lab = Lab(2, shared=[folder], gpus=2)
+    demand({**PROGRAMS, **(ACCOUNTING if accounting else SLURM)})
+    lab = Lab(2, shared=[folder], gpus=2, accounting=accounting, **options)
     try:
         yield Site(Slurm(), lab.environment, folder, lab)
     finally:

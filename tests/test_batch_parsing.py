@@ -227,14 +227,31 @@ def test_squeue() -> None:
 
 
 def test_sacct() -> None:
-    text = "17_0|COMPLETED|0:0|node1|None\n17_1|CANCELLED by 1000|0:15|node1|None\n"
-    text += "17_2|RUNNING|0:0|node1|None\n17_3|OUT"
+    text = "17_0|COMPLETED|0:0|node1\n17_1|CANCELLED by 1000|0:15|node1\n"
+    text += "17_2|RUNNING|0:0|node1\n17_3|REQUEUED|0:0|node1\n17_4|OUT"
     jobs = Slurm().ended(said(text))
     assert jobs == {
         "17_0": Job(id="17_0", state="completed", nodes=("node1",), exit_code=0),
         "17_1": Job(id="17_1", state="cancelled", reason="CANCELLED by 1000", nodes=("node1",), signal=15),
     }
     assert Slurm().ended(said("", 1, "Slurm accounting storage is disabled")) == {}
+
+
+@pytest.mark.parametrize(
+    ("shown", "members"),
+    [
+        ("[0,2-4]", [0, 2, 3, 4]),
+        ("[7]", [7]),
+        ("[0-6:3,8%2]", [0, 3, 6, 8]),
+        ("[0,2,4...]", [0, 2]),
+        ("[]", []),
+        ("[", []),
+    ],
+)
+def test_sacct_tells_of_jobs_of_an_array_that_never_ran_in_one_line(shown: str, members: list[int]) -> None:
+    jobs = Slurm().ended(said(f"17_{shown}|CANCELLED by 0|0:0|None assigned\n"))
+    assert list(jobs) == [f"17_{index}" for index in members]
+    assert all((job.state, job.nodes) == ("cancelled", ()) for job in jobs.values())
 
 
 QSTAT = """<?xml version='1.0'?>

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from envsync.errors import SubmitError
-from envsync.runner.batch import Driver, Job, driver
+from envsync.runner.batch import Call, Driver, Job, driver
+from envsync.runner.hosts import Completed
 from envsync.runner.hosts.local import Local
 from tests.batch_sites import SITES, Site
+from tests.lab.accounting import ACCOUNT
 
 pytestmark = pytest.mark.lab
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    with SITES["slurm"](tmp_path_factory.mktemp("slurm")) as made:
+    """With accounting, and a listing that forgets what ended as soon as it may: after ten seconds or so."""
+    folder = tmp_path_factory.mktemp("slurm")
+    forgetful = {"MinJobAge": "2"}
+    with SITES["slurm"](folder, accounting=True, confined=["memory"], settings=forgetful) as made:
         yield made
 
 
@@ -40,9 +46,36 @@ def late(site: Site) -> str:
     return f"{said.strip()}_0"
 
 
+@pytest.fixture(scope="module")
+def old(site: Site) -> dict[str, str]:
+    """Jobs that nobody looks at until Slurm's listing has forgotten them: how each ended, by its id."""
+    return asyncio.run(submit_old(site))
+
+
+async def submit_old(site: Site) -> dict[str, str]:
+    one = Driver(site.system, Local(), environment=site.environment)
+    node = ("--nodelist=node2",)
+    good, bad = await one.submit(
+        site.request("old", count=2, extra=node), "exit $((3 * SLURM_ARRAY_TASK_ID))"
+    )
+    (big,) = await one.submit(
+        site.request("big", memory=50 * 2**20, extra=node), "head -c 200m /dev/zero | tail -n 1"
+    )
+    waits = await one.submit(site.request("waits", count=70, extra=("--hold",)), "true")
+    # one that is taken out while it waits: of the others, sacct tells by their numbers
+    site.lab.call("scancel", *waits[1::2])
+    site.lab.call("scancel", waits[0].partition("_")[0])
+    return {
+        good: "completed",
+        bad: "failed",
+        big: "out-of-memory",
+        **dict.fromkeys(waits[::2], "cancelled"),
+    }
+
+
 @pytest.fixture(autouse=True)
-def started(late: str) -> None:
-    """It starts first."""
+def started(late: str, old: dict[str, str]) -> None:
+    """They start first."""
 
 
 @pytest.fixture
@@ -61,6 +94,23 @@ async def until(jobs: Driver, true: Callable[[], bool], seconds: float = 60) -> 
         await asyncio.sleep(0.1)
 
 
+async def call(site: Site, one: Call) -> Completed:
+    command = f"exec {shlex.join(one.argv)}"
+    exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in site.environment.items())
+    return await Local().run(exports + command, input=one.input, check=False)
+
+
+async def booked(site: Site, id_: str) -> Job:
+    """Return a job as the accounting has it, which lags a little behind."""
+    past = site.system.past([id_])
+    assert past
+    deadline = time.monotonic() + 20
+    while id_ not in (known := site.system.ended(await call(site, past))):
+        assert time.monotonic() < deadline, known
+        await asyncio.sleep(0.1)
+    return known[id_]
+
+
 async def test_a_preempted_job_comes_back_and_it_is_counted(site: Site, jobs: Driver) -> None:
     low = site.request("low", cores=3, extra=("--nodelist=node1", "--requeue"))
     (one,) = await jobs.submit(low, "echo run ${SLURM_RESTART_COUNT:-0}; sleep 300")
@@ -75,6 +125,9 @@ async def test_a_preempted_job_comes_back_and_it_is_counted(site: Site, jobs: Dr
     site.lab.call("scontrol", "update", f"jobid={one}", "starttime=now")
     await until(jobs, lambda: jobs.jobs[one].state == "running")
     assert jobs.jobs[one].restarts == 1
+    await jobs.cancel([one])
+    await until(jobs, lambda: jobs.jobs[one].ended)
+    assert (await booked(site, one)).state == "cancelled"  # and not how its first run ended
 
 
 async def test_one_that_is_held_and_one_that_is_cancelled_by_hand(site: Site, jobs: Driver) -> None:
@@ -150,6 +203,32 @@ async def test_a_job_over_its_time_is_told_so(site: Site, jobs: Driver, late: st
     jobs.jobs[late] = Job(id=late, state="pending")
     await until(jobs, lambda: jobs.jobs[late].ended, seconds=150)
     assert (jobs.jobs[late].state, jobs.jobs[late].reason) == ("timeout", "TimeLimit")
+    assert (await booked(site, late)).state == "timeout"
+
+
+async def test_what_slurm_has_forgotten_is_told_by_its_accounting(
+    site: Site, jobs: Driver, old: dict[str, str]
+) -> None:
+    deadline = time.monotonic() + 30
+    while set(jobs.system.listed(await call(site, jobs.system.listing(old)))) & set(old):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.5)
+    jobs.jobs.update((id_, Job(id=id_, state="running", restarts=1)) for id_ in old)
+    await jobs.poll()
+    assert {id_: job.state for id_, job in jobs.jobs.items()} == old
+    _, bad, big, *waits = (jobs.jobs[id_] for id_ in old)
+    assert bad == Job(id=bad.id, state="failed", reason="FAILED", nodes=("node2",), exit_code=3, restarts=1)
+    assert (big.reason, big.nodes, big.exit_code) == ("OUT_OF_MEMORY", ("node2",), None)
+    assert {job.reason for job in waits} == {"CANCELLED by 0"}
+
+
+async def test_an_account_that_slurm_does_not_know_is_refused_before_submission(
+    site: Site, jobs: Driver
+) -> None:
+    with pytest.raises(SubmitError, match=r"would never run this job: .*Invalid account") as caught:
+        await jobs.check(site.request("poor", account="nobodys"))
+    assert "account" in (caught.value.hint or "")
+    await jobs.check(site.request("paid", account=ACCOUNT))
 
 
 async def test_a_node_that_dies_is_told_so(site: Site, jobs: Driver) -> None:

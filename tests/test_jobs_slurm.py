@@ -271,7 +271,7 @@ def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two jobs on one node, each in a cgroup where its devices are the first and the second."""
-    lab = Slurm(1, shared=[tmp_path_factory.getbasetemp()], gpus=4, confined=True)
+    lab = Slurm(1, shared=[tmp_path_factory.getbasetemp()], gpus=4, confined=["devices"])
     try:
         monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
         cards = [Card(uuid=f"GPU-{one}", file=f"{lab.folder}/dev/nvidia{one}") for one in range(4)]

@@ -133,7 +133,7 @@ class Driver:
                 raise SubmitError(
                     f"{self.system.name} would never run this job: {why}",
                     where=self.host.name,
-                    hint="Ask for less, or for another queue.",
+                    hint="Ask for less, or for another queue or account.",
                 )
 
     async def submit(self, request: JobRequest, body: str) -> tuple[str, ...]:
@@ -371,7 +371,12 @@ class Driver:
         now = time.monotonic()
         call = self.system.past(gone)
         known = self.system.ended(await self._run(call)) if call else {}
-        jobs = {each: known[each] for each in gone if each in known}
+        # accounting does not count how often a job was started again
+        jobs = {
+            each: replace(known[each], restarts=max(known[each].restarts, self.jobs[each].restarts))
+            for each in gone
+            if each in known
+        }
         patience = self._patience.accounting if call else min(self._patience.accounting, 2 * self.interval)
         for id_ in gone:
             # one that was cancelled here while it waited may be in no books at all

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ __all__ = ["Slurm"]
 
 _LISTED = "JobArrayID:|,State:|,RestartCnt:|,exit_code:|,TimeLeft:|,NodeList:|,Name:|,Reason:|"
 _NO_LOG = 53
-_PAST = "JobID,State,ExitCode,NodeList,Reason"
+_PAST = "JobID,State,ExitCode,NodeList"  # its Reason is why a job once waited, not how it ended
 _SIGNALLED = 300  # seconds of walltime from which on a job is signalled a minute before its end
 _STATES: dict[str, JobState] = {
     "PENDING": "pending",
@@ -124,13 +125,15 @@ class Slurm(BatchSystem):
     def past(self, ids: Collection[str]) -> Call:
         """Return the call of sacct; where accounting is off it fails, and squeue has told already."""
         jobs = f"--jobs={','.join(arrays(ids, '_'))}"
-        return Call(argv=("sacct", "--allocations", "--noheader", "--parsable2", f"--format={_PAST}", jobs))
+        # without that variable it cuts the members of an array at 64 letters
+        sacct = ("env", "SLURM_BITSTR_LEN=0", "sacct", "--allocations", "--noheader", "--parsable2")
+        return Call(argv=(*sacct, f"--format={_PAST}", jobs))
 
     def ended(self, done: Completed) -> dict[str, Job]:
-        """Return the jobs that sacct says have ended."""
-        rows = (_fields(line, 5) for line in output(done).splitlines())
-        jobs = {row[0]: _past(row) for row in rows if row}
-        return {each: job for each, job in jobs.items() if job.ended}
+        """Return the jobs that sacct says have ended. Those of an array that never ran are one line."""
+        rows = (_fields(line, 4) for line in output(done).splitlines())
+        jobs = [_past([id_, *row[1:]]) for row in rows if row for id_ in _members(row[0])]
+        return {job.id: job for job in jobs if job.ended}
 
     def cancel(self, ids: Collection[str]) -> Call:
         """Return the call of scancel."""
@@ -210,8 +213,21 @@ def _with_time(job: Job, left: float | None) -> Job:
 
 
 def _past(row: list[str]) -> Job:
-    id_, state, status, nodes, reason = row
-    return _job(id_, state, status, nodes, "", reason)
+    id_, state, status, nodes = row
+    return _job(id_, state, status, nodes, "", "")
+
+
+def _members(id_: str) -> list[str]:
+    """Return the jobs that ``17_[0,2-4,6-10:2%1]`` are, or the one that it is."""
+    array, bracket, rest = id_.partition("_[")
+    if not bracket:
+        return [id_]
+    ranges = re.findall(r"(?:^|,)(\d+)(?:-(\d+)(?::(\d+))?)?(?=[,%\]])", rest)
+    return [
+        f"{array}_{index}"
+        for first, last, step in ranges
+        for index in range(int(first), int(last or first) + 1, int(step or 1))
+    ]
 
 
 def _job(id_: str, text: str, status: str, nodes: str, restarts: str, reason: str) -> Job:

@@ -251,7 +251,9 @@ async def test_what_left_the_listing_is_told_by_the_accounting(site: Site, drive
     if site.system.name == "lsf":
         site.lab.forget()
     elif site.system.name == "slurm":
-        pytest.skip("its listing tells of ended jobs for some minutes, and this one has no accounting")
+        pytest.skip(
+            "its listing tells of ended jobs for some minutes; test_batch_slurm.py has one that does not"
+        )
     await ended(driver)
     assert [driver.jobs[each].exit_code for each in ids] == [4, 4]
 

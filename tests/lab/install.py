@@ -26,6 +26,14 @@ PROGRAMS = {
 SLURM = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge"}
 """What only a Slurm of the lab's needs."""
 
+ACCOUNTING = {
+    **SLURM,
+    "slurmdbd": "slurmdbd",
+    "mariadbd": "mariadb-server-core",
+    "my_print_defaults": "mariadb-client-core",
+}
+"""What one with accounting needs."""
+
 REGISTRY = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
 """What only registries of container images on loopback need."""
 
@@ -99,7 +107,7 @@ def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
     why, packages = (
         obstacle(),
-        missing({**PROGRAMS, **SLURM, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD}),
+        missing({**PROGRAMS, **ACCOUNTING, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD}),
     )
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.lab.accounting import SETTINGS, daemons
 from tests.lab.install import find
 from tests.lab.machines import HERE, Lab, LabError, Machine
 from tests.lab.network import SYSTEM
@@ -67,12 +68,12 @@ PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 """
 
 # Slurm's own tree of cgroups for each node: they would meet in one, as they are on one machine.
-_CONFINED = """mkdir -p {devices}; mount --bind {devices} /sys/fs/cgroup/devices"""
+_CONFINED = """mkdir -p {own}; mount --bind {own} {all}"""
 _CGROUP_CONF = """CgroupPlugin=cgroup/v1
 CgroupAutomount=no
-ConstrainDevices=yes
 """
-_DEVICES = Path("/sys/fs/cgroup/devices")
+_CGROUPS = Path("/sys/fs/cgroup")
+_CONSTRAIN = {"devices": "ConstrainDevices=yes\n", "memory": "ConstrainRAMSpace=yes\n"}
 
 
 class Slurm(Lab):
@@ -91,8 +92,11 @@ class Slurm(Lab):
         How many each node says it has, with character devices that no driver answers at.
     settings : mapping, optional
         More of its configuration.
-    confined : bool
-        Whether the kernel keeps jobs from the devices that are not theirs (cgroups of the first version).
+    confined : sequence of str
+        What the kernel keeps jobs from where it is not theirs: ``devices``, ``memory`` (cgroups of the first
+        version).
+    accounting : bool
+        Whether slurmdbd keeps accounts, and jobs of unknown ones are refused: root has `ACCOUNT`.
 
     Attributes
     ----------
@@ -111,10 +115,11 @@ class Slurm(Lab):
         shared: Sequence[Path] = (),
         gpus: int = 0,
         settings: Mapping[str, str] | None = None,
-        confined: bool = False,
+        confined: Sequence[str] = (),
+        accounting: bool = False,
     ) -> None:
         super().__init__()
-        self._cgroup = _DEVICES / self.folder.name if confined else None
+        self._cgroups = [_CGROUPS / kind / self.folder.name for kind in confined]
         self._shared = [self.folder, *shared]
         self._hosts, conf = self.folder / "hosts", self.folder / "slurm.conf"
         self.environment = {"SLURM_CONF": str(conf)}
@@ -128,8 +133,11 @@ class Slurm(Lab):
         lines = [f"NodeName={name} NodeAddr={address} {size}\n" for name, address in both[1:]]
         task = "cgroup" if confined else "none"
         text = _CONF.format(folder=self.folder, head=addresses[0], task=task)
+        text += SETTINGS.format(folder=self.folder, head=addresses[0]) if accounting else ""
         text += "".join(f"{key}={value}\n" for key, value in (settings or {}).items())
-        (self.folder / "cgroup.conf").write_text(_CGROUP_CONF)
+        (self.folder / "cgroup.conf").write_text(
+            _CGROUP_CONF + "".join(_CONSTRAIN[kind] for kind in confined)
+        )
         conf.write_text(text + ("GresTypes=gpu\n" * bool(gpus)) + "".join(lines))
         if gpus:
             self._make_gpus(gpus)
@@ -144,7 +152,10 @@ class Slurm(Lab):
         self.folder.chmod(0o755)  # munged refuses a folder that is closed to those whom it serves
         try:
             awaited = f"while [ ! -S {munge}.sock ]; do sleep 0.05; done"
-            self.head = self._start("head", addresses[0], munged, awaited, f"{find('slurmctld')} -D &")
+            books = daemons(self.folder, addresses[0]) if accounting else []
+            self.head = self._start(
+                "head", addresses[0], munged, awaited, *books, f"{find('slurmctld')} -D &"
+            )
             self.nodes = [self._start(*one, f"{find('slurmd')} -D &") for one in both[1:]]
             self._await_nodes()
         except BaseException:
@@ -154,8 +165,8 @@ class Slurm(Lab):
     def close(self) -> list[Process]:
         """End all of it; return what survived."""
         left = super().close()
-        if self._cgroup is not None and self._cgroup.is_dir():
-            for folder, _, _ in os.walk(self._cgroup, topdown=False):
+        for cgroup in self._cgroups:
+            for folder, _, _ in os.walk(cgroup, topdown=False):
                 with contextlib.suppress(OSError):  # somebody who survived is still in it
                     os.rmdir(folder)
         return left
@@ -165,19 +176,16 @@ class Slurm(Lab):
         variables = " ".join(f"{key}={value}" for key, value in self.environment.items())
         return self.host(HERE, name=name, shared=self._shared, sshd={"SetEnv": variables})
 
-    def laptop(self, login: Machine) -> Machine:
-        """Start a machine that reaches nothing but a login node's ssh, and is reached by nobody."""
+    def jump(self, login: Machine) -> Machine:
+        """Start a machine that is reached by ssh alone, and reaches nothing but the ssh of a login node."""
+        gateway = self.host(name="gateway")
+        _wall_in(gateway, login, "-p tcp --dport 22")
+        return gateway
+
+    def laptop(self, door: Machine) -> Machine:
+        """Start a machine that reaches nothing but the ssh of another, and is reached by nobody."""
         laptop = self.host(name="laptop")
-        rules = [
-            ("OUTPUT", "-o", "lo", "-j", "ACCEPT"),
-            ("OUTPUT", "-d", login.address, "-p", "tcp", "--dport", "22", "-j", "ACCEPT"),
-            ("INPUT", "-i", "lo", "-j", "ACCEPT"),
-            ("INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"),
-        ]
-        for rule in rules:
-            laptop.inside("iptables", "-w", "-A", *rule)
-        for chain in ("INPUT", "OUTPUT"):
-            laptop.inside("iptables", "-w", "-P", chain, "DROP")
+        _wall_in(laptop, door)
         return laptop
 
     def call(self, *command: str) -> str:
@@ -216,7 +224,7 @@ class Slurm(Lab):
             folder=shlex.quote(str(folder)),
             hosts=shlex.quote(str(self._hosts)),
             name=name,
-            confined=_CONFINED.format(devices=self._cgroup / name) if self._cgroup else "",
+            confined="\n".join(_CONFINED.format(own=path / name, all=path.parent) for path in self._cgroups),
             daemons="\n".join(daemons),
             shared="\n".join(
                 f"mkdir -p {folder}/tmp/{at}; mount --bind {path} {folder}/tmp/{at}" for path, at in inner
@@ -242,3 +250,19 @@ class Slurm(Lab):
                     return
             time.sleep(0.05)
         raise LabError(f"Slurm did not come up: {states}\n{self.log()}")
+
+
+def _wall_in(machine: Machine, door: Machine, *incoming: str) -> None:
+    """Let a machine reach nothing but the ssh of another; of what comes in, let in only `incoming`."""
+    accepted = (
+        "OUTPUT -o lo",
+        f"OUTPUT -d {door.address} -p tcp --dport 22",
+        "OUTPUT -m conntrack --ctstate ESTABLISHED",
+        "INPUT -i lo",
+        "INPUT -m conntrack --ctstate ESTABLISHED",
+        *(f"INPUT {rule}" for rule in incoming),
+    )
+    for rule in accepted:
+        machine.inside("iptables", "-w", "-A", *rule.split(), "-j", "ACCEPT")
+    for chain in ("INPUT", "OUTPUT"):
+        machine.inside("iptables", "-w", "-P", chain, "DROP")
