@@ -1,4 +1,4 @@
-"""From a laptop that reaches only a login node's ssh, to jobs of a real Slurm, and how that ends."""
+"""From a laptop that reaches only a gateway's ssh, over a login node, to jobs of a real Slurm, and back."""
 
 from __future__ import annotations
 
@@ -66,12 +66,13 @@ def until(condition, seconds=30):
 WHOLE = (
     BEGIN
     + """
-try:
-    socket.create_connection((sys.argv[4], 6818), 2)
-except OSError:
-    pass
-else:
-    raise AssertionError("a laptop reaches no node")
+for out_of_reach in ((sys.argv[4], 6818), (sys.argv[5], 22)):
+    try:
+        socket.create_connection(out_of_reach, 1)
+    except OSError:
+        pass
+    else:
+        raise AssertionError(f"a laptop reaches {out_of_reach}")
 with start(2) as cluster:
     client = cluster.get_client()
     client.wait_for_workers(2, timeout=90)
@@ -140,15 +141,24 @@ def place(slurm: Slurm, login: Machine, tmp_path_factory: pytest.TempPathFactory
         yield made
 
 
+@pytest.fixture(scope="module")
+def gateway(slurm: Slurm, login: Machine) -> Machine:
+    return slurm.jump(login)
+
+
 @contextlib.contextmanager
-def client(slurm: Slurm, laptop: Machine, place: Place, script: str) -> Iterator[subprocess.Popen[str]]:
+def client(
+    slurm: Slurm, login: Machine, laptop: Machine, place: Place, script: str
+) -> Iterator[subprocess.Popen[str]]:
     """Run a script on the laptop until it is up; end it."""
+    config = place.folder / "ssh_config"
+    config.write_text(f"Host login\n  ProxyJump gateway\n\n{slurm.config.read_text()}")
     folder = place.folder / "work"
     (folder / "script.py").write_text(script)
     process = subprocess.Popen(
         [
             *("nsenter", f"--net=/proc/{laptop.pid}/ns/net", place.ours / "bin/python", "script.py"),
-            *(slurm.config, place.folder / "hpc", str(GRACE), slurm.nodes[0].address),
+            *(config, place.folder / "hpc", str(GRACE), slurm.nodes[0].address, login.address),
         ],
         cwd=folder,
         env=place.environment,
@@ -173,9 +183,9 @@ def nothing_left(slurm: Slurm, seconds: float) -> bool:
 
 
 def test_it_works_goes_on_when_the_way_is_cut_for_a_moment_and_ends_with_the_session(
-    slurm: Slurm, login: Machine, place: Place
+    slurm: Slurm, login: Machine, gateway: Machine, place: Place
 ) -> None:
-    with slurm.laptop(login) as laptop, client(slurm, laptop, place, WHOLE) as process:
+    with slurm.laptop(gateway) as laptop, client(slurm, login, laptop, place, WHOLE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         login.cut()
@@ -192,8 +202,11 @@ def test_it_works_goes_on_when_the_way_is_cut_for_a_moment_and_ends_with_the_ses
         assert process.wait(60) == 0
 
 
-def test_jobs_end_when_the_laptop_is_cut_off(slurm: Slurm, login: Machine, place: Place) -> None:
-    with slurm.laptop(login) as laptop, client(slurm, laptop, place, WAITS):
+def test_jobs_end_when_the_laptop_is_cut_off(
+    slurm: Slurm, login: Machine, gateway: Machine, place: Place
+) -> None:
+    """The gateway still talks to the login node then, whose sshd sees nothing of it."""
+    with slurm.laptop(gateway) as laptop, client(slurm, login, laptop, place, WAITS):
         assert slurm.jobs()
         laptop.cut()
         assert nothing_left(slurm, 2 * GRACE + 10)
