@@ -66,7 +66,7 @@ _CAUSES = {
 """What systems write into a job's log, and what that means."""
 
 _TOGETHER = 0.05  # seconds: what is asked for within them is one submission
-_AT_ONCE = 1000  # jobs that one command names: what a command may say has an end
+_AT_ONCE = 1000  # jobs that one command names, or asks for: Slurm's arrays have no more than 1001
 _CLOSELY = 5  # jobs that ended alike whose logs are looked at
 _KEPT = 200  # jobs that have ended and are remembered
 _TAIL, _LINE = 16384, 500  # bytes of a job's log that are read, and letters of a line that are shown
@@ -390,8 +390,9 @@ class Jobs:
                 break
             self._asked.sort(key=lambda each: int(each[0].name.rpartition("-")[2]))  # ids are in this order
             group = self._asked[0][0].group
-            asked = [each for each in self._asked if each[0].group is group]
-            self._asked = [each for each in self._asked if each[0].group is not group]
+            asked = [each for each in self._asked if each[0].group is group][:_AT_ONCE]
+            names = {process.name for process, _ in asked}
+            self._asked = [each for each in self._asked if each[0].name not in names]
             request = replace(self.request(group), count=len(asked))
             try:
                 request, ids = await self.scripts.submit(request)

@@ -339,3 +339,12 @@ def test_a_submission_that_hangs_is_told_and_its_jobs_end_with_the_driver() -> N
         await asyncio.wait({submitting})
 
     run(test)
+
+
+def test_more_than_an_array_takes_are_several() -> None:
+    async def test() -> None:
+        async with cluster_of(1002) as (site, cluster):
+            assert site.calls["sbatch"] == 2
+            assert len(site.jobs) == len(cluster.jobs) == 1002
+
+    run(test)
