@@ -226,7 +226,7 @@ def seconds(time: Any) -> float:
     try:
         return float(parse_timedelta(time))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"time={time!r} is none: write 04:00:00, or 2 h") from error
+        raise ValueError(f"time={time!r} is no time: write 04:00:00, or 2 h") from error
 
 
 def gpus_of(gres: str) -> int:

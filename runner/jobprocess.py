@@ -119,7 +119,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     def row(self) -> Row:
         """Return it for people."""
         running = sum(worker.status == Status.running for worker in self.workers)
-        return self.jobs.row(self.id, self.name, running, self.group.name)
+        node = str(self._host.hello["host"]) if self._host else ""
+        return self.jobs.row(self.id, self.name, running, self.group.name, node)
 
     async def close(self) -> None:
         """End it, its workers first; silent if it has ended."""

@@ -297,19 +297,14 @@ class Jobs:
         """
         if self.backend.placement != "auto":
             return False
-        unseen = self.scripts.unseen(await self._at_end(id_))
+        job = await self._at_end(id_)
         if id_ not in self.known:  # cancelled below, for another
             return True
-        if not unseen or self.scripts.came_alone(id_) or not self.scripts.can_be_alone:
+        found_out = self.scripts.alone  # by another, while this one was being submitted
+        if not self.go_alone(job):
             return False
-        if self.scripts.alone:  # it was being submitted when that was found out
+        if found_out:
             return True
-        self.scripts.alone = True
-        self.launch.hooks.note(
-            "cluster",
-            f"nodes do not see {self.board.folder} (job {id_}): jobs are submitted again and bring along what"
-            " they need; placement='node' has them do so from the start",
-        )
         waiting = [other for other, process in self.known.items() if not process.has_called]
         again = [self.known.pop(other) for other in waiting]
         with contextlib.suppress(EnvsyncError):
@@ -317,6 +312,20 @@ class Jobs:
         self.driver.forget(waiting)
         for process in again:
             process.ended.set()
+        return True
+
+    def go_alone(self, job: Job) -> bool:
+        """Have jobs bring along what they need from now on, if this one ended for want of it; say whether."""
+        came_alone = self.scripts.came_alone(job.id) or not self.scripts.can_be_alone
+        if self.backend.placement != "auto" or came_alone or not self.scripts.unseen(job):
+            return False
+        if not self.scripts.alone:
+            self.scripts.alone = True
+            self.launch.hooks.note(
+                "cluster",
+                f"nodes do not see {self.board.folder} (job {job.id}): jobs are submitted again and bring along"
+                " what they need; placement='node' has them do so from the start",
+            )
         return True
 
     async def _snapshot(self) -> Snapshot:
@@ -578,14 +587,16 @@ class Jobs:
         self._news(await self.driver.poll())
         await asyncio.sleep(0.5)
 
-    def row(self, id_: str, name: str, workers: int, group: str = "") -> Row:
-        """Return one job as people want to see it."""
+    def row(self, id_: str, name: str, workers: int, group: str = "", node: str = "") -> Row:
+        """Return one job as people want to see it; it runs on `node`, if that has called."""
         job = self.job(id_)
+        if node and job.state == "pending":  # it was, when the system was last asked
+            job = replace(job, state="running", reason="", nodes=(node,))
         return Row(
             name=name,
             id=id_,
             state=job.state,
-            reason=self._whys.get(id_) or job.reason,
+            reason=self._whys.get(id_) or (job.reason if job.reason.lower() != job.state else ""),
             node=", ".join(job.nodes),
             left=job.walltime_left,
             workers=workers,

@@ -136,12 +136,14 @@ async def probe_node(
             left=None,
         )
         try:
-            return await _probe(jobs, supply, wait, hooks)
+            facts = await _probe(jobs, supply, wait, hooks)
+            return facts if facts is not None else await _probe(jobs, supply, wait, hooks) or {}
         finally:
             await jobs.close()
 
 
-async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[str, Any]:
+async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[str, Any] | None:
+    """Look at a node by one job; None if that has to bring along what it needs, as the next one does."""
     request = jobs.request(jobs.backend.group)
     request = replace(request, walltime=request.walltime or _TIME)
     request, (id_,) = await jobs.scripts.submit(request)
@@ -168,6 +170,8 @@ async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[
             if watching.done():
                 watching.result()
             job = jobs.job(id_)
+            if trouble.done() and jobs.go_alone(job):
+                return None
             why = await jobs.why(id_) if job.ended else f"{job.state}: {job.reason or 'no reason is given'}"
             what = trouble.result() if trouble.done() else f"did not start within {wait:g} s"
             raise JobFailed(

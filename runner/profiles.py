@@ -17,6 +17,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -150,10 +151,12 @@ def make_backend(kind: str, asked: Mapping[str, Any], *, where: str = "") -> Bac
     known = _keywords(kind, where)
     if unknown := [key for key in asked if key not in known]:
         there = sorted(map(_spelled, ("backend", _SECTION, *known, *CLUSTER) if where else known))
+        near = [one for key in unknown for one in difflib.get_close_matches(_spelled(key), there, 1)]
+        meant = f"Did you mean {', '.join(near)}? " if near else ""
         raise ConfigurationError(
             f"on {kind} there is no {', '.join(map(_spelled, unknown))}",
             where=where,
-            hint=f"There are {', '.join(there)}.",
+            hint=f"{meant}There are {', '.join(there)}.",
         )
     fitted = {key: _fit(key, value, known[key], where) for key, value in asked.items()}
     try:

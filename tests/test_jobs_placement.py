@@ -162,6 +162,11 @@ def test_nodes_have_it_themselves_whether_or_not_they_see_the_folder(
     nodes = [str(node.pid) for node in slurm.nodes]
     try:
         place.run(tmp_path / "work", SLURM, str(cache), str(empty), *nodes)
+        # a node that is only looked at does not see it either
+        target = "slurm://?partition=debug&cores=1&memory=400MB&poll=1"
+        done = place.envsync(tmp_path / "work", "snapshot", "--for", target)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("jobs are submitted again") == 1, done.stderr
     finally:
         for pid in nodes:
             subprocess.run(["nsenter", "-t", pid, "-m", "umount", str(cache)], check=False)

@@ -171,7 +171,7 @@ def test_a_cluster_takes_a_profile_by_its_name_and_says_once_what_is_not_done() 
             None,
             r"there is no profile 'nope'.*there are gpu, grid, both, desks, night, site.*in .*dask",
         ),
-        ("x", {"backend": "slurm", "partitoin": "a"}, "on slurm there is no partitoin.*partition"),
+        ("x", {"backend": "slurm", "partitoin": "a"}, "on slurm there is no partitoin.*mean partition\\?"),
         ("x", {"backend": "ssh", "hosts": ["a"], "cores": 2}, "on ssh there is no cores"),
         ("x", {"backend": "slrum"}, "there is no backend 'slrum'.*local, ssh, slurm"),
         ("x", {"partition": "a"}, "it does not say which backend"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,11 @@ def test_what_waits_goes_first_then_the_youngest_that_run() -> None:
             started = site.start(4)
             await client.wait_for_workers(4)
             assert [row.workers for row in cluster.jobs] == [1, 1, 1, 1, 0, 0]
+            jobs = cluster.queue.driver.jobs
+            jobs.update({id_: replace(job, state="pending", nodes=()) for id_, job in jobs.items()})
+            rows = cluster.jobs  # whoever has called runs, also where the system was asked before that
+            assert [row.state for row in rows] == ["running"] * 4 + ["pending"] * 2
+            assert [bool(row.node) for row in rows] == [True] * 4 + [False] * 2
             cluster.scale(3)
             await until(lambda: site.states()["CANCELLED"] == 3)
             assert [id_ for id_, job in site.jobs.items() if job.state == "RUNNING"] == started[:3]
