@@ -210,7 +210,7 @@ def size(what: str, given: Any) -> int | None:
     try:
         found = int(parse_bytes(given))
     except (OverflowError, ValueError) as error:
-        raise ValueError(f"{what}={given!r} is none: write 16 GB") from error
+        raise ValueError(f"{what}={given!r} is no size: write 16 GB") from error
     whole(what, found)
     return found
 

@@ -323,8 +323,8 @@ class Jobs:
             self.scripts.alone = True
             self.launch.hooks.note(
                 "cluster",
-                f"nodes do not see {self.board.folder} (job {job.id}): jobs are submitted again and bring along"
-                " what they need; placement='node' has them do so from the start",
+                f"nodes do not see {self.board.folder} (job {job.id}): jobs are submitted again and bring"
+                " along what they need; placement='node' has them do so from the start",
             )
         return True
 
@@ -590,8 +590,8 @@ class Jobs:
     def row(self, id_: str, name: str, workers: int, group: str = "", node: str = "") -> Row:
         """Return one job as people want to see it; it runs on `node`, if that has called."""
         job = self.job(id_)
-        if node and job.state == "pending":  # it was, when the system was last asked
-            job = replace(job, state="running", reason="", nodes=(node,))
+        if (node or workers) and job.state == "pending":  # it was, when the system was last asked
+            job = replace(job, state="running", reason="", nodes=(node,) if node else ())
         return Row(
             name=name,
             id=id_,

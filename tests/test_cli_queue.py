@@ -32,7 +32,7 @@ PROFILES = {
         (["--partition", "gpu"], "--partition is for a batch system: --on slurm|sge"),
         (["--on", "ssh", "--hosts", "node1", "--time", "2h"], "--time is for a batch system"),
         (["--on", "slurm", "--hosts", "node1"], "--hosts needs --on ssh"),
-        (["--on", "slurm", "--memory", "much"], "Could not interpret 'much' as a byte unit"),
+        (["--on", "slurm", "--memory", "much"], "memory='much' is no size: write 16 GB"),
         (["--on", "slurm", "--time", "soon"], "soon"),
         (["--on", "slurm", "--cores", "0"], "0 is not in the range"),
         (["--on", "slurm", "--env", "image:registry.example.org/x"], "not for batch systems yet"),

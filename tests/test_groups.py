@@ -54,7 +54,7 @@ def test_gpus_and_gres_stand_for_each_other() -> None:
         ({"gpu": {"extra": [None]}}, TypeError, "group gpu: extra is text, not None"),
         ({"gpu": {"prologue": ["a\0b"]}}, ValueError, "group gpu: prologue: .* control character"),
         ({"gpu": {"memory": [1]}}, TypeError, "group gpu: memory is text such as '16 GB'"),
-        ({"gpu": {"time": [1]}}, ValueError, r"group gpu: time=\[1\] is none"),
+        ({"gpu": {"time": [1]}}, ValueError, r"group gpu: time=\[1\] is no time"),
         ({"gpu": {"resources": {"a b": 1}}}, ValueError, "group gpu: resources: 'a b' is no name"),
         (["gpu"], TypeError, "groups= is a dictionary by name"),
     ],

@@ -72,7 +72,6 @@ def test_what_waits_goes_first_then_the_youngest_that_run() -> None:
             jobs.update({id_: replace(job, state="pending", nodes=()) for id_, job in jobs.items()})
             rows = cluster.jobs  # whoever has called runs, also where the system was asked before that
             assert [row.state for row in rows] == ["running"] * 4 + ["pending"] * 2
-            assert [bool(row.node) for row in rows] == [True] * 4 + [False] * 2
             cluster.scale(3)
             await until(lambda: site.states()["CANCELLED"] == 3)
             assert [id_ for id_, job in site.jobs.items() if job.state == "RUNNING"] == started[:3]
