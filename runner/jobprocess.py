@@ -37,7 +37,9 @@ MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
 _PART = 0.05  # of its time, if that is more; and over how much of it jobs that end together do so, in turn
 _LAST = 10.0  # seconds before a job's end at which nothing is moved any more
 _SILENT = 60.0  # seconds, beyond its grace, without news of a job that is said to run
+_ENDING = 10.0  # seconds that a system may say of a job that has ended that it runs
 _CLOSE = 20.0  # seconds that a job has to end when it is asked to
+_LOST = (HostError, AgentError, ProcessDied)  # it may be that the job was ended
 _TAKEN = ("preempted", "node-failed", "timeout")  # by the system, from a job that did well
 _GO_ON = "import signal; [signal.signal(number, lambda *_: None) for number in (15, 10, 12, 24)]"
 """What the process below a nanny runs first: systems send TERM, USR1, USR2, XCPU to every process of a job,
@@ -133,6 +135,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         await self._drop_workers()
         await self._cancel()
         await super().close()
+        self.jobs.tidy()
 
     async def _live(self) -> None:
         """From the queue to workers; by another job, if this one's node does not see what it needs."""
@@ -168,6 +171,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         try:
             while end is None and not ended.done():
                 self._begin()
+                restarts = self.jobs.job(self.id).restarts
                 up = asyncio.ensure_future(self._come_up())
                 gone = await self._wait_for(up, ended)
                 if not up.done():
@@ -175,6 +179,10 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                     up.cancel()
                     await asyncio.wait({up})
                     break
+                lost = isinstance(up.exception(), _LOST) and not isinstance(up.exception(), UnfitHostError)
+                if lost and await self.jobs.runs_again(self.id, restarts):
+                    await self._drop_workers()
+                    continue
                 end = await self._stay(up.result(), ended)
                 await self._drop_workers()
             return end, ""
@@ -182,9 +190,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             found = in_words(getattr(error, "differences", ()))
             words = f" ({'; '.join(found)})" if found else ""
             why = f"{error.where or self.id}: {error.message}{words}"
-            # it may be that the job was ended
-            unclear = isinstance(error, (HostError, AgentError, ProcessDied))
-            if unclear and not isinstance(error, UnfitHostError):
+            if isinstance(error, _LOST) and not isinstance(error, UnfitHostError):
                 return None, f"{why}; {await self.jobs.why(self.id)}"
             return None, f"{why}; {error.hint}" if error.hint else why
         except Exception as error:  # noqa: BLE001 - nobody else hears of it, and the job would go on for nothing
@@ -209,7 +215,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
                 continue
             if lost is None:
                 lost = loop.time()
-            if not told and (self.came_up or loop.time() - lost >= self.jobs.launch.start_timeout):
+            patience = _ENDING if self.came_up else self.jobs.launch.start_timeout
+            if not told and loop.time() - lost >= patience:
                 told = True
                 text = f"{self.name} is not heard of any more, and {system} says that it runs"
                 if not self.came_up:

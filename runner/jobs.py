@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import shlex
 import signal
@@ -143,6 +144,7 @@ class Jobs:
         self._looking: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._guarding: asyncio.Task[None] | None = None
+        self._tidying: asyncio.TimerHandle | None = None
         self._numbers = 0
         self._lost: EnvsyncError | None = None  # why no job can call any more
         self._scheduler: Prepared | None = None
@@ -245,7 +247,7 @@ class Jobs:
         )
         end = asyncio.ensure_future(job.ended.wait())
         try:
-            await asyncio.wait({call, end}, return_when=asyncio.FIRST_COMPLETED)
+            await self._wait_for_scheduler({call, end}, id_)
             if not call.done():
                 if await self.unseen(id_):
                     return await self.scheduler_place()
@@ -261,6 +263,19 @@ class Jobs:
         finally:
             call.cancel()
             end.cancel()
+
+    async def _wait_for_scheduler(self, events: set[asyncio.Future[Any]], id_: str) -> None:
+        """Wait until the scheduler's job calls or ends; one that runs and says nothing is told, once."""
+        silent: float | None = None
+        while not (await asyncio.wait(events, timeout=2.0, return_when=asyncio.FIRST_COMPLETED))[0]:
+            if self.job(id_).state != "running":
+                silent = None
+            elif silent is None:
+                silent = self._loop.time() + self.launch.start_timeout
+            elif self._loop.time() > silent:
+                silent = math.inf
+                text = "the scheduler's job runs, and has not called yet: see its log, its prologue may hang"
+                self.launch.hooks.warning(", ".join(self.job(id_).nodes) or id_, text)
 
     async def prepare(self, host: CarriedHost, id_: str) -> Prepared:
         """Make the environment on a job's node; where the cache is shared it is there already."""
@@ -289,6 +304,27 @@ class Jobs:
                 await self._want(prepared)
         return prepared
 
+    async def runs_again(self, id_: str, restarts: int) -> bool:
+        """Return whether the system took a job's node and starts it again; it has a moment to say so.
+
+        Parameters
+        ----------
+        id_ : str
+            The job.
+        restarts : int
+            How often it had been started again before.
+        """
+        until = self._loop.time() + _LOOK
+        while self._loop.time() < until:
+            with contextlib.suppress(EnvsyncError):
+                await self._look()
+            job = self.job(id_)
+            if job.ended:
+                return False
+            if job.state == "pending" or job.restarts > restarts:
+                return True
+        return False
+
     async def unseen(self, id_: str) -> bool:
         """Return whether a job has ended because its node does not see the login host's folder.
 
@@ -316,7 +352,7 @@ class Jobs:
 
     def go_alone(self, job: Job) -> bool:
         """Have jobs bring along what they need from now on, if this one ended for want of it; say whether."""
-        came_alone = self.scripts.came_alone(job.id) or not self.scripts.can_be_alone
+        came_alone = self.scripts.came_alone(job.id) or not self.scripts.may_be_alone
         if self.backend.placement != "auto" or came_alone or not self.scripts.unseen(job):
             return False
         if not self.scripts.alone:
@@ -470,7 +506,7 @@ class Jobs:
             text = f"{self.backend.system.name} starts again what it had ended: {', '.join(again)}"
             self.launch.hooks.note("cluster", text)
         if any(job.ended for job in news.values()):
-            self._forget()
+            self.tidy()
 
     def _tell_waiting(self, waiting: Sequence[Job]) -> None:
         """Say why jobs wait, in the system's words, once for each reason: of a thousand jobs too."""
@@ -503,8 +539,13 @@ class Jobs:
             self.failures_in_a_row += not process.came_up
         self._left(process, why, end)
 
+    def tidy(self) -> None:
+        """Forget in a moment all but the last of the jobs that have ended."""
+        if self._tidying is None:
+            self._tidying = self._loop.call_later(_TOGETHER, self._forget)
+
     def _forget(self) -> None:
-        """Remember only the last of the jobs that have ended."""
+        self._tidying = None
         ended = [id_ for id_, process in self.known.items() if process.over and self.job(id_).ended]
         for id_ in ended[:-_KEPT]:
             del self.known[id_], self.requests[id_]

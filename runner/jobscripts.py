@@ -84,6 +84,11 @@ class JobScripts:
         """Whether the system takes a script to nodes that share no folder with the login host."""
         return self._driver.system.takes != "nothing"
 
+    @property
+    def may_be_alone(self) -> bool:
+        """Whether that needs nobody to ask for it: what lets a node call is in the script then."""
+        return self.can_be_alone and self._driver.system.private
+
     def unseen(self, job: Job) -> bool:
         """Return whether a job has ended because its node does not see the login host's folder."""
         return self._driver.system.unseen(job, self._board.folder)
@@ -92,6 +97,11 @@ class JobScripts:
         """Return what to do about that."""
         if not self.can_be_alone:
             return f"{self._driver.system.name} has them read scripts there: cache= names one that they see"
+        if not self._driver.system.private:
+            return (
+                "cache= names a folder that they see; placement='node' needs none, and has scripts hold what"
+                f" lets a node call, which {self._driver.system.name} lets others on the nodes read"
+            )
         return "cache= names a folder that they see, or placement='node' needs none"
 
     def has_called(self, job: Job) -> None:

@@ -148,6 +148,8 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
             if jobs is not None or isinstance(n, Mapping):
                 raise TypeError("jobs and groups of them are a batch system's: say how many workers")
             return super().scale(n or 0, memory=memory, cores=cores)
+        if self.queue is not None:
+            self.queue.failures.clear()  # who asks again has heard of them
         none = (n, memory, cores, jobs) == (None,) * 4
         self.have_jobs(self.fleet.wanted(0 if none else n, memory=memory, cores=cores, jobs=jobs))
         return None if not self.asynchronous else NoOpAwaitable()

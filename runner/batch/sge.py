@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["SGE"]
 
 # Jobs and why they wait come from two listings; one of jobs that are gone is no error.
-_LIST = 'qstat -u "*" -xml -r -g d || exit; for job; do qstat -xml -j "$job" 2> /dev/null; done; exit 0'
+_LIST = (
+    'qstat -u "$(id -un)" -xml -r -g d || exit; for job; do qstat -xml -j "$job" 2> /dev/null; done; exit 0'
+)
 _PAST = 'for job; do qacct -j "$job" 2> /dev/null; done; exit 0'
 _LIMIT, _KILLED = 37, 100
 """What accounting says of a job that went over a limit, and of one that a signal ended."""
@@ -51,6 +53,7 @@ class SGE(BatchSystem):
 
     name = "sge"
     programs = ("qsub", "qstat", "qdel", "qacct")
+    private = False  # what nodes keep of a script, everybody there can read
     hopeless = frozenset(("Eqw", "Eqhw"))
     stuck = frozenset(("hqw", "hRwq"))
     variables = JobVariables(

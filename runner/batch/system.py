@@ -90,6 +90,8 @@ class BatchSystem(ABC):
     takes : {"script", "all", "nothing"}
         What the system itself takes to nodes that share no folder with the login host: the script, but the
         job's folder and log are theirs; the log too; or not even the script.
+    private : bool
+        Whether a job's script can be read by its owner only, on nodes too.
     """
 
     name: ClassVar[str]
@@ -99,6 +101,7 @@ class BatchSystem(ABC):
     stuck: ClassVar[frozenset[str]] = frozenset()
     variables: ClassVar[JobVariables]
     takes: ClassVar[Literal["script", "all", "nothing"]] = "script"
+    private: ClassVar[bool] = True
 
     def script(self, request: JobRequest, body: str) -> str:
         """Return what each job runs: the prologue, then `body`. What is asked for goes with `submit`."""
