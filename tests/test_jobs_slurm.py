@@ -177,12 +177,14 @@ with SyncedCluster(jobs, n_workers=4, dashboard_address=None) as cluster:
     assert {worker["nthreads"] for worker in workers} == {1}
     assert {worker["memory_limit"] for worker in workers} == {400 * 10**6}
 
-told = Told()
-jobs = Slurm(prologue=[f"export LD_LIBRARY_PATH={broken}"], **asked)
-with SyncedCluster(jobs, n_workers=2, dashboard_address=None, hooks=told) as cluster:
-    until(lambda: told.failures)
-    print(told.failures[0])
-    assert not cluster.scheduler_info["workers"]
+hidden = [f"export LD_LIBRARY_PATH={driver}", "export CUDA_VISIBLE_DEVICES="]
+for prologue in ([f"export LD_LIBRARY_PATH={broken}"], hidden):
+    told = Told()
+    jobs = Slurm(prologue=prologue, **asked)
+    with SyncedCluster(jobs, n_workers=2, dashboard_address=None, hooks=told) as cluster:
+        until(lambda: told.failures)
+        print(told.failures[0])
+        assert not cluster.scheduler_info["workers"]
 """
 )
 
@@ -281,6 +283,7 @@ def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
         assert "there are not enough GPUs: asked for 2, 0 to be seen here" in said
         assert "CUDA_VISIBLE_DEVICES is '0,1'" in said
         assert "NVML_ERROR_LIB_RM_VERSION_MISMATCH" in said
+        assert "CUDA_VISIBLE_DEVICES is '', NVML sees 2" in said
         assert nothing_left(lab)
     finally:
         survivors = lab.close()
