@@ -114,7 +114,7 @@ class Jobs:
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
         self.requests: dict[str, JobRequest] = {}  # what each job asked for
         self.scripts = JobScripts(
-            board, driver, alone=backend.placement == "node", look=self._look, hooks=launch.hooks
+            board, driver, alone=backend.placement == "node", look=self._look_together, hooks=launch.hooks
         )
         self.passing = Passing(
             first.session,
@@ -194,8 +194,9 @@ class Jobs:
         )
         jobs = cls(backend=backend, driver=driver, board=board, first=first, launch=launch, **rest)
         try:
+            await driver.check()
             for group in backend.groups.values():
-                await jobs._check(group)
+                await jobs._demand(group)
         except BaseException:
             await board.close()
             raise
@@ -212,10 +213,10 @@ class Jobs:
             self.failures.append(f"{host}: {text}")
             self.launch.hooks.failed(host, text)
 
-    async def _check(self, group: Group) -> None:
+    async def _demand(self, group: Group) -> None:
         """Ask whether the system would ever run a group's jobs."""
         try:
-            await self.driver.check(self.request(group))
+            await self.driver.demand(self.request(group))
         except SubmitError as error:
             error.message = f"group {group.name}: {error.message}" if group.name else error.message
             raise
@@ -258,7 +259,7 @@ class Jobs:
                 )
             self._scheduler_host = call.result()
             self._scheduler = await self.prepare(self._scheduler_host, id_)
-            job.up = True
+            job.has_called = True
             return Place.of(self._scheduler)
         finally:
             call.cancel()
@@ -317,7 +318,7 @@ class Jobs:
         until = self._loop.time() + _LOOK
         while self._loop.time() < until:
             with contextlib.suppress(EnvsyncError):
-                await self._look()
+                await self._look_together()
             job = self.job(id_)
             if job.ended:
                 return False
@@ -620,13 +621,19 @@ class Jobs:
 
     async def _until_ended(self, id_: str) -> None:
         while not self.job(id_).ended:
-            if self._looking is None or self._looking.done():  # whoever else waits looks with us
-                self._looking = asyncio.ensure_future(self._look())
-            await asyncio.shield(self._looking)
+            await self._look_together()
+
+    async def _look_together(self) -> None:
+        """Have the batch system looked at, and wait a moment; whoever else waits looks with us."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._look())
+        await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
-        self._news(await self.driver.poll())
-        await asyncio.sleep(0.5)
+        try:
+            self._news(await self.driver.poll())
+        finally:
+            await asyncio.sleep(0.5)
 
     def row(self, id_: str, name: str, workers: int, group: str = "", node: str = "") -> Row:
         """Return one job as people want to see it; it runs on `node`, if that has called."""
@@ -686,21 +693,16 @@ class _SchedulerJob:
     def __init__(self, jobs: Jobs, id_: str) -> None:
         self.jobs = jobs
         self.id = id_
-        self.up = False
+        self.has_called = False
         self.ended = asyncio.Event()
         self._warned = False
         self._telling: asyncio.Task[None] | None = None
-
-    @property
-    def has_called(self) -> bool:
-        """Whether its node is known."""
-        return self.up
 
     def heard(self, job: Job) -> None:
         """Hear from the batch system how it stands."""
         if job.ended or self.jobs.backend.system.never(job):
             self.ended.set()
-            if self.up and self._telling is None:
+            if self.has_called and self._telling is None:
                 self._telling = asyncio.ensure_future(self._tell_end())
         elif job.state == "running" and job.walltime_left is not None and job.walltime_left < _SHORT:
             self._warn(f"its time is over in {job.walltime_left:.0f} s")

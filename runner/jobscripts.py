@@ -33,7 +33,7 @@ class JobScripts:
     alone : bool
         Whether they bring along what they need.
     look : callable
-        ``await look()`` has the batch system looked at.
+        ``await look()`` has the batch system looked at, and waits a moment.
     hooks : Hooks
         Told who was turned away.
     """
@@ -120,7 +120,6 @@ class JobScripts:
                 return True
             if asyncio.get_running_loop().time() > until:
                 break
-            await asyncio.sleep(0.5)
         self._hooks.warning(
             self._driver.host.name,
             f"somebody called as job {id_}, which has called already and was not run again: turned away",

@@ -126,8 +126,21 @@ class Driver:
         await self._find_programs()
         done = await self._run(self.system.search(_unique("envsync")))
         self.system.found(done, "envsync")
-        call = self.system.refuses(request) if request else None
-        if request and call:
+        if request is not None:
+            await self.demand(request)
+
+    async def demand(self, request: JobRequest) -> None:
+        """Make sure that the system, which can be used, would run the jobs of `request`, where it tells.
+
+        Raises
+        ------
+        SubmitError
+            It never would: no node has as much, no such queue or account.
+        HostError
+            The login host is not reached.
+        """
+        call = self.system.refuses(request)
+        if call:
             why = self.system.refusal(await self._run(call), request)
             if why:
                 raise SubmitError(
