@@ -15,7 +15,7 @@ from envsync.runner.batch import LSF, OAR, PBS, SGE, BatchSystem, HTCondor, JobR
 from envsync.runner.hosts import Host, SSHOptions, parse_host
 from envsync.runner.hosts.local import Local
 from tests.batch_fakes import Fake
-from tests.lab.fixtures import demand
+from tests.lab.fixtures import demand, ended
 from tests.lab.install import ACCOUNTING, PROGRAMS, SLURM
 
 CORES = 4
@@ -79,12 +79,8 @@ def slurm(folder: Path, *, accounting: bool = False, **options: Any) -> Iterator
     from tests.lab.slurm import Slurm as Lab
 
     demand({**PROGRAMS, **(ACCOUNTING if accounting else SLURM)})
-    lab = Lab(2, shared=[folder], gpus=2, accounting=accounting, **options)
-    try:
+    with ended(Lab(2, shared=[folder], gpus=2, accounting=accounting, **options)) as lab:
         yield Site(Slurm(), lab.environment, folder, lab)
-    finally:
-        survivors = lab.close()
-    assert not survivors
 
 
 def labs(module: str, name: str, system: Callable[[], BatchSystem], **more: Any) -> Any:
@@ -93,8 +89,7 @@ def labs(module: str, name: str, system: Callable[[], BatchSystem], **more: Any)
     @contextmanager
     def site(folder: Path) -> Iterator[Site]:
         demand(PROGRAMS)
-        lab = getattr(importlib.import_module(f"tests.lab.{module}"), name)(2)
-        try:
+        with ended(getattr(importlib.import_module(f"tests.lab.{module}"), name)(2)) as lab:
             shared = lab.home / "work"
             shared.mkdir()
             home = lab.home.stat()
@@ -103,9 +98,6 @@ def labs(module: str, name: str, system: Callable[[], BatchSystem], **more: Any)
                 yield Site(system(), {}, shared, lab, f"{lab.user}@head", **more)
             else:
                 yield Site(system(), lab.environment, shared, lab, **more)
-        finally:
-            survivors = lab.close()
-        assert not survivors
 
     return site
 

@@ -10,7 +10,7 @@ import pytest
 
 from envsync.runner.jobprocess import leaves_at
 from envsync.runner.jobs import cause
-from tests.lab.fixtures import demand
+from tests.lab.fixtures import demand, ended
 from tests.lab.install import PROGRAMS, SLURM
 from tests.lab.slurm import Slurm
 from tests.places import Place, make_place
@@ -149,12 +149,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         "JobAcctGatherFrequency": "task=1",
         "JobAcctGatherParams": "OverMemoryKill",
     }
-    cluster = Slurm(3, shared=[tmp_path_factory.getbasetemp()], settings=watched)
-    try:
+    with ended(Slurm(3, shared=[tmp_path_factory.getbasetemp()], settings=watched)) as cluster:
         yield cluster
-    finally:
-        survivors = cluster.close()
-    assert not survivors
 
 
 @pytest.fixture(scope="module")

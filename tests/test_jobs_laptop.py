@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.fixtures import demand
+from tests.lab.fixtures import demand, ended
 from tests.lab.install import PROGRAMS, SLURM
 from tests.lab.machines import Machine
 from tests.lab.slurm import Slurm
@@ -112,12 +112,8 @@ with start(1) as cluster:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     demand({**PROGRAMS, **SLURM})
-    cluster = Slurm(2, shared=[tmp_path_factory.getbasetemp()])
-    try:
+    with ended(Slurm(2, shared=[tmp_path_factory.getbasetemp()])) as cluster:
         yield cluster
-    finally:
-        survivors = cluster.close()
-    assert not survivors
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.fixtures import demand
+from tests.lab.fixtures import demand, ended
 from tests.lab.sge import SGE
 from tests.lab.slurm import Slurm
 from tests.places import Place, make_place
@@ -185,15 +185,11 @@ def test_nodes_have_it_themselves_whether_or_not_they_see_the_folder(
 
 def test_one_copy_crosses_the_clients_link_and_one_the_login_hosts(place: Place, tmp_path: Path) -> None:
     demand()
-    lab = SGE(4)
-    try:
+    with ended(SGE(4)) as lab:
         before = lab.head.stats()
         whole = int(place.run(tmp_path / "work", SGE_SCRIPT, lab.user, str(lab.config)))
         after = lab.head.stats()
         assert nothing_left(lab)
-    finally:
-        survivors = lab.close()
-    assert not survivors
     assert whole > 10e6
     assert after["received"] - before["received"] < 1.3 * whole, "from the client"
     assert after["sent"] - before["sent"] < 1.3 * whole, "to all nodes"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.fixtures import ended
 from tests.lab.slurm import Slurm
 from tests.nvml import MISMATCH, Card, driver_library
 from tests.places import Place, make_place
@@ -273,8 +274,7 @@ def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Two jobs on one node, each in a cgroup where its devices are the first and the second."""
-    lab = Slurm(1, shared=[tmp_path_factory.getbasetemp()], gpus=4, confined=["devices"])
-    try:
+    with ended(Slurm(1, shared=[tmp_path_factory.getbasetemp()], gpus=4, confined=["devices"])) as lab:
         monkeypatch.setenv("SLURM_CONF", lab.environment["SLURM_CONF"])
         cards = [Card(uuid=f"GPU-{one}", file=f"{lab.folder}/dev/nvidia{one}") for one in range(4)]
         driver = driver_library(tmp_path / "driver", cards).parent
@@ -285,9 +285,6 @@ def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
         assert "NVML_ERROR_LIB_RM_VERSION_MISMATCH" in said
         assert "CUDA_VISIBLE_DEVICES is '', NVML sees 2" in said
         assert nothing_left(lab)
-    finally:
-        survivors = lab.close()
-    assert not survivors
 
 
 def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path) -> None:

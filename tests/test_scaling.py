@@ -23,6 +23,14 @@ from tests.simulated import SimulatedCluster, Site
 GROUPS: dict[str, dict[str, Any]] = {"cpu": {}, "gpu": {"gres": "gpu:2", "cores": 4}}
 
 
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def failed(self, where: str, why: str) -> None:
+        self.failures.append(why)
+
+
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 60))
 
@@ -244,13 +252,6 @@ def slow(number: int) -> int:
 
 
 def test_a_burst_of_failures_is_looked_into_with_few_commands() -> None:
-    class Told(Hooks):
-        def __init__(self) -> None:
-            self.failures: list[str] = []
-
-        def failed(self, where: str, why: str) -> None:
-            self.failures.append(why)
-
     async def test() -> None:
         told = Told()
         async with cluster_of(60, hooks=told) as (site, _):
@@ -283,13 +284,6 @@ def test_a_job_that_calls_is_not_lost_with_a_listing_that_leaves_it_out() -> Non
 
 
 def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.LogCaptureFixture) -> None:
-    class Told(Hooks):
-        def __init__(self) -> None:
-            self.failures: list[str] = []
-
-        def failed(self, where: str, why: str) -> None:
-            self.failures.append(why)
-
     async def test() -> None:
         told = Told()
         site = Site()
@@ -316,7 +310,7 @@ def test_what_is_refused_later_is_told_and_nothing_else_is_lost(caplog: pytest.L
 
 
 def test_a_submission_that_hangs_is_told_and_its_jobs_end_with_the_driver() -> None:
-    class Told(Hooks):
+    class Warned(Hooks):
         warnings: tuple[str, ...] = ()
 
         def warning(self, where: str, text: str) -> None:
@@ -330,7 +324,7 @@ def test_a_submission_that_hangs_is_told_and_its_jobs_end_with_the_driver() -> N
             return done
 
     async def test() -> None:
-        site, told = Hanging(), Told()
+        site, told = Hanging(), Warned()
         patience = Patience(word=0.01, last=0.1)
         driver = Driver(Slurm().system, site, patience=patience, hooks=told)  # type: ignore[arg-type]
         submitting = asyncio.ensure_future(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import pytest
 
@@ -17,6 +19,18 @@ from tests.lab.oar import OAR
 from tests.lab.registry import Authority, DockerRegistry
 from tests.lab.sge import SGE
 from tests.lab.slurm import Slurm
+
+AnyLab = TypeVar("AnyLab", bound=Lab)
+
+
+@contextlib.contextmanager
+def ended(lab: AnyLab) -> Iterator[AnyLab]:
+    """End a lab when it is not used any more; nothing of it may go on."""
+    try:
+        yield lab
+    finally:
+        survivors = lab.close()
+    assert not survivors, f"{type(lab).__name__} is gone, but these go on: {survivors}"
 
 
 def demand(programs: Mapping[str, str] = PROGRAMS) -> None:
@@ -34,12 +48,8 @@ def demand(programs: Mapping[str, str] = PROGRAMS) -> None:
 def lab() -> Iterator[Lab]:
     """The lab's network, for the whole session; machines started on it by hand run until the end."""
     demand()
-    network = Lab()
-    try:
+    with ended(Lab()) as network:
         yield network
-    finally:
-        survivors = network.close()
-    assert not survivors, f"the lab's machines are gone, but these go on: {survivors}"
 
 
 @pytest.fixture
@@ -60,24 +70,16 @@ def machine(lab: Lab) -> Iterator[Callable[..., Machine]]:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """A Slurm of two nodes, for the whole session; they see the tests' folders."""
     demand({**PROGRAMS, **SLURM})
-    cluster = Slurm(2, shared=[tmp_path_factory.getbasetemp()])
-    try:
+    with ended(Slurm(2, shared=[tmp_path_factory.getbasetemp()])) as cluster:
         yield cluster
-    finally:
-        survivors = cluster.close()
-    assert not survivors, f"Slurm is gone, but these go on: {survivors}"
 
 
 def _running(system: type[BatchLab], factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
     demand()
     shared = factory.getbasetemp()
     shared.chmod(0o711)  # its user has to come by
-    cluster = system(2, shared=[shared])
-    try:
+    with ended(system(2, shared=[shared])) as cluster:
         yield cluster
-    finally:
-        survivors = cluster.close()
-    assert not survivors, f"{system.__name__} is gone, but these go on: {survivors}"
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +104,8 @@ def condor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BatchLab]:
 def cloud() -> Iterator[Cloud]:
     """An EC2 whose machines boot; a module's tests share it, and boto3 in this process uses it."""
     demand({**PROGRAMS, **CLOUD})
-    network = Cloud()
-    try:
-        with network.api.used():
-            yield network
-    finally:
-        survivors = network.close()
-    assert not survivors, f"the cloud's machines are gone, but these go on: {survivors}"
+    with ended(Cloud()) as network, network.api.used():
+        yield network
 
 
 @pytest.fixture(scope="session")
