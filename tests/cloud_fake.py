@@ -9,6 +9,9 @@ from dataclasses import replace
 from envsync.errors import CapacityError, CloudError
 from envsync.runner.cloud.provider import (
     CLUSTER,
+    DEADLINE,
+    OWNER,
+    Found,
     Machine,
     MachineRequest,
     Market,
@@ -41,6 +44,7 @@ class FakeProvider(Provider):
         self.room = {} if room is None else room
         self.machines: dict[str, Machine] = {}
         self.shared: dict[str, Shared] = {}
+        self.tags: dict[str, Tags] = {}
         self.tokens: dict[str, str] = {}
         self.consoles: dict[str, str] = {}
         self.numbers = itertools.count(1)
@@ -54,6 +58,7 @@ class FakeProvider(Provider):
         known = self.shared.get(f"{region}/{tags.cluster}")
         made = known or Shared(region=region, key=tags.cluster, group=tags.cluster, image="image")
         self.shared[f"{region}/{tags.cluster}"] = made
+        self.tags[f"{region}/{tags.cluster}"] = tags
         return made
 
     def create(self, request: MachineRequest) -> Machine:
@@ -103,3 +108,33 @@ class FakeProvider(Provider):
         if machine_type not in TYPES:
             return None
         return Price(amount=0.1, currency="USD", source="made up", date="2026-11-29")
+
+    def disk_price(self, shared: Shared, size: int) -> Price | None:
+        return Price(amount=0.0001 * (size or 8), currency="USD", source="made up", date="2026-11-29")
+
+    def everywhere(self) -> tuple[str, ...]:
+        return self.regions
+
+    def found(self, region: str) -> tuple[Found, ...]:
+        def tagged(kind: str, identity: str, tags: dict[str, str], state: str = "") -> Found:
+            return Found(
+                kind=kind,
+                id=identity,
+                cluster=tags[CLUSTER],
+                owner=tags[OWNER],
+                deadline=tags[DEADLINE],
+                state=state,
+            )
+
+        there = [one for one in self.machines.values() if one.region == region and one.state != "ended"]
+        shared = [self.tags[key] for key, one in self.shared.items() if one.region == region]
+        return (
+            *(tagged("machine", one.id, dict(one.tags), one.state) for one in there),
+            *(tagged("group", tags.cluster, tags.to_dict()) for tags in shared),
+        )
+
+    def remove(self, region: str, found: Found) -> bool:
+        if found.kind == "machine":
+            self.terminate(region, [found.id])
+            return True
+        return self.close(region, found.cluster) == ()

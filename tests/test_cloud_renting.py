@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,13 @@ async def test_machines_are_up_and_known_and_then_gone() -> None:
         assert f"Host {machine.id}\n  HostName {machine.public_address}\n" in config
         assert f"{machine.id} {KEY}\n" in known
     assert rented.key.stat().st_mode & 0o777 == 0o600
+    while rented.bill().unpriced:  # prices are asked for beside
+        await asyncio.sleep(0.01)
+    assert rented.bill().rate(time.time()) == pytest.approx(3 * (0.1 + 0.0008))
     await rented.close()
+    assert {one.id for one in rented.bill().hired} == {one.id for one in machines}
+    assert all(one.ended is not None for one in rented.bill().hired)
+    assert rented.bill().rate(time.time()) == 0
     assert (alive(provider), provider.shared) == ([], {})
     assert not rented.key.exists()
     await rented.close()

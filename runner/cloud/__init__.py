@@ -1,11 +1,11 @@
 """Machines that are rented for a cluster: made, booted, known, ended.
 
 ``provider.py`` is the seam and ``ec2.py`` stands behind it; ``userdata.py`` is what a machine runs first;
-``renting.py`` drives both. After boot a machine is an SSH host as any other.
+``renting.py`` drives both; ``costs.py`` counts. After boot a machine is an SSH host as any other.
 """
 
 from __future__ import annotations
 
-from envsync.runner.cloud.provider import Machine, MachineRequest, Price, Provider, Shared, Tags
+from envsync.runner.cloud.provider import Found, Machine, MachineRequest, Price, Provider, Shared, Tags
 
-__all__ = ["Machine", "MachineRequest", "Price", "Provider", "Shared", "Tags"]
+__all__ = ["Found", "Machine", "MachineRequest", "Price", "Provider", "Shared", "Tags"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 from typing import TYPE_CHECKING, Any
 
 import stamina
 
 from envsync.errors import CloudError
+from envsync.runner.cloud import ec2_found, ec2_prices
 from envsync.runner.cloud.ec2_errors import (
     any_error,
     but_for,
@@ -17,14 +17,14 @@ from envsync.runner.cloud.ec2_errors import (
     translated,
     worth_another_try,
 )
-from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Price, Provider, Shared, Tags
+from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Provider, Shared, Tags
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from envsync.runner.cloud.provider import Market, State
+    from envsync.runner.cloud.provider import Found, Market, Price, State
 
-__all__ = ["EC2Provider", "on_demand_price"]
+__all__ = ["EC2Provider"]
 
 DEBIAN = "136693071363"
 """Debian's own account, the same in every region."""
@@ -247,26 +247,45 @@ class EC2Provider(Provider):
         """Return the price now: of spot machines, or of the price list. See `Provider.price`."""
         try:
             if market == "on-demand":
-                answer = self._client("us-east-1", "pricing", attempts=2).get_products(
-                    ServiceCode="AmazonEC2", Filters=_product(region, machine_type)
-                )
-                return on_demand_price(answer["PriceList"])
-            asked: dict[str, Any] = {"AvailabilityZone": zone.partition("/")[0]} if zone else {}
-            answer = self._client(region).describe_spot_price_history(
-                InstanceTypes=[machine_type], ProductDescriptions=["Linux/UNIX"], MaxResults=20, **asked
-            )
+                return ec2_prices.machine(self._pricing(), region, machine_type)
+            return ec2_prices.spot(self._client(region), machine_type, zone.partition("/")[0])
+        except CloudError:
+            raise
         except Exception as error:
             if isinstance(error, any_error()):
                 return None
             raise
-        history = sorted(answer["SpotPriceHistory"], key=lambda one: one["Timestamp"])
-        if not history:
-            return None
-        latest = history[-1]
-        date = latest["Timestamp"].strftime("%Y-%m-%d")
-        return Price(
-            amount=float(latest["SpotPrice"]), currency="USD", source="EC2 spot price history", date=date
-        )
+
+    def disk_price(self, shared: Shared, size: int) -> Price | None:
+        """Return what the price list says of its volume. See `Provider.disk_price`."""
+        kind = "gp3"
+        try:
+            if not size:
+                size, kind = self._root_volume(shared.region, shared.image)
+            return ec2_prices.volume(self._pricing(), shared.region, kind, size) if size else None
+        except Exception as error:
+            if isinstance(error, any_error()):
+                return None
+            raise
+
+    def everywhere(self) -> tuple[str, ...]:
+        """Return the regions that the account has switched on. See `Provider.everywhere`."""
+        with translated(self.regions[0]):
+            found = self._client(self.regions[0]).describe_regions()["Regions"]
+        return tuple(sorted(one["RegionName"] for one in found))
+
+    def found(self, region: str) -> tuple[Found, ...]:
+        """Return what has our tag. See `Provider.found`."""
+        with translated(region):
+            return ec2_found.found(self._client(region))
+
+    def remove(self, region: str, found: Found) -> bool:
+        """End it. See `Provider.remove`."""
+        if found.kind == "machine":
+            self.terminate(region, [found.id])
+            return True
+        with translated(region):
+            return ec2_found.remove(self._client(region), found)
 
     # -- inner
 
@@ -309,10 +328,24 @@ class EC2Provider(Provider):
         newest = max(found, key=lambda image: (image["CreationDate"], image["Name"]))
         return str(newest["ImageId"])
 
+    def _pricing(self) -> Any:
+        return self._client("us-east-1", "pricing", attempts=2)
+
     @functools.lru_cache(maxsize=16)  # noqa: B019 - a provider lives as long as its cluster
-    def _root_device(self, region: str, image: str) -> str:
+    def _described(self, region: str, image: str) -> Any:
         (found,) = self._client(region).describe_images(ImageIds=[image])["Images"]
-        return str(found["RootDeviceName"])
+        return found
+
+    def _root_device(self, region: str, image: str) -> str:
+        return str(self._described(region, image)["RootDeviceName"])
+
+    def _root_volume(self, region: str, image: str) -> tuple[int, str]:
+        """Return the size (GiB) and the kind of the root volume that an image asks for."""
+        device = self._root_device(region, image)
+        for one in self._described(region, image).get("BlockDeviceMappings", ()):
+            if one.get("DeviceName") == device and "Ebs" in one:
+                return int(one["Ebs"].get("VolumeSize", 0)), str(one["Ebs"].get("VolumeType", "gp2"))
+        return 0, ""
 
     def _make_group(self, client: Any, name: str, tags: Tags) -> str:
         """Make the security group: sshd from where the user said, everything among the machines."""
@@ -356,36 +389,6 @@ class EC2Provider(Provider):
                 hint="Name subnets: EC2(..., subnets=['subnet-...']).",
             )
         return str(found[0]["VpcId"])
-
-
-def on_demand_price(price_list: Sequence[str]) -> Price | None:
-    """Return what the AWS price list says an hour costs, None if it says nothing.
-
-    Parameters
-    ----------
-    price_list : sequence of str
-        The products that GetProducts has found, each as JSON.
-    """
-    for text in price_list:
-        for offer in json.loads(text)["terms"].get("OnDemand", {}).values():
-            for dimension in offer["priceDimensions"].values():
-                amount = float(dimension["pricePerUnit"].get("USD", 0))
-                if amount > 0 and dimension["unit"] == "Hrs":
-                    date = str(offer["effectiveDate"])[:10]
-                    return Price(amount=amount, currency="USD", source="AWS price list", date=date)
-    return None
-
-
-def _product(region: str, machine_type: str) -> list[dict[str, str]]:
-    fields = {
-        "regionCode": region,
-        "instanceType": machine_type,
-        "operatingSystem": "Linux",
-        "tenancy": "Shared",
-        "preInstalledSw": "NA",
-        "capacitystatus": "Used",
-    }
-    return [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in fields.items()]
 
 
 def _tagged(kind: str, tags: Tags) -> dict[str, Any]:

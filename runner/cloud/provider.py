@@ -18,6 +18,7 @@ __all__ = [
     "CLUSTER",
     "DEADLINE",
     "OWNER",
+    "Found",
     "Machine",
     "MachineRequest",
     "Market",
@@ -176,6 +177,35 @@ class Price:
     date: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """Something that has envsync's tags.
+
+    Attributes
+    ----------
+    kind : str
+        ``"machine"``, ``"disk"``, ``"address"``, ``"group"``, ``"key"``, ``"spot request"``, or what else a
+        cloud has, in the plainest words.
+    id : str
+        The provider's name of it.
+    cluster, owner, deadline : str
+        What the tags say; empty where they do not.
+    created : float
+        When it was made, in seconds since 1970 by the cloud's clock; 0 where the cloud does not say.
+    state : str
+        Of a machine as `Machine.state`, never ``"ended"``: what has ended is not found. Else in the cloud's
+        words.
+    """
+
+    kind: str
+    id: str
+    cluster: str
+    owner: str = ""
+    deadline: str = ""
+    created: float = 0.0
+    state: str = ""
+
+
 class Provider(ABC):
     """A cloud's account.
 
@@ -224,3 +254,38 @@ class Provider(ABC):
     @abstractmethod
     def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:
         """Return what an hour of a machine costs, None where the cloud does not tell this account."""
+
+    def disk_price(self, shared: Shared, size: int) -> Price | None:  # noqa: ARG002
+        """Return what an hour of a machine's root disk costs beside the machine itself.
+
+        Parameters
+        ----------
+        shared : Shared
+            Where, and the image.
+        size : int
+            GiB; 0 for the image's own size.
+
+        Returns
+        -------
+        Price or None
+            None where the cloud does not tell; an amount of 0 where the machine's price has it in.
+        """
+        return None
+
+    # -- what is there of all clusters
+
+    @abstractmethod
+    def everywhere(self) -> tuple[str, ...]:
+        """Return all regions that this account may make machines in."""
+
+    @abstractmethod
+    def found(self, region: str) -> tuple[Found, ...]:
+        """Return everything in a region that has the tag `CLUSTER`, whoever's it is, and has not ended."""
+
+    @abstractmethod
+    def remove(self, region: str, found: Found) -> bool:
+        """End one of what `found` returned; True as well if it is gone already.
+
+        False: something still uses it, and it can be removed when that has ended. A machine that has begun to
+        end is True.
+        """

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -25,12 +25,14 @@ import asyncssh
 from envsync.agent.owner import write_owner
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
+from envsync.runner.cloud.costs import Bill, Hired
+from envsync.runner.cloud.prices import Prices
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Tags
 from envsync.runner.cloud.userdata import USER, host_keys, user_data
 from envsync.scratch import sweep_temporary
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from envsync.runner.cloud.provider import Machine, Market, Provider, Shared
 
@@ -127,6 +129,8 @@ class Rented:
         self._made: dict[str, set[str]] = {}
         self._asking: dict[str, asyncio.Future[tuple[Machine, ...]]] = {}
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="envsync-cloud")
+        self._hired: dict[str, Hired] = {}
+        self._prices = Prices(provider, self._threads, hooks=self.hooks)
         self._run = secrets.token_hex(4)
         key = asyncssh.generate_private_key("ssh-ed25519", comment="envsync")
         self._public = key.export_public_key().decode().strip()
@@ -188,6 +192,25 @@ class Rented:
         if failed:
             raise failed[0]
 
+    def bill(self) -> Bill:
+        """Return what its machines cost, those that have ended too. A price may come later."""
+        return Bill(tuple(self._prices.priced(one) for one in self._hired.values()))
+
+    def _hire(self, machine: Machine, shared: Shared) -> None:
+        """Count a machine from now on."""
+        self._made[shared.region].add(machine.id)
+        if machine.id not in self._hired:
+            known = {key: getattr(machine, key) for key in ("id", "region", "zone", "type", "market")}
+            self._hired[machine.id] = hired = Hired(**known, begun=time.time())
+            self._prices.ask(hired, shared, self.plan.disk)
+
+    def _dismiss(self, ids: Iterable[str]) -> None:
+        """Count machines no longer: they have ended, or begun to."""
+        now = time.time()
+        for one in ids:
+            if one in self._hired and self._hired[one].ended is None:
+                self._hired[one] = replace(self._hired[one], ended=now)
+
     async def _call(self, call: Callable[..., T], *arguments: Any) -> T:
         """Call it in a thread. Whoever cancels waits for its end: what it makes is then known to be there."""
         task = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
@@ -222,6 +245,7 @@ class Rented:
                 return await self._await_boot(made)
             except BootError as error:
                 await self._call(self.provider.terminate, shared.region, [made.id])
+                self._dismiss([made.id])
                 if attempt + 1 == _TRIES:
                     raise
                 self.hooks.warning(self._where, f"{error.message}: another is made in its place")
@@ -246,7 +270,7 @@ class Rented:
                 )
                 try:
                     made = await self._call(self.provider.create, request)
-                    self._made[shared.region].add(made.id)
+                    self._hire(made, shared)
                     return made
                 except CapacityError as error:
                     lacking.append(error)
@@ -333,6 +357,7 @@ class Rented:
             if anew:
                 self.hooks.step(self._where, f"ending {len(anew)} machines in {region}")
                 await self._call(self.provider.terminate, region, anew)
+                self._dismiss(anew)
                 asked.update(anew)
             elif not there and not await self._call(self.provider.close, region, self.plan.tags.cluster):
                 self._made.pop(region, None)

@@ -6,15 +6,18 @@ import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
 from envsync.errors import CapacityError, CloudError
-from envsync.runner.cloud.ec2 import EC2Provider, on_demand_price
+from envsync.runner.cloud import ec2_prices
+from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.provider import (
     CLUSTER,
     DEADLINE,
     OWNER,
+    Found,
     Machine,
     MachineRequest,
     Market,
@@ -147,6 +150,32 @@ def test_a_type_that_is_not_there_is_an_error_that_says_so(account: Account) -> 
     with pytest.raises(CloudError, match=r"m7i\.huge") as told:
         account.provider.open(account.region, "m7i.huge", TAGS, KEY)
     assert told.value.hint
+
+
+def test_what_has_our_tags_is_found_and_ended_one_by_one(account: Account) -> None:
+    bob = replace(TAGS, cluster="bob-1", owner="bob@desk", deadline="")
+    ours = account.provider.create(account.request())
+    theirs = account.provider.create(account.request(bob, token="t2"))
+    assert account.region in account.provider.everywhere()
+
+    def found(cluster: str) -> list[Found]:
+        return [one for one in account.provider.found(account.region) if one.cluster == cluster]
+
+    there = found("ada-1")
+    (machine,) = [one for one in there if one.kind == "machine"]
+    assert (machine.id, machine.state) == (ours.id, account.find(ours.id).state)
+    assert {(one.owner, one.deadline) for one in there} == {("ada@laptop", TAGS.deadline)}
+    assert {one.kind for one in there} >= {"machine", "group"}
+    (group,) = [one for one in there if one.kind == "group"]
+    assert not account.provider.remove(account.region, group)  # in use
+    assert account.provider.remove(account.region, machine)
+    assert account.provider.remove(account.region, machine)  # gone already
+    for one in found("ada-1"):
+        assert account.provider.remove(account.region, one)
+        assert account.provider.remove(account.region, one)
+    assert found("ada-1") == []
+    assert theirs.id in {one.id for one in found("bob-1")}
+    assert {(one.owner, one.deadline) for one in found("bob-1")} == {("bob@desk", "")}
 
 
 # -- EC2 alone
@@ -292,10 +321,57 @@ def test_prices_are_those_of_the_cloud_or_none(api: EC2Api, ec2: Account) -> Non
     assert spot is not None
     assert spot.currency == "USD"
     assert ec2.provider.price("eu-west-1", "m7i.large", "on-demand") is None  # moto has no price list
-    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.1121"}}
-    offer = {"effectiveDate": "2026-11-01T00:00:00Z", "priceDimensions": {"A.B.C": dimension}}
-    product = json.dumps({"product": {"attributes": {}}, "terms": {"OnDemand": {"A.B": offer}}})
-    found = on_demand_price([product])
+    assert ec2.provider.disk_price(ec2.request().shared, 40) is None
+
+
+def test_the_price_list_is_read(api: EC2Api) -> None:
+    def product(unit: str, amount: str) -> str:
+        dimension = {"unit": unit, "pricePerUnit": {"USD": amount}}
+        offer = {"effectiveDate": "2026-11-01T00:00:00Z", "priceDimensions": {"A.B.C": dimension}}
+        return json.dumps({"product": {"attributes": {}}, "terms": {"OnDemand": {"A.B": offer}}})
+
+    class Pricing:
+        def get_products(self, **asked: Any) -> dict[str, list[str]]:
+            fields = {one["Field"]: one["Value"] for one in asked["Filters"]}
+            asks = fields.get("instanceType") or fields["volumeApiName"]
+            listed = {
+                "m7i.large": [product("Hrs", "0.0"), product("Quantity", "9"), product("Hrs", "0.1121")],
+                "gp3": [product("GB-Mo", "0.088")],
+            }
+            return {"PriceList": listed.get(asks, [])}
+
+    found = ec2_prices.machine(Pricing(), "eu-west-1", "m7i.large")
     assert found is not None
     assert (found.amount, found.date) == (0.1121, "2026-11-01")
-    assert on_demand_price([]) is None
+    assert ec2_prices.machine(Pricing(), "eu-west-1", "m7i.huge") is None
+    disk = ec2_prices.volume(Pricing(), "eu-west-1", "gp3", 100)
+    assert disk is not None
+    assert disk.amount == pytest.approx(8.8 / 730)
+
+
+def test_all_that_belongs_to_clusters_is_found(api: EC2Api, ec2: Account) -> None:
+    client = api.client()
+    tags = [{"Key": CLUSTER, "Value": "ada-1"}, {"Key": OWNER, "Value": "ada@laptop"}]
+
+    def tagged(kind: str) -> list[dict[str, Any]]:
+        return [{"ResourceType": kind, "Tags": tags}]
+
+    ec2.provider.create(ec2.request(market="spot"))
+    client.create_volume(AvailabilityZone="eu-west-1a", Size=1, TagSpecifications=tagged("volume"))
+    client.allocate_address(Domain="vpc", TagSpecifications=tagged("elastic-ip"))
+    client.create_launch_template(
+        LaunchTemplateName="ours",
+        LaunchTemplateData={"InstanceType": "m7i.large"},
+        TagSpecifications=tagged("launch-template"),
+    )
+    there = ec2.provider.found(ec2.region)
+    assert {one.kind for one in there} == {
+        *("machine", "disk", "interface", "address", "launch template", "group", "key")
+    }
+    assert all(one.cluster == "ada-1" and one.owner == "ada@laptop" for one in there)
+    assert all(one.created > 1e9 for one in there if one.kind in ("machine", "disk"))
+    for one in (*there, *ec2.provider.found(ec2.region)):
+        assert ec2.provider.remove(ec2.region, one)
+    assert ec2.provider.found(ec2.region) == ()
+    assert client.describe_addresses()["Addresses"] == []
+    assert client.describe_launch_templates()["LaunchTemplates"] == []

@@ -1,0 +1,82 @@
+"""What the machines of a cluster cost: asked once for each kind and place, while something else goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import dask.config
+
+from envsync.errors import ConfigurationError
+from envsync.runner.cloud.costs import listed_price
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+    from concurrent.futures import Executor, Future
+
+    from envsync.hooks import Hooks
+    from envsync.runner.cloud.costs import Hired
+    from envsync.runner.cloud.provider import Price, Provider, Shared
+
+__all__ = ["Prices"]
+
+
+class Prices:
+    """Prices by type, zone and market. The user's own table comes first: he has his reasons.
+
+    Parameters
+    ----------
+    provider : Provider
+        Who is asked.
+    threads : Executor
+        In which.
+    hooks : Hooks
+        Told of a table that makes no sense.
+    """
+
+    def __init__(self, provider: Provider, threads: Executor, *, hooks: Hooks) -> None:
+        self._provider = provider
+        self._threads = threads
+        self._hooks = hooks
+        self._table = dask.config.get("envsync.cloud.prices", None)
+        self._asked: dict[Hashable, Future[Price | None]] = {}
+        self._disks: dict[str, Future[Price | None]] = {}
+        self._told = False
+
+    def ask(self, hired: Hired, shared: Shared, disk: int) -> None:
+        """Have it found out what a machine costs, and its root disk of so many GiB."""
+        self._ask(self._key(hired), lambda: self._machine(hired))
+        key = (shared.region, shared.image, disk)
+        self._disks[hired.id] = self._ask(key, lambda: self._provider.disk_price(shared, disk))
+
+    def priced(self, hired: Hired) -> Hired:
+        """Return a machine with its prices, as far as they are known by now."""
+        return replace(
+            hired, price=_known(self._asked.get(self._key(hired))), disk=_known(self._disks.get(hired.id))
+        )
+
+    def _machine(self, hired: Hired) -> Price | None:
+        try:
+            mine = listed_price(self._table, self._provider.name, hired.region, hired.type, hired.market)
+        except ConfigurationError as error:
+            mine = None
+            if not self._told:
+                self._told = True
+                self._hooks.warning("here", f"{error.where}: {error.message}. {error.hint}")
+        return mine or self._provider.price(hired.region, hired.type, hired.market, hired.zone)
+
+    def _ask(self, key: Hashable, ask: Callable[[], Price | None]) -> Future[Price | None]:
+        if key not in self._asked:
+            self._asked[key] = self._threads.submit(ask)
+        return self._asked[key]
+
+    @staticmethod
+    def _key(hired: Hired) -> Hashable:
+        return (hired.region, hired.zone, hired.type, hired.market)
+
+
+def _known(asked: Future[Price | None] | None) -> Price | None:
+    """Return the answer, None while there is none: what is not known is no reason to end anything."""
+    if asked is None or not asked.done() or asked.exception() is not None:
+        return None
+    return asked.result()
