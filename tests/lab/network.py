@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.lab.install import find
@@ -29,19 +32,28 @@ def call(*command: str) -> str:
 
 def make_bridge() -> tuple[int, str]:
     """Make the first bridge that nobody has; its number gives the subnet. Dead owners' bridges go first."""
-    for line in call("ip", "-j", "link", "show", "type", "bridge").splitlines():
-        for link in json.loads(line or "[]"):
-            owner = link.get("ifalias", "")
-            if owner.startswith("envsync-lab ") and not Path(f"/proc/{owner.split()[1]}").exists():
-                with contextlib.suppress(LabError):
-                    call("ip", "link", "del", link["ifname"])
-    links = call("ip", "-br", "link")
-    for number in range(256):
-        name = f"eslab{number}"
-        if f"{name}-" in links:
-            continue  # cables of a lab that is on its way out
-        with contextlib.suppress(LabError):
-            call("ip", "link", "add", name, "type", "bridge")
-            call("ip", "link", "set", name, "alias", f"envsync-lab {os.getpid()}")
-            return number, name
+    with _alone():
+        for line in call("ip", "-j", "link", "show", "type", "bridge").splitlines():
+            for link in json.loads(line or "[]"):
+                owner = link.get("ifalias", "")
+                if owner.startswith("envsync-lab ") and not Path(f"/proc/{owner.split()[1]}").exists():
+                    with contextlib.suppress(LabError):
+                        call("ip", "link", "del", link["ifname"])
+        links = call("ip", "-br", "link")
+        for number in range(256):
+            name = f"eslab{number}"
+            if f"{name}-" in links:
+                continue  # cables of a lab that is on its way out
+            with contextlib.suppress(LabError):
+                call("ip", "link", "add", name, "type", "bridge")
+                call("ip", "link", "set", name, "alias", f"envsync-lab {os.getpid()}")
+                return number, name
     raise LabError(f"no bridge could be made: {call('ip', '-br', 'link')}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let one process at a time sweep and make: what is swept by its name may be another's new one else."""
+    with (Path(tempfile.gettempdir()) / "envsync-lab.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
