@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from envsync.runner.cloud.costs import Bill
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.hosts.base import Host
@@ -61,6 +63,22 @@ class Backend(ABC):
 
     async def release(self) -> None:  # noqa: B027 - most have nothing to end
         """End what `acquire` has made; silent if that is done. The hosts are closed."""
+
+    async def described(self) -> Mapping[str, Any] | None:
+        """Return what a record says of it before a cluster begins: fields of `Record`.
+
+        Where machines are rented ``account`` is one of them. None: no record is kept, as it ends with this
+        process.
+        """
+        return None
+
+    async def stands(self) -> dict[str, Any]:
+        """Return what of that is otherwise by now."""
+        return {}
+
+    def bill(self) -> Bill:
+        """Return what its machines cost; empty where none are rented."""
+        return Bill()
 
     @abstractmethod
     def hosts(self) -> list[Host]:
@@ -150,6 +168,10 @@ class SSH(Backend):
 
     def __repr__(self) -> str:
         return f"SSH({list(self.names)})"
+
+    async def described(self) -> Mapping[str, Any] | None:
+        """Return the hosts. See `Backend.described`."""
+        return {"backend": "ssh", "hosts": self.names}
 
     def hosts(self) -> list[Host]:
         """Return the hosts, not connected yet, the scheduler's first."""

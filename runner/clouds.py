@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-import getpass
 import math
 import re
-import socket
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +13,11 @@ from dask.utils import parse_bytes, parse_timedelta
 
 from envsync.errors import ClusterError
 from envsync.runner.backends import GRACE, Backend
+from envsync.runner.cloud.costs import Bill
 from envsync.runner.cloud.provider import Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from envsync.runner.cloud.userdata import LEASE
+from envsync.runner.records import owner
 from envsync.runner.session import Lease
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EC2", "Cloud"]
 
+_PATIENCE = 3.0  # times the client's timeout, after which a record that is not moved on is of a dead client
 _LAST_HOPE = 1.5  # of the time after which agents give up: machines live a little longer than what runs there
 
 
@@ -102,7 +103,9 @@ class Cloud(Backend):
         self.client_timeout = _seconds("client_timeout", client_timeout)
         self.lease = Lease(path=LEASE, seconds=self.client_timeout)
         self.grace = min(GRACE, self.client_timeout / _LAST_HOPE)
+        self._provider: Provider | None = None
         self._rented: Rented | None = None
+        self._bill = Bill()
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.type!r})"
@@ -110,6 +113,38 @@ class Cloud(Backend):
     @abstractmethod
     def provider(self) -> Provider:
         """Return the cloud, as the user's account has it."""
+
+    @property
+    def kind(self) -> str:
+        """What records call it: the class's name, in small letters."""
+        return type(self).__name__.lower()
+
+    @property
+    def account(self) -> Mapping[str, Any]:
+        """The keywords with which others find the same account: plain values, and no credentials."""
+        return {}
+
+    async def described(self) -> Mapping[str, Any] | None:
+        """Return what it takes to find its machines again. See `Backend.described`."""
+        self._provider = await asyncio.to_thread(self.provider)
+        return {
+            "backend": self.kind,
+            "account": {key: value for key, value in self.account.items() if value is not None},
+            "regions": self._provider.regions,
+            "spec": {"type": self.type, "spot": self.spot},
+            "patience": _PATIENCE * self.client_timeout,
+        }
+
+    async def stands(self) -> dict[str, Any]:
+        """Return machines and costs. See `Backend.stands`."""
+        found: dict[str, Any] = {"bill": self.bill(), "hosts": tuple(one.id for one in self.machines)}
+        if self._rented is not None:
+            found["deadline"] = self._rented.plan.tags.deadline
+        return found
+
+    def bill(self) -> Bill:
+        """Return what its machines cost, or have cost. See `Backend.bill`."""
+        return self._rented.bill() if self._rented is not None else self._bill
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -132,7 +167,7 @@ class Cloud(Backend):
         plan = Plan(
             type=self.type,
             count=count,
-            tags=Tags(cluster=cluster, owner=_owner(), deadline=deadline, more=tuple(self.tags.items())),
+            tags=Tags(cluster=cluster, owner=owner(), deadline=deadline, more=tuple(self.tags.items())),
             spot=self.spot,
             disk=self.disk,
             lease=self.client_timeout,
@@ -141,11 +176,13 @@ class Cloud(Backend):
             commands=self.commands,
             private=self.private,
         )
-        self._rented = Rented(await asyncio.to_thread(self.provider), plan, hooks)  # an SDK takes a second
+        if self._provider is None:
+            self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
+        self._rented = rented = Rented(self._provider, plan, hooks)
         try:
             await self._rented.start()
         except BaseException:
-            self._rented = None
+            self._rented, self._bill = None, rented.bill()
             raise
         return self.hosts()
 
@@ -153,7 +190,10 @@ class Cloud(Backend):
         """End the machines; silent if there are none. See `Backend.release`."""
         rented, self._rented = self._rented, None
         if rented is not None:
-            await rented.close()
+            try:
+                await rented.close()
+            finally:
+                self._bill = rented.bill()
 
     def hosts(self) -> list[Host]:
         """Return the machines that are up, not connected yet."""
@@ -234,6 +274,11 @@ class EC2(Cloud):
             "profile": profile,
         }
 
+    @property
+    def account(self) -> Mapping[str, Any]:
+        """The profile. See `Cloud.account`."""
+        return {"profile": self._options["profile"]}
+
     def provider(self) -> Provider:
         """Return EC2."""
         from envsync.runner.cloud.ec2 import EC2Provider
@@ -257,11 +302,3 @@ def _seconds(what: str, value: float | str) -> float:
     if seconds <= 0:
         raise ValueError(f"{what} must be more than 0 s, not {value!r}")
     return seconds
-
-
-def _owner() -> str:
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user without a name
-        user = "nobody"
-    return f"{user}@{socket.gethostname()}"

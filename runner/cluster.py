@@ -24,8 +24,8 @@ from envsync.runner.options import Options, plain_config, run_name, without_depr
 from envsync.runner.places import Place, wanted_of, with_variant
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
 from envsync.runner.profiles import takes_profile
-from envsync.runner.queued import QueuedCluster
 from envsync.runner.queues import Batch
+from envsync.runner.recorded import RecordedCluster
 from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
@@ -51,7 +51,7 @@ __all__ = ["SyncedCluster"]
 logger = logging.getLogger("envsync")
 
 
-class SyncedCluster(QueuedCluster):
+class SyncedCluster(RecordedCluster):
     """Start a scheduler and workers in a reproduction of this environment.
 
     Without a backend it is a cluster on this machine and takes LocalCluster's keywords; its processes run in
@@ -246,7 +246,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 try:
                     await asyncio.wait({self._provisioning})
                     self._provisioning.result()
-                except BaseException:
+                except BaseException as error:
+                    self.ending = f"its start failed: {error}" if str(error) else "its start was interrupted"
                     self._provisioning.cancel()
                     self.status = Status.failed
                     self._lock = asyncio.Lock()
@@ -276,6 +277,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
+        await self._begin_record(self.options.n_workers)
         self._hosts = await self.backend.acquire(
             cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
         )
@@ -415,7 +417,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hosts, self._hosts = self._hosts, []
             await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)
             await asyncio.gather(*(host.close() for host in hosts), return_exceptions=True)
-            await self._release()
+            try:
+                await self._release()
+            finally:
+                await self._end_record()
 
     async def _release(self) -> None:
         """End rented machines. What could not be ended is told, and raised if nothing else is."""
@@ -424,6 +429,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         except EnvsyncError as error:
             self.hooks.failed(error.where or "cluster", error.message)
             logger.error("%s", error)
+            self.ending = f"its machines could not be ended: {error.message}"
             if self.status != Status.failed:
                 raise
 
@@ -461,6 +467,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             logger.warning("%s: %s%s", process.where, why, lines)
         self._cluster_manager_logs.append((datetime.datetime.now(), f"{process.where}: {why}"))
         if process is self.scheduler:
+            self.ending = self.ending or "its scheduler was lost"
             self.shutdown_scheduler = False  # nobody is there to be told
             self.loop.add_callback(self._close)
         elif self.workers.get(process.name) is process:

@@ -190,6 +190,10 @@ class Batch(Backend):
         login = (self.via or Local()).hosts()[:1]
         return [*Local().hosts(), *login] if self.via is not None and self.scheduler == "client" else login
 
+    async def described(self) -> Mapping[str, Any] | None:
+        """Return the system, and where it is. See `Backend.described`."""
+        return {"backend": self.system.name, "hosts": self.via.names if self.via else ()}
+
     @property
     def workers_on_first(self) -> bool:
         """False: they run in jobs."""

@@ -188,6 +188,8 @@ class Rented:
                 failed.append(error)
         self.machines = ()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        if self._hired:
+            self.hooks.note(self._where, self.bill().summary(time.time()))
         self._threads.shutdown(wait=False)
         if failed:
             raise failed[0]

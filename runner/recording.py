@@ -1,0 +1,142 @@
+"""Keeps the record of a cluster that lives in this process: it is written, moved on, and closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import EnvsyncError
+from envsync.runner.records import local_records
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from envsync.hooks import Hooks
+    from envsync.runner.records import Record, Records
+
+__all__ = ["Recording"]
+
+_LOOK = 10.0  # seconds between two looks whether somebody wants the cluster to end
+_WRITE = 40.0  # seconds between two writes, at most
+_ANSWER = 30.0  # seconds that a store may take: nothing waits longer for it
+_UNKNOWN = "`envsync ls` does not show it on other machines; what is rented is found by its tags"
+
+
+class Recording:
+    """The record of one cluster.
+
+    Parameters
+    ----------
+    record : Record
+        As it begins.
+    open_place : callable
+        Returns where it is kept; called in a thread.
+    rented : bool
+        Whether machines are rented: what cannot be written matters then, and is waited for.
+    stands : async callable
+        Returns what has changed: fields of the record.
+    end : callable
+        Called when somebody elsewhere wants the cluster to end, with who it is.
+    hooks : Hooks
+        Told what cannot be written.
+    """
+
+    def __init__(
+        self,
+        record: Record,
+        open_place: Callable[[], Records],
+        *,
+        rented: bool,
+        stands: Callable[[], Awaitable[Mapping[str, Any]]],
+        end: Callable[[str], None],
+        hooks: Hooks,
+    ) -> None:
+        self.record = record
+        self._open = open_place
+        self._rented = rented
+        self._stands = stands
+        self._end = end
+        self._hooks = hooks
+        self._place: Records | None = None
+        self._local: Records | None = None
+        self._missed = False
+        self._task: asyncio.Task[None] | None = None
+        self._look = min(_LOOK, record.patience / 8)
+        self._write = min(_WRITE, record.patience / 7.5)
+
+    async def begin(self) -> None:
+        """Write it, before anything is rented; then move it on until `close`."""
+        if self._rented:
+            await self._keep()
+        self._task = asyncio.ensure_future(self._move_on(kept=self._rented))
+
+    async def close(self, how: str) -> None:
+        """Write how it ended; silent if that is done."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.wait({task})
+        await self._update()
+        now = time.time()
+        await self._keep(replace(self.record, seen=now, ended=now, how=how))
+
+    # -- inner
+
+    async def _move_on(self, *, kept: bool) -> None:
+        if not kept:
+            await self._keep()
+        written = time.monotonic()
+        asked = False
+        while True:
+            await asyncio.sleep(self._look)
+            with contextlib.suppress(EnvsyncError):  # the store does not answer: the next look may
+                who = await asyncio.to_thread(self._wished_by)
+                if who and not asked:
+                    asked = True
+                    self._hooks.warning(self.record.cluster, f"{who} wants it to end: it ends")
+                    self._end(who)
+            if time.monotonic() - written >= self._write:
+                written = time.monotonic()
+                await self._update()
+                await self._keep()
+
+    async def _update(self) -> None:
+        with contextlib.suppress(EnvsyncError, OSError):  # no scheduler to ask: as it was
+            self.record = replace(self.record, **await self._stands())
+
+    def _wished_by(self) -> str:
+        return self._place.wished_by(self.record.cluster) if self._place is not None else ""
+
+    async def _keep(self, record: Record | None = None) -> None:
+        self.record = replace(record or self.record, seen=time.time())
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._write_to, self.record), _ANSWER)
+        except (EnvsyncError, asyncio.TimeoutError) as error:
+            if not self._missed:
+                self._missed = True
+                why = error.message if isinstance(error, EnvsyncError) else "the store does not answer"
+                tell = self._hooks.warning if self._rented else self._hooks.note
+                tell(self.record.cluster, f"its record cannot be written: {why}. {_UNKNOWN}")
+        else:
+            self._missed = False
+
+    def _write_to(self, record: Record) -> None:
+        try:
+            if self._place is None:
+                self._place = self._open()
+            self._place.keep(record)
+            if record.ended is not None:
+                self._place.forget_wish(record.cluster)
+        except EnvsyncError:
+            self._local = self._local or local_records()
+            with contextlib.suppress(EnvsyncError):
+                self._local.keep(record)  # so that at least this machine knows
+            raise
+        if self._local is not None:  # it has the record now
+            with contextlib.suppress(EnvsyncError):
+                self._local.drop(record.cluster)
+            self._local = None

@@ -1,0 +1,344 @@
+"""Records of clusters, in a store: what there is, whose, since when, at what cost, and how it ended.
+
+::
+
+    clusters/alive/<cluster>.json                     written again and again by its client, while it lives
+    clusters/stop/<cluster>.json                      somebody wants it to end: its client reads that
+    clusters/ended/<utc time of its begin>-<cluster>.json
+    clusters/alive/<random>.clock                     for a moment: what the store's clock says
+
+How long ago a record was written is told by the store's clock alone: it has the time of both writes. No two
+machines' clocks are compared.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+import dask.config
+
+from envsync.errors import StoreError
+from envsync.runner.cloud.costs import Bill
+from envsync.store import cache_root
+from envsync.stores import open_store
+
+if TYPE_CHECKING:
+    from envsync.stores import Entry, SharedStore
+
+__all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
+
+SCHEMA = 1
+_ALIVE, _ENDED, _STOP = "clusters/alive", "clusters/ended", "clusters/stop"
+_AT_ONCE = 16
+_STAMP = "%Y%m%dT%H%M%SZ"
+_ANYBODY = frozenset(
+    {"root", "ubuntu", "debian", "ec2-user", "admin", "user", "nobody", "jovyan", "runner", "docker"}
+)
+"""Names of users that many people have: only with the host's name do they say who it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A cluster.
+
+    Attributes
+    ----------
+    cluster : str
+        Its name, which no other has.
+    name : str
+        What its user calls it.
+    owner : str
+        Who started it, such as ``"ada@laptop"``: from there.
+    backend : str
+        ``"ec2"``, ``"ssh"``, ``"slurm"``, ...
+    account : mapping
+        With which keywords the backend finds its machines again. Never a credential.
+    regions : tuple of str
+        Where it has machines, or may have.
+    spec : mapping
+        What was asked for: plain values, for people.
+    begun, seen : float
+        When, in seconds since 1970 by its client's clock.
+    ended : float or None
+        When it ended, by the clock of who ended it.
+    how : str
+        How it ended, in words; empty while it lives.
+    deadline : str
+        When it has to be gone, as in the tags; empty if there is none.
+    patience : float
+        Seconds without a sign of life after which it counts as lost.
+    hosts : tuple of str
+        Its machines.
+    workers : int
+        How many there were when it was seen.
+    idle : float
+        For how many seconds nothing had been computed when it was seen.
+    bill : Bill
+        Its rented machines; empty where none are.
+    """
+
+    cluster: str
+    name: str
+    owner: str
+    backend: str
+    account: Mapping[str, Any] = field(default_factory=dict)
+    regions: tuple[str, ...] = ()
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    begun: float
+    seen: float
+    ended: float | None = None
+    how: str = ""
+    deadline: str = ""
+    patience: float = 300.0
+    hosts: tuple[str, ...] = ()
+    workers: int = 0
+    idle: float = 0.0
+    bill: Bill = field(default_factory=Bill)
+
+    def cost(self) -> float:
+        """Return what it had come to when it was seen last, or has ended."""
+        return self.bill.cost(self.ended or self.seen)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON types."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
+        told = {"cost": self.cost(), "currency": self.bill.currency, "summary": self.bill.summary(self.seen)}
+        return {
+            "schema": SCHEMA,
+            **plain,
+            **(told if self.bill.hired else {}),
+            "account": dict(self.account),
+            "spec": dict(self.spec),
+            "regions": list(self.regions),
+            "hosts": list(self.hosts),
+            "bill": self.bill.to_list(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` returned; KeyError, TypeError or ValueError if it is something else."""
+        if data["schema"] != SCHEMA:
+            raise ValueError(f"it is of schema {data['schema']}, and this envsync knows {SCHEMA}")
+        ended = data["ended"]
+        known: dict[str, Any] = {
+            **{key: str(data[key]) for key in ("cluster", "name", "owner", "backend", "how", "deadline")},
+            **{key: float(data[key]) for key in ("begun", "seen", "patience", "idle")},
+            **{key: dict(data[key]) for key in ("account", "spec")},
+            **{key: tuple(map(str, data[key])) for key in ("regions", "hosts")},
+        }
+        return cls(
+            **known,
+            ended=None if ended is None else float(ended),
+            workers=int(data["workers"]),
+            bill=Bill.from_list(data["bill"]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The record of a cluster that has not ended by it.
+
+    Attributes
+    ----------
+    record : Record
+        As it was written last.
+    age : float
+        Seconds since then, by the store's clock.
+    stopping : str
+        Who wants it to end; empty if nobody does.
+    """
+
+    record: Record
+    age: float
+    stopping: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether its client has not been heard of for too long."""
+        return self.age > self.record.patience
+
+    @property
+    def bill(self) -> Bill:
+        """What it costs."""
+        return self.record.bill
+
+    def cost(self) -> float:
+        """Return what it has come to by now; for a lost one, until it was seen last."""
+        return self.bill.cost(self.record.seen + (0.0 if self.lost else self.age))
+
+
+class Records:
+    """The records in a store. Methods block: callers use threads.
+
+    Parameters
+    ----------
+    store : SharedStore
+        Where.
+
+    Attributes
+    ----------
+    troubles : list of str
+        Records that could not be read, and why.
+    """
+
+    def __init__(self, store: SharedStore) -> None:
+        self._store = store
+        self.shown = store.shown
+        self.troubles: list[str] = []
+
+    def keep(self, record: Record) -> None:
+        """Write a record. One that has ended takes the place of the one that had not."""
+        data = json.dumps(record.to_dict(), separators=(",", ":"), sort_keys=True).encode()
+        if record.ended is None:
+            self._store.write(_alive(record.cluster), data)
+            return
+        stamp = datetime.fromtimestamp(record.begun, timezone.utc).strftime(_STAMP)
+        self._store.write(f"{_ENDED}/{stamp}-{record.cluster}.json", data)
+        self._store.remove(_alive(record.cluster))
+
+    def drop(self, cluster: str) -> None:
+        """Forget a cluster that lives: another place has its record."""
+        self._store.remove(_alive(cluster))
+
+    def alive(self) -> list[Seen]:
+        """Return the clusters that have not ended by their records, the oldest first."""
+        entries, now = self._listed()
+        wishes = {entry.name.rpartition("/")[2] for entry in self._store.entries(_STOP)}
+        found = self._read_all([one for one in entries if one.name.endswith(".json")])
+        seen = [
+            Seen(
+                record=record,
+                age=max(0.0, now - (entry.modified or now)),
+                stopping=self._wish_of(record.cluster) if f"{record.cluster}.json" in wishes else "",
+            )
+            for entry, record in found
+        ]
+        return sorted(seen, key=lambda one: (one.record.begun, one.record.cluster))
+
+    def ended(self, since: float = 0.0) -> list[Record]:
+        """Return the clusters that ended after a time (seconds since 1970), by their begin."""
+        # one that began long before may have ended after it: what is read is what may matter
+        found = self._read_all(self._store.entries(_ENDED))
+        records = [record for _, record in found if (record.ended or record.seen) >= since]
+        return sorted(records, key=lambda one: (one.begun, one.cluster))
+
+    def wish_end(self, cluster: str, who: str) -> None:
+        """Ask a cluster's client to end it."""
+        self._store.write(_wish(cluster), json.dumps({"by": who}).encode())
+
+    def wished_by(self, cluster: str) -> str:
+        """Return who wants a cluster to end; empty if nobody does.
+
+        Raises
+        ------
+        StoreError
+            The store cannot be asked.
+        """
+        wanted = _wish(cluster)
+        there = any(entry.name == wanted for entry in self._store.entries(_STOP))
+        return self._wish_of(cluster) if there else ""
+
+    def forget_wish(self, cluster: str) -> None:
+        """Remove the wish: it is fulfilled."""
+        self._store.remove(_wish(cluster))
+
+    # -- inner
+
+    def _wish_of(self, cluster: str) -> str:
+        try:
+            return str(json.loads(self._store.read(_wish(cluster)))["by"])
+        except (StoreError, ValueError, KeyError, TypeError):
+            return "somebody"
+
+    def _listed(self) -> tuple[list[Entry], float]:
+        """Return what lies with those that live, and the time, by the store's clock where it may be asked."""
+        mark = f"{_ALIVE}/{secrets.token_hex(8)}.clock"
+        try:
+            self._store.write(mark, b"")
+        except StoreError:  # it may only be read
+            return self._store.entries(_ALIVE), time.time()
+        try:
+            entries = self._store.entries(_ALIVE)
+        finally:
+            self._store.remove(mark)
+        now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
+        return entries, now
+
+    def _read_all(self, entries: Iterable[Entry]) -> list[tuple[Entry, Record]]:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            read = pool.map(self._read, entries)
+            return [(entry, record) for entry, record in read if record is not None]
+
+    def _read(self, entry: Entry) -> tuple[Entry, Record | None]:
+        try:
+            data = self._store.read(entry.name)
+        except StoreError:  # it ended while we looked
+            return entry, None
+        try:
+            return entry, Record.from_dict(json.loads(data))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.troubles.append(f"{self.shown}/{entry.name} is not the record of a cluster: {error!r}")
+            return entry, None
+
+
+def open_records(store: str | None = None) -> list[Records]:
+    """Return where records may be, the place for new ones first.
+
+    Parameters
+    ----------
+    store : str, optional
+        The URL of a store. If not given: Dask's setting ``envsync.store`` if there is one, and the cache
+        folder in any case.
+
+    Raises
+    ------
+    StoreError
+        It is no store's URL.
+    """
+    if store is not None:
+        return [Records(open_store(store))]
+    configured = dask.config.get("envsync.store", None)
+    return [*([Records(open_store(configured))] if configured else []), local_records()]
+
+
+def local_records() -> Records:
+    """Return the records in the cache folder: where there is no store, `ls` works all the same."""
+    from envsync.stores.folder import SharedFolder
+
+    return Records(SharedFolder(cache_root() / "clusters"))
+
+
+def owner() -> str:
+    """Return who this is: Dask's setting ``envsync.owner``, else the user and the host."""
+    configured = dask.config.get("envsync.owner", None)
+    if configured:
+        return str(configured)
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user without a name
+        user = "nobody"
+    return f"{user}@{socket.gethostname()}"
+
+
+def is_mine(whose: str) -> bool:
+    """Whether an owner is this user, here or on another machine."""
+    mine = owner()
+    user = mine.partition("@")[0]
+    return whose == mine or (user not in _ANYBODY and whose.partition("@")[0] == user)
+
+
+def _alive(cluster: str) -> str:
+    return f"{_ALIVE}/{cluster}.json"
+
+
+def _wish(cluster: str) -> str:
+    return f"{_STOP}/{cluster}.json"

@@ -1,0 +1,216 @@
+"""Records of clusters: written, moved on, closed, and read by others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask.config
+import pytest
+
+from envsync.errors import StoreError
+from envsync.hooks import Hooks
+from envsync.runner.cloud.costs import Bill, Hired
+from envsync.runner.cloud.provider import Price
+from envsync.runner.recording import Recording
+from envsync.runner.records import Record, Records, is_mine, open_records, owner
+from envsync.stores import open_store
+from tests.s3 import S3, s3, s3_server
+
+__all__ = ["s3", "s3_server"]
+
+PRICE = Price(amount=3.6, currency="USD", source="made up", date="2026-11-01")
+
+
+def record(cluster: str = "ada-1", **more: Any) -> Record:
+    hired = Hired(id="m-1", region="north", zone="north-a", type="small", price=PRICE, begun=1000.0)
+    usual: dict[str, Any] = {
+        "name": cluster.partition("-")[0],
+        "owner": "ada@laptop",
+        "backend": "fake",
+        "account": {"profile": "team"},
+        "regions": ("north",),
+        "spec": {"type": "small", "n_workers": 2},
+        "begun": 1000.0,
+        "seen": 1100.0,
+        "patience": 300.0,
+        "hosts": ("m-1",),
+        "workers": 2,
+        "bill": Bill((hired,)),
+    }
+    return Record(cluster=cluster, **{**usual, **more})
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.slow)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return tmp_path.as_uri()
+    server: S3 = request.getfixturevalue("s3")
+    return f"{server.bucket('records')}/{tmp_path.name}"
+
+
+def test_a_record_is_kept_moved_on_and_closed(url: str) -> None:
+    records = Records(open_store(url))
+    assert (records.alive(), records.ended()) == ([], [])
+    records.keep(record())
+    records.keep(record("bob-1", begun=900.0, owner="bob@desk"))
+    first, second = records.alive()
+    assert (first.record.cluster, second.record) == ("bob-1", record())
+    assert second.age < 60  # by the store's clock, whatever that of its client says
+    assert not second.lost
+    assert second.cost() == pytest.approx(0.1, rel=0.7)  # 100 s until it was seen, and what has passed since
+    records.wish_end("ada-1", "bob@desk")
+    assert [one.stopping for one in records.alive()] == ["", "bob@desk"]
+    assert (records.wished_by("ada-1"), records.wished_by("bob-1")) == ("bob@desk", "")
+    records.forget_wish("ada-1")
+    closed = record(ended=1200.0, how="closed")
+    records.keep(closed)
+    assert [one.record.cluster for one in records.alive()] == ["bob-1"]
+    assert records.ended() == [closed]
+    assert records.ended(since=1201.0) == []
+    assert records.troubles == []
+
+
+def test_ages_are_by_one_clock(tmp_path: Path) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record(seen=time.time() + 86400, patience=300.0))  # its client's clock is a day ahead
+    (seen,) = records.alive()
+    assert not seen.lost
+    file = tmp_path / "clusters/alive/ada-1.json"
+    os.utime(file, (time.time() - 400,) * 2)
+    (seen,) = records.alive()
+    assert seen.lost
+    assert 395 < seen.age < 410
+    assert seen.cost() == seen.bill.cost(seen.record.seen)  # nobody knows what came after
+
+
+def test_what_is_no_record_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record())
+    newer = {**record("new-1").to_dict(), "schema": 99}
+    (tmp_path / "clusters/alive/new-1.json").write_text(json.dumps(newer))
+    (tmp_path / "clusters/alive/bad-1.json").write_text("[]")
+    assert [one.record.cluster for one in records.alive()] == ["ada-1"]
+    assert any("schema 99" in text for text in records.troubles)
+    assert any("bad-1" in text for text in records.troubles)
+
+
+def test_a_store_that_may_only_be_read_is_enough_to_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record())
+
+    def refuse(name: str, data: bytes) -> None:
+        raise StoreError("it may not be written")
+
+    monkeypatch.setattr(records._store, "write", refuse)
+    assert [one.record.cluster for one in records.alive()] == ["ada-1"]
+
+
+def test_records_are_where_the_store_is_and_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path))
+    with dask.config.set({"envsync.store": "file:///srv/team"}):
+        assert [one.shown for one in open_records()] == [
+            "file:///srv/team",
+            (tmp_path / "clusters").as_uri(),
+        ]
+        assert [one.shown for one in open_records("file:///other")] == ["file:///other"]
+    assert len(open_records()) == 1
+
+
+def test_who_is_who() -> None:
+    with dask.config.set({"envsync.owner": "ada@laptop"}):
+        assert owner() == "ada@laptop"
+        assert is_mine("ada@desk")
+        assert not is_mine("adam@laptop")
+    with dask.config.set({"envsync.owner": "root@laptop"}):  # many people are called so
+        assert is_mine("root@laptop")
+        assert not is_mine("root@desk")
+
+
+# -- while a cluster lives
+
+
+class Heard(Hooks):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, where: str, text: str) -> None:
+        self.warnings.append(text)
+
+
+class Broken(Records):
+    """A store that does not answer for a while."""
+
+    broken = True
+
+    def keep(self, record: Record) -> None:
+        if self.broken:
+            raise StoreError("it does not answer")
+        super().keep(record)
+
+
+def recording(place: Records, hooks: Hooks, **more: Any) -> Recording:
+    async def stands() -> Mapping[str, Any]:
+        return {"workers": 3}
+
+    asked: dict[str, Any] = {"rented": True, "stands": stands, "end": lambda who: None, "hooks": hooks}
+    return Recording(record(patience=0.4), lambda: place, **{**asked, **more})
+
+
+async def until(true: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_a_record_is_there_before_anything_else_and_moves_on(tmp_path: Path) -> None:
+    place, hooks = Records(open_store(tmp_path.as_uri())), Heard()
+    wanted: list[str] = []
+    one = recording(place, hooks, end=wanted.append)
+    await one.begin()
+    assert [seen.record.workers for seen in place.alive()] == [2]
+    await until(lambda: place.alive()[0].record.workers == 3)
+    place.wish_end("ada-1", "bob@desk")
+    await until(lambda: wanted)
+    assert wanted == ["bob@desk"]
+    await one.close("stopped by bob@desk")
+    assert place.alive() == []
+    (closed,) = place.ended()
+    assert (closed.how, closed.workers) == ("stopped by bob@desk", 3)
+    assert place.wished_by("ada-1") == ""  # it is fulfilled
+    assert hooks.warnings == [f"{wanted[0]} wants it to end: it ends"]
+    await one.close("again")
+    assert [one.how for one in place.ended()] == ["stopped by bob@desk"]
+
+
+async def test_a_store_that_does_not_answer_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    here = open_records()[0]
+    place, hooks = Broken(open_store((tmp_path / "store").as_uri())), Heard()
+    one = recording(place, hooks)
+    await one.begin()  # at the start: told once, and this machine knows it at least
+    assert len(hooks.warnings) == 1
+    assert "by its tags" in hooks.warnings[0]
+    assert [seen.record.cluster for seen in here.alive()] == ["ada-1"]
+    place.broken = False
+    await until(lambda: place.alive())
+    await until(lambda: not here.alive())
+    place.broken = True  # at the end
+    await one.close("closed")
+    assert [record.how for record in here.ended()] == ["closed"]
+    assert len(hooks.warnings) == 2
+    assert [seen.record.cluster for seen in place.alive()] == ["ada-1"]
+    assert replace(here.ended()[0], ended=None, how="").cluster == "ada-1"
