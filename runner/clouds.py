@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from envsync.hooks import Hooks
     from envsync.runner.cloud.provider import Machine, Provider
-    from envsync.runner.cloud.renting import Spot
+    from envsync.runner.cloud.renting import HostKeys, Spot
     from envsync.runner.hosts.base import Host
 
 __all__ = ["EC2", "Cloud"]
@@ -60,6 +60,9 @@ class Cloud(Backend):
         Shell commands that each machine runs when it boots. They can be read there: no secrets.
     private : bool
         Whether machines are reached by their private addresses, over a VPN or from within the network.
+    host_keys : {"console", "first"}
+        How the first connection to a machine is verified: by what the machine has said on its console, which
+        only the account reads. Some clouds show no console: ``"first"`` trusts whoever answers first there.
     tags : mapping of str to str, optional
         More tags of everything that is made.
     cache : str, optional
@@ -83,11 +86,14 @@ class Cloud(Backend):
         boot_timeout: float | str = "5 min",
         commands: Sequence[str] = (),
         private: bool = False,
+        host_keys: HostKeys = "console",
         tags: Mapping[str, str] | None = None,
         cache: str | None = None,
     ) -> None:
         if spot not in ("never", "prefer", "only"):
             raise ValueError(f"spot must be 'never', 'prefer' or 'only', not {spot!r}")
+        if host_keys not in ("console", "first"):
+            raise ValueError(f"host_keys must be 'console' or 'first', not {host_keys!r}")
         if workers_per_machine < 1:
             raise ValueError(f"workers_per_machine must be at least 1, not {workers_per_machine}")
         self.type = type
@@ -98,6 +104,7 @@ class Cloud(Backend):
         self.boot_timeout = _seconds("boot_timeout", boot_timeout)
         self.commands = tuple(commands)
         self.private = private
+        self.host_keys: HostKeys = host_keys
         self.tags = dict(tags or {})
         self.cache = cache
         self.client_timeout = _seconds("client_timeout", client_timeout)
@@ -175,6 +182,7 @@ class Cloud(Backend):
             boot=self.boot_timeout,
             commands=self.commands,
             private=self.private,
+            host_keys=self.host_keys,
         )
         if self._provider is None:
             self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 
 from envsync.errors import BootError, CapacityError, CloudError
@@ -177,3 +178,48 @@ async def test_what_cannot_be_ended_is_said() -> None:
     with pytest.raises(CloudError, match="expired"):
         await rented.close()
     assert not rented.key.exists()
+
+
+async def test_a_cloud_without_consoles_is_used_only_if_the_first_key_is_to_be_trusted() -> None:
+    """A real sshd's key is taken, and what a machine that shuts itself down costs is said."""
+
+    class Mute(Booting):
+        has_console = False
+        gone_on_shutdown = False
+        left_on_shutdown = "it is billed on"
+
+        def console(self, region: str, identity: str) -> str:
+            raise AssertionError("there is none")
+
+        def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+            return tuple(
+                replace(one, public_address="127.0.0.1") for one in super().describe(region, cluster)
+            )
+
+    provider, heard = Mute(), Heard()
+    with pytest.raises(CloudError, match="console") as told:
+        await Rented(provider, plan(1), heard).start()
+    assert "host_keys='first'" in told.value.hint
+    assert provider.machines == {}
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    listener = await asyncssh.listen("127.0.0.1", 0, server_host_keys=[key])
+    ask = asyncssh.get_server_host_key
+
+    async def at_its_port(address: str, port: int, **more: Any) -> Any:
+        assert port == 22
+        return await ask(address, listener.get_port(), **more)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(asyncssh, "get_server_host_key", at_its_port)
+        rented = Rented(provider, plan(1, host_keys="first"), heard)
+        await rented.start()
+        listener.close()
+        await listener.wait_closed()
+        (machine,) = rented.machines
+        known = rented.config.with_name("known_hosts").read_text()
+        assert known.split()[:3] == [machine.id, *key.export_public_key().decode().split()[:2]]
+        await rented.close()
+        with pytest.raises(BootError):  # nobody answers
+            await Rented(provider, plan(1, host_keys="first", boot=0.05), heard).start()
+    assert "it is billed on" in heard.texts
+    assert alive(provider) == []

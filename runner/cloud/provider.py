@@ -218,10 +218,19 @@ class Provider(ABC):
         Such as ``"ec2"``.
     regions : tuple of str
         Where machines may be made, the first choice first.
+    has_console : bool
+        Whether machines' consoles can be read. Where they cannot, nobody vouches for the first connection.
+    gone_on_shutdown : bool
+        Whether a machine that shuts itself down is gone for good, and costs nothing from then on.
+    left_on_shutdown : str
+        What is left of it where it is not, and whether that costs; users read it when machines are rented.
     """
 
     name: str
     regions: tuple[str, ...]
+    has_console: bool = True
+    gone_on_shutdown: bool = True
+    left_on_shutdown: str = ""
 
     @abstractmethod
     def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
@@ -233,7 +242,7 @@ class Provider(ABC):
 
     @abstractmethod
     def create(self, request: MachineRequest) -> Machine:
-        """Make a machine, tagged as it is made, that is gone for good when it shuts itself down."""
+        """Make a machine, tagged as it is made; gone for good when it shuts itself down, if the cloud can."""
 
     @abstractmethod
     def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:

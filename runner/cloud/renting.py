@@ -36,9 +36,10 @@ if TYPE_CHECKING:
 
     from envsync.runner.cloud.provider import Machine, Market, Provider, Shared
 
-__all__ = ["Plan", "Rented", "Spot"]
+__all__ = ["HostKeys", "Plan", "Rented", "Spot"]
 
 Spot = Literal["never", "prefer", "only"]
+HostKeys = Literal["console", "first"]
 T = TypeVar("T")
 
 _MARKETS: dict[Spot, tuple[Market, ...]] = {
@@ -50,6 +51,7 @@ _PREFIX = "envsync-cloud-"
 _POLL = 2.0  # seconds between two looks at machines that boot, or end
 _GONE = 300.0  # seconds that machines may take to be gone, and what they shared to be removable
 _AT_ONCE = 32  # calls: all machines of a usual cluster are asked for at the same time
+_ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
 _TAIL = 30  # lines of a console
 _TRIES = 2  # machines that are booted for one that is wanted: the second is its replacement
 
@@ -80,6 +82,8 @@ class Plan:
         Shell commands that each runs when it boots.
     private : bool
         Whether machines are reached by their private addresses.
+    host_keys : {"console", "first"}
+        What the first connection is verified with: what the machine says on its console, or nothing.
     """
 
     type: str
@@ -92,6 +96,7 @@ class Plan:
     boot: float = 300.0
     commands: tuple[str, ...] = ()
     private: bool = False
+    host_keys: HostKeys = "console"
     poll: float = field(default=_POLL, repr=False)
 
     @property
@@ -154,6 +159,7 @@ class Rented:
             The cloud refused.
         """
         try:
+            self._warn()
             lacking: list[CapacityError] = []
             for region in self.provider.regions:
                 try:
@@ -292,11 +298,10 @@ class Rented:
                     f"{made.id} ended while it was booting: {now.reason or now.state}",
                     where=self._where,
                     hint="Its console may say why.",
-                    tail=_tail(await self._call(self.provider.console, made.region, made.id) or console),
+                    tail=_tail(await self._console(made) or console),
                 )
             if now.state == "running" and _address(now, self.plan):
-                console = await self._call(self.provider.console, made.region, made.id)
-                keys = host_keys(console)
+                keys, console = await self._host_keys(now)
                 if keys:
                     self._know(now, keys)
                     self.hooks.note(self._where, f"{now.id} is up in {now.zone}, {now.market}")
@@ -320,6 +325,38 @@ class Rented:
         return await asyncio.shield(asking)
 
     # -- knowing
+
+    def _warn(self) -> None:
+        """Say, before anything is made, what this cloud cannot do; refuse what the user has to allow."""
+        if not self.provider.has_console and self.plan.host_keys != "first":
+            raise CloudError(
+                "this cloud does not show what a machine writes to its console, so nothing can tell whether "
+                "the first SSH connection reaches your machine or somebody in between",
+                where=self._where,
+                hint="host_keys='first' takes the key of whoever answers first, and holds to it after that. "
+                "That is a small risk from a network that you trust.",
+            )
+        if not self.provider.gone_on_shutdown:
+            self.hooks.warning(self._where, self.provider.left_on_shutdown)
+
+    async def _console(self, machine: Machine) -> str:
+        if not self.provider.has_console:
+            return ""
+        return await self._call(self.provider.console, machine.region, machine.id)
+
+    async def _host_keys(self, machine: Machine) -> tuple[Sequence[str], str]:
+        """Return a machine's host keys, none if it is not that far yet, and its console."""
+        console = await self._console(machine)
+        if self.plan.host_keys != "first":
+            return host_keys(console), console
+        try:
+            asking = asyncssh.get_server_host_key(
+                _address(machine, self.plan), 22, server_host_key_algs=["ssh-ed25519"], config=None
+            )
+            key = await asyncio.wait_for(asking, _ANSWER)
+        except (OSError, asyncssh.Error, asyncio.TimeoutError):
+            return (), console
+        return ([key.export_public_key().decode().strip()] if key is not None else ()), console
 
     def _know(self, machine: Machine, keys: Sequence[str]) -> None:
         with self._known.open("a") as file:
