@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from envsync.runner.clouds import EC2, Cloud
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.existing import SyncEnvironment
+    from envsync.runner.hetzner import Hetzner
     from envsync.runner.profiles import backend_from_config
     from envsync.runner.queues import LSF, OAR, PBS, SGE, Batch, HTCondor, Slurm, Torque
     from envsync.runner.verification import Verification
@@ -23,6 +24,7 @@ _HOMES = {
     "Cloud": "envsync.runner.clouds",
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
+    "Hetzner": "envsync.runner.hetzner",
     "Local": "envsync.runner.backends",
     **dict.fromkeys(
         ("Batch", "HTCondor", "LSF", "OAR", "PBS", "SGE", "Slurm", "Torque"), "envsync.runner.queues"
@@ -45,6 +47,7 @@ __all__ = [
     "Batch",
     "Cloud",
     "HTCondor",
+    "Hetzner",
     "Local",
     "Slurm",
     "SyncEnvironment",

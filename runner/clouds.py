@@ -272,13 +272,13 @@ class EC2(Cloud):
         super().__init__(type, **rest)
         self._regions = (region,) if isinstance(region, str) else tuple(region)
         self._options: dict[str, Any] = {
-            "zones": _several(zones),
+            "zones": several(zones),
             "image": image,
             "image_owner": image_owner,
-            "subnets": _several(subnets),
+            "subnets": several(subnets),
             "instance_profile": instance_profile,
             "placement_group": placement_group,
-            "reached_from": _several(reached_from),
+            "reached_from": several(reached_from),
             "profile": profile,
         }
 
@@ -294,7 +294,7 @@ class EC2(Cloud):
         return EC2Provider(self._regions, **self._options)
 
 
-def _several(names: str | Sequence[str]) -> tuple[str, ...]:
+def several(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
 

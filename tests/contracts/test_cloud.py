@@ -1,4 +1,4 @@
-"""What every provider of machines does: EC2 on moto, and the fake that other tests use."""
+"""What every provider of machines does: EC2 on moto, others on imitations of what they call, and the fake."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from envsync.errors import CapacityError, CloudError
 from envsync.runner.cloud import ec2_prices
 from envsync.runner.cloud.ec2 import EC2Provider
+from envsync.runner.cloud.hetzner import HetznerProvider
 from envsync.runner.cloud.provider import (
     CLUSTER,
     DEADLINE,
@@ -25,6 +26,7 @@ from envsync.runner.cloud.provider import (
     Tags,
 )
 from tests.cloud_fake import FakeProvider
+from tests.hetzner_api import HetznerApi
 from tests.lab.ec2_api import EC2Api
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
@@ -42,6 +44,7 @@ class Account:
     provider: Provider
     region: str
     type: str
+    spot: bool = True
     run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def request(
@@ -69,10 +72,14 @@ class Account:
         return {one.id for one in found if one.state not in ("ending", "ended")}
 
 
-@pytest.fixture(params=["ec2", "fake"])
+@pytest.fixture(params=["ec2", "hetzner", "fake"])
 def account(request: pytest.FixtureRequest) -> Iterator[Account]:
     if request.param == "fake":
         yield Account(FakeProvider(), "north", "small")
+        return
+    if request.param == "hetzner":
+        with HetznerApi() as hetzner, hetzner.used():
+            yield Account(HetznerProvider(["fsn1"]), "fsn1", "cx33", spot=False)
         return
     request.getfixturevalue("api")
     account = Account(EC2Provider(["eu-west-1"]), "eu-west-1", "m7i.large")
@@ -92,7 +99,7 @@ def test_a_machine_is_made_tagged_found_and_ended(account: Account) -> None:
         found.tags.items()
         >= {CLUSTER: "ada-1", OWNER: "ada@laptop", DEADLINE: TAGS.deadline, "team": "x"}.items()
     )
-    assert found.private_address
+    assert found.private_address or found.public_address
     account.provider.terminate(account.region, [made.id])
     assert account.alive() == set()
     account.provider.terminate(account.region, [made.id])  # silent: it is gone already
@@ -136,6 +143,10 @@ def test_ending_what_is_not_there_is_silent_and_ends_the_others(account: Account
 
 
 def test_spot_machines_say_that_they_are(account: Account) -> None:
+    if not account.spot:
+        with pytest.raises(CapacityError, match="no spot machines"):
+            account.provider.create(account.request(market="spot"))
+        return
     made = account.provider.create(account.request(market="spot"))
     assert account.find(made.id).market == "spot"
 

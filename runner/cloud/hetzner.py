@@ -1,0 +1,514 @@
+"""Hetzner Cloud, through hcloud, which is imported nowhere else.
+
+A location is a region of one zone. Servers have no console that can be read and no user-data that is secret,
+so that nobody vouches for a first connection; and a server that is off is billed as one that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import stamina
+
+from envsync.errors import CapacityError, CloudError
+from envsync.runner.cloud.labels import as_labels, as_name, as_tags
+from envsync.runner.cloud.provider import (
+    CLUSTER,
+    DEADLINE,
+    OWNER,
+    Found,
+    Machine,
+    MachineRequest,
+    Price,
+    Provider,
+    Shared,
+    Tags,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from envsync.runner.cloud.provider import Market, State
+
+__all__ = ["HetznerProvider"]
+
+_ENDPOINT = "https://api.hetzner.cloud/v1"
+_LOCATION = "envsync-location"  # a label of what has no location: a firewall, a key
+_SOURCES = 100  # networks that a rule may name
+_STATES: dict[str, State] = {
+    "running": "running",
+    "stopping": "stopped",
+    "off": "stopped",
+    "deleting": "ending",
+}
+_LACKS = frozenset({"resource_unavailable", "placement_error", "no_space_left_in_location"})
+_LIMITS = frozenset(
+    {
+        "resource_limit_exceeded",
+        "server_limit_exceeded",
+        "core_limit_exceeded",
+        "dedicated_core_limit_exceeded",
+    }
+)
+_HINTS = {
+    "unauthorized": "The token is not valid: make one in the Hetzner Console, and set HCLOUD_TOKEN.",
+    "token_readonly": "The token may only read: make one that may write.",
+    "forbidden": "The token may not do that: make one that may read and write.",
+    "rate_limit_exceeded": "The project makes too many calls: wait some minutes. It has 3600 an hour.",
+}
+_BUSY = frozenset({"unavailable", "locked", "conflict", "server_error", "service_error", 503})
+
+
+class HetznerProvider(Provider):
+    """A project of Hetzner Cloud, by the token in ``HCLOUD_TOKEN``.
+
+    Parameters
+    ----------
+    locations : sequence of str
+        Where machines may be made, the first choice first, such as ``"fsn1"``.
+    image : str
+        The name of one of Hetzner's images, or the id or the description of a snapshot.
+    network : str
+        The name of a private network that machines are put in, beside their public address.
+    reached_from : sequence of str
+        Networks that may reach the machines' sshd.
+    """
+
+    name = "hetzner"
+    has_console = False
+    gone_on_shutdown = False
+    left_on_shutdown = (
+        "Hetzner bills a server that is off as one that runs. Should this process be killed, its machines "
+        "shut themselves down, and are billed until they are deleted: `envsync reap` does that, from anywhere"
+    )
+
+    def __init__(
+        self,
+        locations: Sequence[str],
+        *,
+        image: str = "debian-12",
+        network: str = "",
+        reached_from: Sequence[str] = ("0.0.0.0/0", "::/0"),
+    ) -> None:
+        try:
+            import hcloud  # noqa: F401 - whether it is there
+        except ImportError as error:
+            raise CloudError(
+                "Hetzner needs hcloud, which is not installed",
+                where="hetzner",
+                hint="Install it: pip install 'dask-envsync[hetzner]'",
+            ) from error
+        self._token = os.environ.get("HCLOUD_TOKEN", "").strip()
+        if not re.fullmatch(r"[!-~]+", self._token):
+            raise CloudError(
+                "there is no token of a project in HCLOUD_TOKEN, or no such text as tokens are",
+                where="hetzner",
+                hint="Make one in the Hetzner Console (Security, API tokens: read and write), and set it.",
+            )
+        if not locations:
+            raise CloudError(
+                "no location is given",
+                where="hetzner",
+                hint="Name one: Hetzner(..., location='fsn1'). Others are nbg1, hel1, ash, hil, sin.",
+            )
+        self.regions = tuple(locations)
+        self._image = image
+        self._network = network
+        self._reached_from = tuple(reached_from)
+        self._own = threading.local()
+        self._types: dict[str, Any] = {}
+        self._pricing: dict[str, Any] = {}
+        self._letting_in = threading.Lock()
+        self._let_in: set[str] = set()
+
+    def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
+        """Return the location itself if it has the type. See `Provider.zones`."""
+        with _translated(region):
+            found = self._type(machine_type)
+        offered = () if found is None else tuple(one.location.name for one in found.locations or ())
+        return (region,) if region in offered else ()
+
+    def open(self, region: str, machine_type: str, tags: Tags, public_key: str) -> Shared:
+        """Upload the key, make the firewall, look the image up. See `Provider.open`."""
+        name = as_name(f"envsync-{tags.cluster}-{region}")
+        labels = {**as_labels(tags.to_dict()), _LOCATION: region}
+        with _translated(region):
+            found = self._type(machine_type)
+            if found is None:
+                raise CloudError(
+                    f"Hetzner has no server type {machine_type}",
+                    where=f"hetzner {region}",
+                    hint="Is the type's name right? `hcloud server-type list` shows them: cx33, ccx23.",
+                )
+            image = self._find_image(region, found.architecture)
+            keys = self._client.ssh_keys
+            key = keys.get_by_name(name)
+            if key is None:
+                # without a key Hetzner makes up a password, and sends a mail with it for each machine
+                with _but_for("uniqueness_error"):
+                    key = keys.create(name=name, public_key=public_key, labels=labels)
+                key = key or keys.get_by_name(name) or keys.get_by_fingerprint(_fingerprint(public_key))
+            firewalls = self._client.firewalls
+            group = firewalls.get_by_name(name)
+            if group is None:
+                with _but_for("uniqueness_error"):
+                    group = firewalls.create(name=name, rules=self._rules(()), labels=labels).firewall
+                group = group or firewalls.get_by_name(name)
+        assert key is not None
+        assert group is not None
+        return Shared(region=region, key=str(key.id), group=str(group.id), image=image)
+
+    def create(self, request: MachineRequest) -> Machine:
+        """Make one server, whose name is of the token: there are no two of a name. See `Provider.create`."""
+        from hcloud.firewalls import Firewall
+        from hcloud.images import Image
+        from hcloud.locations import Location
+        from hcloud.networks import Network
+        from hcloud.server_types import ServerType
+        from hcloud.ssh_keys import SSHKey
+
+        region, cluster = request.shared.region, request.tags.cluster
+        if request.market == "spot":
+            raise CapacityError(
+                "Hetzner has no spot machines",
+                where=f"hetzner {region}",
+                hint="Leave spot= away, or say 'prefer'.",
+                scope="region",
+            )
+        name = as_name(f"envsync-{cluster}-{request.token[:12]}")
+        with _translated(region, request.type):
+            self._check_disk(request)
+            networks = None
+            if self._network:
+                network = self._client.networks.get_by_name(self._network)
+                if network is None:
+                    raise CloudError(
+                        f"there is no network called {self._network}",
+                        where=f"hetzner {region}",
+                        hint="`hcloud network list` shows those of the project.",
+                    )
+                networks = [Network(id=network.id)]
+            made = None
+            with _but_for("uniqueness_error"):
+                made = self._again(
+                    lambda: (
+                        self._client.servers.create(
+                            name=name,
+                            server_type=ServerType(name=request.type),
+                            image=Image(id=int(request.shared.image)),
+                            location=Location(name=region),
+                            ssh_keys=[SSHKey(id=int(request.shared.key))],
+                            firewalls=[Firewall(id=int(request.shared.group))],
+                            networks=networks,
+                            user_data=request.user_data,
+                            labels=as_labels(request.tags.to_dict()),
+                        ).server
+                    )
+                )
+            made = made or self._client.servers.get_by_name(name)  # an earlier try has made it
+            if made is None or as_tags(made.labels).get(CLUSTER) != cluster:
+                raise CloudError(f"somebody else has a server called {name}", where=f"hetzner {region}")
+            machine = _machine(made)
+            self._let_each_other_in(request.shared, cluster, machine)
+        return machine
+
+    def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+        """Return a cluster's servers. See `Provider.describe`."""
+        with _translated(region):
+            found = self._again(lambda: self._client.servers.get_all(label_selector=_selector(cluster)))
+        return tuple(_machine(one) for one in found if one.location.name == region)
+
+    def terminate(self, region: str, ids: Sequence[str]) -> None:
+        """Delete servers. See `Provider.terminate`."""
+        for one in ids:
+            with _translated(region), _but_for("not_found"):
+                server = self._again(partial(self._client.servers.get_by_name, one))
+                if server is not None and CLUSTER in as_tags(server.labels):
+                    self._again(server.delete)
+
+    def console(self, region: str, identity: str) -> str:  # noqa: ARG002
+        """Return nothing: Hetzner shows consoles as pictures alone. See `Provider.console`."""
+        return ""
+
+    def close(self, region: str, cluster: str) -> tuple[str, ...]:
+        """Delete a cluster's keys and firewalls. See `Provider.close`."""
+        selector = f"{_selector(cluster)},{_LOCATION}=={region}"
+        with _translated(region):
+            left = [
+                str(one.id)
+                for one in self._client.firewalls.get_all(label_selector=selector)
+                if not self._gone(one)
+            ]
+            for key in self._client.ssh_keys.get_all(label_selector=selector):
+                self._gone(key)
+        return tuple(left)
+
+    def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:  # noqa: ARG002
+        """Return the price of a server with its public address. See `Provider.price`."""
+        if market == "spot":
+            return None
+        try:
+            with _translated(region):
+                if not self._pricing:
+                    self._pricing = self._again(lambda: self._client.request("GET", "/pricing"))["pricing"]
+        except CloudError:
+            return None
+        servers = [one for one in self._pricing["server_types"] if one["name"] == machine_type]
+        addresses = [one for one in self._pricing.get("primary_ips", ()) if one["type"] == "ipv4"]
+        hourly = [_hourly(one, region) for one in (*servers, *addresses)]
+        if not servers or hourly[0] is None:
+            return None
+        return Price(
+            amount=round(sum(one for one in hourly if one is not None), 6),
+            currency=str(self._pricing["currency"]),
+            source="Hetzner's price list, with an IPv4 address, without VAT",
+            date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        )
+
+    def disk_price(self, shared: Shared, size: int) -> Price | None:  # noqa: ARG002
+        """Return 0: the disk is in the server's price. See `Provider.disk_price`."""
+        currency = str(self._pricing.get("currency", "EUR"))
+        return Price(amount=0.0, currency=currency, source="in the server's price", date="")
+
+    def everywhere(self) -> tuple[str, ...]:
+        """Return all locations. See `Provider.everywhere`."""
+        with _translated("account"):
+            return tuple(str(one.name) for one in self._again(self._client.locations.get_all))
+
+    def found(self, region: str) -> tuple[Found, ...]:
+        """Return servers, firewalls and keys. See `Provider.found`."""
+        ours, there = next(iter(as_labels({CLUSTER: ""}))), f"{_LOCATION}=={region}"
+        client = self._client
+        with _translated(region):
+            servers = self._again(lambda: client.servers.get_all(label_selector=ours))
+            firewalls = self._again(lambda: client.firewalls.get_all(label_selector=f"{ours},{there}"))
+            keys = self._again(lambda: client.ssh_keys.get_all(label_selector=f"{ours},{there}"))
+        return (
+            *(
+                _found("machine", one, str(one.name), _STATES.get(one.status, "pending"))
+                for one in servers
+                if one.location.name == region
+            ),
+            *(_found("group", one, str(one.id)) for one in firewalls),
+            *(_found("key", one, str(one.id)) for one in keys),
+        )
+
+    def remove(self, region: str, found: Found) -> bool:
+        """Delete a server, a firewall or a key. See `Provider.remove`."""
+        if found.kind == "machine":
+            self.terminate(region, [found.id])
+            return True
+        kinds = {"group": self._client.firewalls, "key": self._client.ssh_keys}
+        with _translated(region):
+            try:
+                one = kinds[found.kind].get_by_id(int(found.id))
+            except Exception as error:
+                if _code(error) == "not_found":
+                    return True
+                raise
+            return self._gone(one)
+
+    # -- inner
+
+    @property
+    def _client(self) -> Any:
+        """Hcloud's client, one for each thread: its session is not made for several."""
+        if not hasattr(self._own, "client"):
+            from hcloud import Client
+
+            endpoint = os.environ.get("HCLOUD_ENDPOINT", _ENDPOINT)  # as Hetzner's own command line has it
+            self._own.client = Client(
+                self._token, api_endpoint=endpoint, application_name="envsync", timeout=(10, 60)
+            )
+        return self._own.client
+
+    def _again(self, call: Callable[[], Any]) -> Any:
+        """Call, and again where Hetzner was busy or its answer is lost; hcloud waits when throttled."""
+        for attempt in stamina.retry_context(
+            on=_worth_another_try, attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0
+        ):
+            with attempt:
+                return call()
+        raise AssertionError
+
+    def _type(self, name: str) -> Any:
+        if name not in self._types:
+            self._types[name] = self._again(lambda: self._client.server_types.get_by_name(name))
+        return self._types[name]
+
+    def _find_image(self, region: str, architecture: str) -> str:
+        images = self._client.images
+        if self._image.isdigit():
+            return self._image
+        found = images.get_by_name_and_architecture(self._image, architecture)
+        if found is None:
+            own = [
+                one
+                for one in images.get_all(type=["snapshot"], architecture=[architecture])
+                if one.description == self._image
+            ]
+            found = max(own, key=lambda one: one.created, default=None)
+        if found is None:
+            raise CloudError(
+                f"there is no image called {self._image!r} for {architecture}",
+                where=f"hetzner {region}",
+                hint="Name another: Hetzner(..., image='ubuntu-24.04'), or a snapshot's id or description.",
+            )
+        return str(found.id)
+
+    def _check_disk(self, request: MachineRequest) -> None:
+        there = getattr(self._type(request.type), "disk", None)
+        if request.disk and there is not None and request.disk > there:
+            raise CloudError(
+                f"a {request.type} has {there} GB of disk, and {request.disk} were asked for",
+                where=f"hetzner {request.shared.region}",
+                hint="At Hetzner the type says how large the disk is: take a larger one; no disk=.",
+            )
+
+    def _rules(self, peers: Iterable[str]) -> list[Any]:
+        """Return what may come in: ssh from where the user said, everything from the cluster's machines."""
+        from hcloud.firewalls import FirewallRule
+
+        others = sorted(f"{one}/32" for one in peers)
+        rules = [("22", self._reached_from)]
+        rules += [("any", tuple(others[at : at + _SOURCES])) for at in range(0, len(others), _SOURCES)]
+        return [
+            FirewallRule(direction="in", protocol="tcp", port=port, source_ips=list(sources))
+            for port, sources in rules
+        ]
+
+    def _let_each_other_in(self, shared: Shared, cluster: str, machine: Machine) -> None:
+        """Have the firewall let a new machine reach the others: once for all that were made meanwhile."""
+        from hcloud.firewalls import Firewall
+
+        with self._letting_in:
+            if machine.public_address in self._let_in:
+                return
+            there = {one.public_address for one in self.describe(shared.region, cluster)}
+            there = {one for one in there | {machine.public_address} if one}
+            rules = self._rules(there)
+            self._again(lambda: self._client.firewalls.set_rules(Firewall(id=int(shared.group)), rules))
+            self._let_in = there
+
+    def _gone(self, one: Any) -> bool:
+        """Delete something; whether it is gone, or still in use."""
+        try:
+            self._again(one.delete)
+        except Exception as error:
+            if _code(error) == "resource_in_use":
+                return False
+            if _code(error) != "not_found":
+                raise
+        return True
+
+
+def _machine(server: Any) -> Machine:
+    public, private = server.public_net, server.private_net or ()
+    return Machine(
+        id=str(server.name),
+        region=str(server.location.name),
+        zone=str(server.location.name),
+        type=str(server.server_type.name),
+        state=_STATES.get(server.status, "pending"),
+        public_address=(public.ipv4.ip or "") if public and public.ipv4 else "",
+        private_address=private[0].ip or "" if private else "",
+        reason=f"it is {server.status}",
+        tags=as_tags(server.labels),
+    )
+
+
+def _found(kind: str, one: Any, identity: str, state: str = "") -> Found:
+    tags = as_tags(one.labels)
+    return Found(
+        kind=kind,
+        id=identity,
+        cluster=tags.get(CLUSTER, ""),
+        owner=tags.get(OWNER, ""),
+        deadline=tags.get(DEADLINE, ""),
+        created=one.created.timestamp() if one.created else 0.0,
+        state=state,
+    )
+
+
+def _selector(cluster: str) -> str:
+    return ",".join(f"{key}=={value}" for key, value in as_labels({CLUSTER: cluster}).items())
+
+
+def _hourly(product: dict[str, Any], location: str) -> float | None:
+    for one in product["prices"]:
+        if one["location"] == location:
+            return float(one["price_hourly"]["net"])
+    return None
+
+
+def _fingerprint(public_key: str) -> str:
+    """Return a key's MD5, as Hetzner names keys."""
+    import base64
+    import hashlib
+
+    digest = hashlib.md5(base64.b64decode(public_key.split()[1]), usedforsecurity=False).hexdigest()
+    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
+
+
+def _code(error: BaseException) -> str | int:
+    return getattr(error, "code", "")
+
+
+def _worth_another_try(error: Exception) -> bool:
+    from requests import ConnectionError as LostConnection
+
+    return isinstance(error, LostConnection) or _code(error) in _BUSY
+
+
+@contextlib.contextmanager
+def _but_for(code: str) -> Iterator[None]:
+    """Pass over an error that says that all is as it should be."""
+    from hcloud import APIException
+
+    try:
+        yield
+    except APIException as error:
+        if error.code != code:
+            raise
+
+
+@contextlib.contextmanager
+def _translated(region: str, machine_type: str = "") -> Iterator[None]:
+    """Raise what hcloud raises as ours."""
+    from hcloud import HCloudException
+    from requests import RequestException
+
+    where = f"hetzner {region}"
+    try:
+        yield
+    except RequestException as error:
+        raise CloudError(
+            f"Hetzner could not be asked: {type(error).__name__}",
+            where=where,
+            hint="Is there a network? https://status.hetzner.com tells of Hetzner's own troubles.",
+        ) from error
+    except HCloudException as error:
+        code, said = _code(error), getattr(error, "message", "") or str(error)
+        what = f"{said} ({code})"
+        if code in _LACKS or "unsupported location" in said.lower():
+            raise CapacityError(
+                f"no {machine_type} is to be had: {what}", where=where, hint="Try another location or type."
+            ) from error
+        if code in _LIMITS:
+            raise CapacityError(
+                f"the project may not have more {machine_type}: {what}",
+                where=where,
+                hint="Have the limit raised (Hetzner Console, Limits).",
+                scope="region",
+            ) from error
+        raise CloudError(
+            f"Hetzner refused: {what}",
+            where=where,
+            hint=_HINTS.get(str(code), "See the errors in Hetzner's API reference."),
+        ) from error
