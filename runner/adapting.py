@@ -108,7 +108,8 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         there = self.observed
         going = self.cluster.fleet.first_to_go(name for name in names if name not in there)[:surplus]
         if len(going) < surplus:
-            going += (await self._idle(there))[: surplus - len(going)]
+            idle = self.cluster.fleet.idle_to_go(await self._idle(there))
+            going += idle[: surplus - len(going)]
         if (over := len(names) - len(going) - max(self._most, self._least)) > 0:  # busy or not
             rest = [name for name in names if name not in going]
             going += self.cluster.fleet.first_to_go(rest)[: int(over)]

@@ -39,12 +39,15 @@ class Backend(ABC):
         Whether all of it is this machine: plain TCP on loopback then, and LocalCluster's layout.
     lease : Lease or None
         What its machines live by, where they are rented.
+    rents : bool
+        Whether hosts are made for a cluster, one by one: it is a `Cloud`.
     """
 
     cache: str | None = None
     grace: float = GRACE
     local: bool = False
     lease: Lease | None = None
+    rents: bool = False
 
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Return the hosts of a cluster, made if they have to be.

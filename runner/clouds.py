@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from dask.utils import parse_bytes, parse_timedelta
 
-from envsync.errors import ClusterError
+from envsync.errors import BootError, ClusterError
 from envsync.runner.backends import GRACE, Backend
 from envsync.runner.cloud.costs import Bill
 from envsync.runner.cloud.provider import Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from envsync.runner.cloud.userdata import LEASE
+from envsync.runner.groups import groups_of
 from envsync.runner.records import owner
 from envsync.runner.session import Lease
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.cloud.provider import Machine, Provider
     from envsync.runner.cloud.renting import HostKeys, Spot
+    from envsync.runner.groups import Group
     from envsync.runner.hosts.base import Host
 
 __all__ = ["EC2", "Cloud"]
@@ -37,19 +39,21 @@ _LAST_HOPE = 1.5  # of the time after which agents give up: machines live a litt
 class Cloud(Backend):
     """Machines that are rented for one cluster at a time.
 
-    The first runs the scheduler, and workers as the others do. Each ends itself, and is gone for good, when
-    it has not heard from here for a while: whatever becomes of this process, none goes on.
+    The first runs the scheduler, and workers as the others do; it stays for as long as the cluster does. The
+    others come and go as the cluster is scaled. Each ends itself, and is gone for good, when it has not heard
+    from here for a while: whatever becomes of this process, none goes on.
 
     Parameters
     ----------
     type : str
         Of the machines.
     spot : {"never", "prefer", "only"}
-        Whether they may be cheaper ones, which can be taken back; ``"prefer"``: others if there are none.
+        Whether they may be cheaper ones, which can be taken back; ``"prefer"``: others if there are none. The
+        scheduler's machine is one with ``"only"`` alone.
     disk : int, float or str, optional
         The size of each root disk, such as ``"100 GB"``; the image's own if not given.
     workers_per_machine : int
-        How many workers `n_workers` counts on for each machine.
+        How many workers each machine runs; `n_workers` and `scale` are rounded up to whole machines.
     client_timeout : float or str
         How long without a sign of life from here until each machine ends itself: ``"2 min"``, or seconds.
     max_lifetime : float or str, optional
@@ -73,6 +77,10 @@ class Cloud(Backend):
     ValueError
         A number or a word makes no sense.
     """
+
+    rents = True
+    passes_on = True
+    """Whether machines take what they lack from the scheduler's, in the cloud's own network."""
 
     def __init__(
         self,
@@ -107,6 +115,7 @@ class Cloud(Backend):
         self.host_keys: HostKeys = host_keys
         self.tags = dict(tags or {})
         self.cache = cache
+        self.groups = groups_of({"workers_per_job": workers_per_machine})
         self.client_timeout = _seconds("client_timeout", client_timeout)
         self.lease = Lease(path=LEASE, seconds=self.client_timeout)
         self.grace = min(GRACE, self.client_timeout / _LAST_HOPE)
@@ -159,7 +168,7 @@ class Cloud(Backend):
         return self._rented.machines if self._rented is not None else ()
 
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
-        """Rent the machines, and return them as hosts when they are up. See `Backend.acquire`."""
+        """Have all machines made, and return the scheduler's when it is up. See `Backend.acquire`."""
         if self._rented is not None:
             raise ClusterError(
                 "its machines are rented for another cluster",
@@ -188,11 +197,39 @@ class Cloud(Backend):
             self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
         self._rented = rented = Rented(self._provider, plan, hooks)
         try:
-            await self._rented.start()
+            host = self.host(await rented.start())
+            try:
+                await self.finished(host)
+            except BaseException:
+                await host.close()
+                await rented.close()
+                raise
         except BaseException:
             self._rented, self._bill = None, rented.bill()
             raise
-        return self.hosts()
+        return [host]
+
+    async def finished(self, host: Host) -> None:
+        """Wait until a machine has run the user's commands.
+
+        Raises
+        ------
+        BootError
+            One of them failed.
+        """
+        if not self.commands:
+            return
+        # it has said all that it has to say when the console has it
+        done = await host.run("cloud-init status --wait --long", check=False, timeout=self.boot_timeout)
+        said = done.stdout.decode(errors="replace")
+        if "status: done" not in said:
+            assert self._rented is not None
+            raise BootError(
+                f"cloud-init failed there: {' '.join(said.split()) or 'it says nothing'}",
+                where=host.name,
+                hint="Its console, and /var/log/cloud-init-output.log there, say which of commands= failed.",
+                tail=await self._rented.tail(host.name),
+            )
 
     async def release(self) -> None:
         """End the machines; silent if there are none. See `Backend.release`."""
@@ -205,12 +242,25 @@ class Cloud(Backend):
 
     def hosts(self) -> list[Host]:
         """Return the machines that are up, not connected yet."""
+        return [self.host(machine) for machine in self.machines]
+
+    def host(self, machine: Machine) -> Host:
+        """Return a machine that is up, not connected yet."""
         from envsync.runner.hosts import SSHOptions, parse_host
 
-        if self._rented is None:
-            return []
-        options = SSHOptions(config=(self._rented.config,))
-        return [parse_host(machine.id, options) for machine in self._rented.machines]
+        assert self._rented is not None
+        return parse_host(machine.id, SSHOptions(config=(self._rented.config,)))
+
+    @property
+    def rented(self) -> Rented:
+        """What is rented for the cluster that has it."""
+        assert self._rented is not None
+        return self._rented
+
+    @property
+    def group(self) -> Group:
+        """What a machine is to a cluster: some workers."""
+        return self.groups[""]
 
     @property
     def workers_on_first(self) -> bool:

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import time
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask.config
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobs import Jobs
+    from envsync.runner.machines import Machines
     from envsync.runner.provision import Prepared
     from envsync.runner.verification import Verification
 
@@ -219,7 +222,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.prepared: list[Prepared] = []
         self._hosts: list[Host] = []
         self.launch: Launch | None = None
-        self.queue: Jobs | None = None
+        self.queue: Jobs | Machines | None = None
         self.fleet: Fleet | None = None
         self._dashboard: tuple[str, int] | None = None
         self._starting = asyncio.Lock()
@@ -282,10 +285,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
         )
         locks = Locks(self.hooks) if wanted is None and image is None else None
-        self.prepared = await prepare(
-            self._hosts,
+        preparing = partial(
+            prepare,
             lock=wanted,
-            locks=locks,
+            locks=locks or Locks(self.hooks),
             image=image,
             shared=shared,
             cache=self.backend.cache,
@@ -295,6 +298,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hooks=self.hooks,
             cwd=self.cwd,
         )
+        self.prepared = await preparing(self._hosts)
         if image is not None:
             from envsync.runner.verifying import tell_image_code
 
@@ -321,11 +325,16 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             lost=self._process_lost,
             terminate=self._terminate,
             retire=self._retire,
+            remove=self._remove,
         )
-        if isinstance(self.backend, Batch):
+        if self.backend.rents:
+            from envsync.runner.machines import Machines
+
+            self.queue = Machines.of(self, preparing)
+        elif isinstance(self.backend, Batch):
             from envsync.runner.jobs import Jobs
 
-            self.queue = await Jobs.open(
+            jobs = self.queue = await Jobs.open(
                 backend=self.backend,
                 first=self.prepared[-1],
                 launch=self.launch,
@@ -337,7 +346,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 left=self._job_left,
             )
             if self.backend.scheduler == "job":
-                places = (await self.queue.scheduler_place(),)
+                places = (await jobs.scheduler_place(),)
         else:
             if not self.backend.local:
                 for place in places:
@@ -356,9 +365,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             },
         }
         if self.queue is not None:
-            from envsync.runner.fleet import Fleet
-
-            self._plan_jobs(Fleet(self.queue, self.worker_spec, self.workers))
+            self._plan_jobs(self.queue.fleet(self.worker_spec, self.workers))
             return
         assert self.seats is not None
         self.new_spec = self._spec(*self.seats.form())
@@ -484,6 +491,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         there = (await self.addresses()).keys() & names
         done = await self.scheduler_comm.retire_workers(names=list(there), close_workers=False, remove=False)
         return {name for name in names if name not in there} | {info["name"] for info in done.values()}
+
+    async def _remove(self, names: Collection[str | int]) -> None:
+        """Have the scheduler know that workers are lost."""
+        found = await self.addresses()
+        for address in [found[name] for name in names if name in found]:
+            await self.scheduler_comm.unregister(address=address, stimulus_id=f"envsync-lost-{time.time()}")
 
     async def _terminate(self, worker: WorkerProcess) -> None:
         address = (await self.addresses()).get(worker.name)

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from envsync.runner.groups import Group
-    from envsync.runner.jobs import Jobs
 
 __all__ = ["Fleet"]
 
@@ -25,23 +24,25 @@ class Fleet:
     Parameters
     ----------
     jobs : Jobs
-        What they share.
+        What they share; `Machines` are as good.
     specs : dict
         The cluster's ``worker_spec``, which is changed.
     processes : mapping
         The cluster's ``workers``: the jobs that have been submitted.
     """
 
-    def __init__(self, jobs: Jobs, specs: dict[Any, Any], processes: Mapping[Any, JobProcess]) -> None:
+    kind: type[Any] = JobProcess
+
+    def __init__(self, jobs: Any, specs: dict[Any, Any], processes: Mapping[Any, Any]) -> None:
         self.jobs = jobs
-        self.groups = jobs.backend.groups
+        self.groups: Mapping[str, Group] = jobs.backend.groups
         self._specs = specs
         self._processes = processes
 
     def spec(self, group: Group) -> dict[str, Any]:
         """Return a job of a group, as SpecCluster has it."""
         return {
-            "cls": JobProcess,
+            "cls": self.kind,
             "options": {"jobs": self.jobs, "group": group},
             "group": group.suffixes,
         }
@@ -59,14 +60,20 @@ class Fleet:
 
         def rank(name: str) -> int:
             process = self._processes.get(name)
-            if process is None:
-                return 0
-            if process.workers:
-                return 3
-            return 1 if self.jobs.job(process.id).state == "pending" else 2
+            return 0 if process is None else self.rank(process)
 
         youngest = list(names)[::-1]
         return sorted(youngest, key=rank)
+
+    def rank(self, process: Any) -> int:
+        """Return a number: the larger it is, the later a job goes."""
+        if process.workers:
+            return 3
+        return 1 if self.jobs.job(process.id).state == "pending" else 2
+
+    def idle_to_go(self, names: Iterable[str]) -> list[str]:
+        """Sort jobs that have nothing to do, the least loaded first: any may go."""
+        return list(names)
 
     def have(self, wanted: Mapping[str, int]) -> None:
         """Have so many jobs of each group that is named.
@@ -98,7 +105,7 @@ class Fleet:
             There is none of that name.
         """
         if name is None:
-            return self.jobs.backend.group
+            return next(iter(self.groups.values()))
         return self.groups[next(iter(counts(self.groups, {name: 0})))]
 
     def bounds(self, group: Group, asked: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.comm.addressing import get_address_host
 from distributed.core import Status
-from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied, UnfitHostError
 from envsync.runner.gpus import demand_one_each, with_gpus
@@ -19,6 +18,7 @@ from envsync.runner.layout import layout
 from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
 from envsync.runner.verification import in_words
+from envsync.runner.workergroup import WorkerGroup, all_finished
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ and it has to go on while what it holds is moved. What it starts is not spared."
 _AHEAD = (signal.SIGUSR1, signal.SIGUSR2)  # that the end is near, with time to leave in order
 
 
-class JobProcess(ProcessInterface):  # type: ignore[misc]
+class JobProcess(WorkerGroup):
     """One job, as SpecCluster wants it: a group of workers.
 
     It is started once it is submitted: nobody waits for a queue. What becomes of it comes later.
@@ -66,13 +66,9 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
     """
 
     def __init__(self, scheduler: str, *, jobs: Jobs, group: Group, name: str) -> None:
-        super().__init__()
-        self.scheduler_address = scheduler
+        super().__init__(scheduler, name=name, group=group, launch=jobs.launch)
         self.jobs = jobs
-        self.group = group
-        self.name = name
         self.id = ""
-        self.workers: list[WorkerProcess] = []
         self.trouble = ""
         self.came_up = False
         self._host: CarriedHost | None = None
@@ -231,7 +227,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         events: list[asyncio.Future[bool]] = [
             asyncio.ensure_future(event.wait()) for event in (lost, self._leave)
         ]
-        alone = asyncio.ensure_future(_all_finished(self.workers))
+        alone = asyncio.ensure_future(all_finished(self.workers))
         try:
             await asyncio.wait({*events, alone, ended}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -256,21 +252,8 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
             end, seconds = "retired", max((left if left is not None else 2 * NOTICE) - _LAST, 2.0)
             why = f"its time is over in {left:.0f} s" if left is not None else "the system will end it"
             self.jobs.left(self, f"{why}: its workers retire", end)
-        names = {worker.name for worker in self.workers if worker.status == Status.running}
-        with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
-            names = await asyncio.wait_for(self._move(names), seconds)
-        if names:
-            where = self._host.name if self._host else self.id
-            text = f"not all that only {self.name} held found a place in time: tasks that need it run again"
-            self.jobs.launch.hooks.warning(where, text)
+        await self.retire(seconds, self._host.name if self._host else self.id)
         return end
-
-    async def _move(self, names: set[str | int]) -> set[str | int]:
-        """Retire workers, as soon as others can take what they hold; return those that could not: none."""
-        while left := names - await self.jobs.launch.retire(names):
-            names = left
-            await asyncio.sleep(1.0)
-        return set()
 
     def _begin(self) -> None:
         """Know nothing of a run: it is its first, or the job is run again, or over."""
@@ -370,8 +353,7 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         self._leave.set()
 
     async def _drop_workers(self) -> None:
-        workers, self.workers = self.workers, []
-        await asyncio.gather(*(worker.close() for worker in workers), return_exceptions=True)
+        await self.close_workers()
         prepared, self._prepared = self._prepared, None
         if prepared is not None:
             self.jobs.passing.forget(prepared.session)
@@ -382,12 +364,6 @@ class JobProcess(ProcessInterface):  # type: ignore[misc]
         if self.id and not self.jobs.job(self.id).ended:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self.jobs.cancel(self.id), _CLOSE)
-
-
-async def _all_finished(workers: Sequence[WorkerProcess]) -> bool:
-    for worker in workers:
-        await worker.finished()
-    return True
 
 
 def leaves_at(time: float, number: int) -> float:

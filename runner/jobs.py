@@ -33,11 +33,13 @@ from envsync.runner.places import Place
 from envsync.runner.provision import prepare
 from envsync.runner.tls import Authority
 from envsync.runner.turnstile import Turnstile
+from envsync.runner.workergroup import with_code_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from envsync.runner.batch import JobRequest
+    from envsync.runner.fleet import Fleet
     from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.jobprocess import JobProcess
@@ -377,11 +379,7 @@ class Jobs:
 
     async def with_code(self, prepared: Prepared) -> Prepared:
         """Return a node with the cluster's local code as it is now: it may have been synced meanwhile."""
-        manifests = [manifest for manifest, _ in self.first.trees]
-        if [manifest for manifest, _ in prepared.trees] == manifests:
-            return prepared
-        folders = await prepared.session.place_trees(manifests)
-        return replace(prepared, trees=tuple(zip(manifests, folders, strict=True)))
+        return await with_code_of(self.first, prepared)
 
     def request(self, group: Group) -> JobRequest:
         """Return what to submit for jobs of a group; each submission has logs of its own."""
@@ -389,6 +387,12 @@ class Jobs:
         folder = self.board.folder
         log = f"{folder}/{group.label}-{self._submissions}"
         return replace(group.request, name=self.launch.cluster, log=log, folder=folder)
+
+    def fleet(self, specs: dict[Any, Any], processes: Mapping[Any, Any]) -> Fleet:
+        """Return what edits SpecCluster's specification."""
+        from envsync.runner.fleet import Fleet  # which is about processes that need this
+
+        return Fleet(self, specs, processes)
 
     def next_name(self, group: Group) -> str:
         """Return a name for a job that no other had."""

@@ -217,4 +217,5 @@ def _launch(hooks: Hooks) -> Launch:
         lost=nobody,
         terminate=nobody,
         retire=nobody,
+        remove=nobody,
     )

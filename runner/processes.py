@@ -54,6 +54,8 @@ class Launch:
         Asks the scheduler to close a worker.
     retire : callable
         Asks the scheduler to move what workers hold to others, by their names; returns those that are done.
+    remove : callable
+        Tells the scheduler that workers are lost, by their names: it would notice after minutes.
     """
 
     cluster: str
@@ -64,6 +66,7 @@ class Launch:
     lost: Callable[[DaskProcess], None] = field(repr=False)
     terminate: Callable[[WorkerProcess], Any] = field(repr=False)
     retire: Callable[[Collection[str | int]], Awaitable[set[str | int]]] = field(repr=False)
+    remove: Callable[[Collection[str | int]], Awaitable[None]] = field(repr=False)
 
 
 class DaskProcess(ProcessInterface):  # type: ignore[misc]

@@ -20,8 +20,9 @@ from envsync.runner.jobrows import JobTable
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.fleet import Fleet
-    from envsync.runner.jobprocess import JobProcess
     from envsync.runner.jobs import End, Jobs
+    from envsync.runner.machines import Machines
+    from envsync.runner.workergroup import WorkerGroup
 
 __all__ = ["QueuedCluster"]
 
@@ -29,12 +30,12 @@ _FAILURES = 10  # jobs in a row that end before their workers are there, after w
 
 
 class QueuedCluster(SpecCluster):  # type: ignore[misc]
-    """A SpecCluster whose workers may be jobs; any other SpecCluster while it has no queue.
+    """A SpecCluster whose workers may be jobs, or machines; any other SpecCluster while it has no queue.
 
     Attributes
     ----------
-    queue : Jobs or None
-        What its jobs share.
+    queue : Jobs, Machines or None
+        What its jobs, or machines, share.
     fleet : Fleet or None
         How many there should be.
     n_workers : int, mapping or None
@@ -43,7 +44,7 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
         Told about jobs.
     """
 
-    queue: Jobs | None = None
+    queue: Jobs | Machines | None = None
     fleet: Fleet | None = None
     n_workers: int | Mapping[str, int] | None = None
     hooks: Hooks
@@ -56,7 +57,7 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
         self.new_spec = fleet.spec(fleet.jobs.backend.group)
         fleet.have(fleet.wanted(self.n_workers))
 
-    def _job_left(self, job: JobProcess, why: str, end: End) -> None:
+    def _job_left(self, job: WorkerGroup, why: str, end: End) -> None:
         """Report a job that is over, forget it, and ask for another if the system took this one."""
         if self.status in (Status.closing, Status.closed, Status.failed):
             return

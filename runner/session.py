@@ -94,6 +94,8 @@ class Session:
         What the probe found: python, libc, machine, cores, memory, numa, gpus, nics, disk, addresses.
     taking : Giver or None
         Whom the host may take blobs from by itself: a store, other hosts.
+    noticed : callable or None
+        Told that the cloud takes the machine back: what it said, and how many seconds are left.
     """
 
     def __init__(self, host: Host, supply: Supply, hooks: Hooks) -> None:
@@ -105,6 +107,7 @@ class Session:
         self.python = ""
         self.facts: dict[str, Any] = {}
         self.taking: Giver | None = None
+        self.noticed: Callable[[dict[str, Any]], None] | None = None
         self._wire: Wire | None = None
         self._remotes: dict[str, Remote] = {}
         self._sending = asyncio.Lock()
@@ -365,6 +368,8 @@ class Session:
             hooks.note(where, event["text"])
         elif kind == "warning":
             hooks.warning(where, event["text"])
+        elif kind == "notice" and self.noticed is not None:
+            self.noticed(event)
 
     def _lost(self, error: EnvsyncError) -> None:
         for remote in self._remotes.values():

@@ -28,6 +28,7 @@ from .running import Runner
 if TYPE_CHECKING:
     from .allotting import Allotment
     from .lease import Lease
+    from .notices import Notices
     from .supervise import Child
 
 __all__ = ["serve"]
@@ -74,6 +75,7 @@ class _Server:
         self.leaving = False
         self.ending = threading.Event()
         self.lease: Lease | None = None
+        self.notices: Notices | None = None
         self.workers: list[threading.Thread] = []
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
@@ -84,6 +86,7 @@ class _Server:
             "place_trees": self.place_trees,
             "have_image": self.have_image,
             "allot_gpus": self.allot_gpus,
+            "heed": self.heed,
             "stop": self.stop,
         }
 
@@ -195,6 +198,15 @@ class _Server:
         from .lease import Lease
 
         self.lease = Lease(request["path"], float(request["seconds"]))
+
+    def heed(self, request: Mapping[str, Any]) -> bool:
+        """Look from now on whether the cloud takes this machine back; False: nobody knows how it says so."""
+        from .notices import SERVICES, Notices
+
+        if request["cloud"] not in SERVICES:
+            return False
+        self.notices = self.notices or Notices(request["cloud"], self.out.emit)
+        return True
 
     def spawn(self, request: Mapping[str, Any]) -> dict[str, int]:
         """Start a process."""

@@ -1,9 +1,9 @@
-"""The machines of one cluster: all of them up and known, or none of them left.
+"""The machines of one cluster: made all at once, known as they come up, more and fewer of them, then none.
 
-`Rented.start` makes them, waits until they have booted, and learns their host keys from their consoles, so
-that the first connection is verified. Whatever goes wrong, and whoever cancels, what was made is ended,
-looked for by its tag and not by memory alone. If even that cannot be done, the machines end themselves when
-their leases are over.
+`Rented.start` makes those that a cluster begins with and waits for the first, `another` returns each of the
+others, or makes one, `end` ends one. Host keys are learnt from consoles, so that first connections are
+verified. Whatever goes wrong, and whoever cancels, what was made is ended, looked for by its tag and not by
+memory alone. If even that cannot be done, the machines end themselves when their leases are over.
 """
 
 from __future__ import annotations
@@ -11,98 +11,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import secrets
-import shutil
-import tempfile
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncssh
 
-from envsync.agent.owner import write_owner
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
 from envsync.runner.cloud.costs import Bill, Hired
+from envsync.runner.cloud.introduced import Introduced
+from envsync.runner.cloud.plan import HostKeys, Plan, Spot
 from envsync.runner.cloud.prices import Prices
-from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Tags
-from envsync.runner.cloud.userdata import USER, host_keys, user_data
-from envsync.scratch import sweep_temporary
+from envsync.runner.cloud.provider import CLUSTER, MachineRequest
+from envsync.runner.cloud.userdata import host_keys, user_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from pathlib import Path
 
-    from envsync.runner.cloud.provider import Machine, Market, Provider, Shared
+    from envsync.runner.cloud.provider import Machine, Provider, Shared
 
 __all__ = ["HostKeys", "Plan", "Rented", "Spot"]
 
-Spot = Literal["never", "prefer", "only"]
-HostKeys = Literal["console", "first"]
 T = TypeVar("T")
 
-_MARKETS: dict[Spot, tuple[Market, ...]] = {
-    "never": ("on-demand",),
-    "prefer": ("spot", "on-demand"),
-    "only": ("spot",),
-}
-_PREFIX = "envsync-cloud-"
-_POLL = 2.0  # seconds between two looks at machines that boot, or end
+_WHY = 10.0  # seconds that a cloud has to say that a machine has ended, and why
 _GONE = 300.0  # seconds that machines may take to be gone, and what they shared to be removable
 _AT_ONCE = 32  # calls: all machines of a usual cluster are asked for at the same time
 _ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
 _TAIL = 30  # lines of a console
+_TOGETHER = 0.05  # seconds: what is to end within them is one call
+_OVER = ("stopped", "ending", "ended")
 _TRIES = 2  # machines that are booted for one that is wanted: the second is its replacement
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What to rent.
-
-    Attributes
-    ----------
-    type : str
-        Of the machines, such as ``"m7i.large"``.
-    count : int
-        How many.
-    tags : Tags
-        Whose they are.
-    spot : {"never", "prefer", "only"}
-        ``"prefer"`` takes others where no spot machine is to be had.
-    disk : int
-        GiB of each root disk; 0 for the image's own size.
-    lease : float
-        Seconds after the last sign of life from here at which a machine ends itself.
-    life : float or None
-        Seconds from boot after which it does so anyhow.
-    boot : float
-        Seconds that a machine has to come up, and to be known.
-    commands : tuple of str
-        Shell commands that each runs when it boots.
-    private : bool
-        Whether machines are reached by their private addresses.
-    host_keys : {"console", "first"}
-        What the first connection is verified with: what the machine says on its console, or nothing.
-    """
-
-    type: str
-    count: int
-    tags: Tags
-    spot: Spot = "never"
-    disk: int = 0
-    lease: float = 120.0
-    life: float | None = None
-    boot: float = 300.0
-    commands: tuple[str, ...] = ()
-    private: bool = False
-    host_keys: HostKeys = "console"
-    poll: float = field(default=_POLL, repr=False)
-
-    @property
-    def markets(self) -> tuple[Market, ...]:
-        """What to try, in this order."""
-        return _MARKETS[self.spot]
 
 
 class Rented:
@@ -120,16 +65,17 @@ class Rented:
     Attributes
     ----------
     machines : tuple of Machine
-        Those that are up.
-    config : Path
-        ssh's configuration for them, each by its id: ``ssh -F config i-0123``. Gone when they are.
+        Those that are up, the first of them the scheduler's.
+    gone : callable or None
+        Told about each of them that has ended, or has begun to, and was not asked to.
     """
 
     def __init__(self, provider: Provider, plan: Plan, hooks: Hooks | None = None) -> None:
         self.provider = provider
         self.plan = plan
         self.hooks = hooks or Hooks()
-        self.machines: tuple[Machine, ...] = ()
+        self.gone: Callable[[Machine], None] | None = None
+        self._up: dict[str, Machine] = {}
         self._where = f"{provider.name} {plan.tags.cluster}"
         self._made: dict[str, set[str]] = {}
         self._asking: dict[str, asyncio.Future[tuple[Machine, ...]]] = {}
@@ -137,24 +83,39 @@ class Rented:
         self._hired: dict[str, Hired] = {}
         self._prices = Prices(provider, self._threads, hooks=self.hooks)
         self._run = secrets.token_hex(4)
-        key = asyncssh.generate_private_key("ssh-ed25519", comment="envsync")
-        self._public = key.export_public_key().decode().strip()
-        sweep_temporary(_PREFIX)
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        write_owner(self._folder)  # before there is a key in it
-        self.config, self._known, self.key = (self._folder / one for one in ("config", "known_hosts", "key"))
-        self.key.touch(mode=0o600)
-        self.key.write_bytes(key.export_private_key())
+        self._numbers = itertools.count()
+        self._shared: Shared | None = None
+        self._zones: tuple[str, ...] = ()
+        self._ready: deque[asyncio.Future[Machine]] = deque()  # made at the start, and nobody's yet
+        self._unwanted: dict[str, bool] = {}  # those that are to end, and whether the cloud was told
+        self._beside: set[asyncio.Future[Any]] = set()
+        self._watching: asyncio.Future[None] | None = None
+        self._introduced = Introduced()
 
-    async def start(self) -> tuple[Machine, ...]:
-        """Have the machines up.
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """Those that are up, the first of them the scheduler's."""
+        return tuple(self._up.values())
+
+    @property
+    def config(self) -> Path:
+        """The configuration of ssh for them, each by its id: ``ssh -F config i-0123``. Gone when they are."""
+        return self._introduced.config
+
+    @property
+    def key(self) -> Path:
+        """The cluster's private key."""
+        return self._introduced.key
+
+    async def start(self) -> Machine:
+        """Have all machines made, and the first up; `another` returns the others.
 
         Raises
         ------
         CapacityError
             No region has as many.
         BootError
-            One did not come up, nor did its replacement.
+            The first did not come up, nor did its replacement.
         CloudError
             The cloud refused.
         """
@@ -163,7 +124,7 @@ class Rented:
             lacking: list[CapacityError] = []
             for region in self.provider.regions:
                 try:
-                    self.machines = await self._start_in(region)
+                    first, *others = await self._start_in(region)
                     break
                 except CapacityError as error:
                     lacking.append(error)
@@ -171,12 +132,66 @@ class Rented:
                     await self._end_in(region)
             else:
                 raise _nowhere(lacking, self.plan, self._where)
-            await asyncio.to_thread(self._introduce)
+            self._ready = deque(self._begin(self._come_up(one)) for one in others)
+            machine = await self._come_up(first, first=True)
+            # whoever came up sooner: the first is the first
+            self._up = {machine.id: machine, **self._up}
+            self._watching = self._begin(self._watch())
+            return machine
         except BaseException:
             # a start that is cancelled ends what it made all the same
             await _surely(self.close())
             raise
-        return self.machines
+
+    async def another(self) -> Machine:
+        """Have one more machine up, in the region of the first. Who cancels has what was made ended.
+
+        Raises
+        ------
+        CapacityError
+            There is none.
+        BootError
+            It did not come up, nor did its replacement.
+        CloudError
+            The cloud refused.
+        """
+        if self._ready:
+            coming = self._ready.popleft()
+            try:
+                return await asyncio.shield(coming)
+            except asyncio.CancelledError:
+                coming.cancel()
+                if coming.done() and not coming.cancelled() and coming.exception() is None:
+                    self.end(coming.result())
+                raise
+        return await self._come_up(await self._make())
+
+    def end(self, machine: Machine) -> None:
+        """Begin to end a machine; it is looked at until it is gone, and `close` waits for that."""
+        self._forget(machine.id)
+        self._unwanted.setdefault(machine.id, False)
+        self._beside_it(self._end_soon())
+
+    async def why(self, machine: Machine) -> str:
+        """Return how a machine ended, in the cloud's words; empty if the cloud says that it runs."""
+        until = time.monotonic() + _WHY
+        while True:
+            with contextlib.suppress(CloudError):
+                found = {one.id: one for one in await self._describe(machine.region)}
+                now = found.get(machine.id)
+                if now is None:
+                    return "the cloud does not know it any more"
+                if now.state in _OVER:
+                    return now.reason or now.state
+            if time.monotonic() > until:
+                return ""
+            await asyncio.sleep(self.plan.poll)
+
+    async def tail(self, identity: str) -> tuple[str, ...]:
+        """Return the end of a machine's console; nothing if that cannot be had."""
+        with contextlib.suppress(CloudError, KeyError):
+            return _tail(await self._console(self._up[identity]))
+        return ()
 
     async def close(self) -> None:
         """End the machines, wait until they are gone, and remove what they shared; silent if that is done.
@@ -186,14 +201,21 @@ class Rented:
         CloudError
             Something could not be ended. The machines end themselves when their leases are over.
         """
+        self.gone = None
+        if self._watching is not None:
+            self._watching.cancel()
+        for task in self._ready:
+            task.cancel()
+        await asyncio.gather(*self._ready, return_exceptions=True)
+        self._ready.clear()
         failed: list[CloudError] = []
         for region in list(self._made):
             try:
                 await self._end_in(region)
             except CloudError as error:  # noqa: PERF203 - of few
                 failed.append(error)
-        self.machines = ()
-        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+        self._up.clear()
+        await asyncio.to_thread(self._introduced.close)
         if self._hired:
             self.hooks.note(self._where, self.bill().summary(time.time()))
         self._threads.shutdown(wait=False)
@@ -228,12 +250,24 @@ class Rented:
             await asyncio.wait({task})
             raise
 
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
+        """Do it beside; whoever wants to know how it ended asks."""
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    def _beside_it(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it beside, and before the end of all."""
+        task = self._begin(work)
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
     # -- making
 
     async def _start_in(self, region: str) -> tuple[Machine, ...]:
         plan = self.plan
-        zones = await self._call(self.provider.zones, region, plan.type)
-        if not zones:
+        self._zones = await self._call(self.provider.zones, region, plan.type)
+        if not self._zones:
             raise CapacityError(
                 f"{region} has no {plan.type} in the zones that were asked for",
                 where=self._where,
@@ -242,29 +276,37 @@ class Rented:
             )
         self.hooks.step(self._where, f"renting {plan.count} x {plan.type} in {region}")
         self._made[region] = set()  # before anything is made: from now on it is looked for there
-        shared = await self._call(self.provider.open, region, plan.type, plan.tags, self._public)
-        return await _all([self._one(shared, zones, number) for number in range(plan.count)])
+        self._shared = await self._call(
+            self.provider.open, region, plan.type, plan.tags, self._introduced.public
+        )
+        return await _all([self._make(first=number == 0) for number in range(plan.count)])
 
-    async def _one(self, shared: Shared, zones: Sequence[str], number: int) -> Machine:
-        """Have one machine up: if it does not come up it is replaced, and then given up."""
+    async def _come_up(self, made: Machine, *, first: bool = False) -> Machine:
+        """Have a machine up that was made: if it does not come up it is replaced, and then given up."""
         for attempt in range(_TRIES):
-            made = await self._make(shared, zones, f"{number}.{attempt}")
             try:
                 return await self._await_boot(made)
             except BootError as error:
-                await self._call(self.provider.terminate, shared.region, [made.id])
-                self._dismiss([made.id])
+                self.end(made)
                 if attempt + 1 == _TRIES:
                     raise
                 self.hooks.warning(self._where, f"{error.message}: another is made in its place")
+            except BaseException:
+                self.end(made)
+                raise
+            made = await self._make(first=first)
         raise AssertionError
 
-    async def _make(self, shared: Shared, zones: Sequence[str], number: str) -> Machine:
-        plan = self.plan
-        data = user_data(self._public, first=plan.boot + plan.lease, life=plan.life, more=plan.commands)
+    async def _make(self, *, first: bool = False) -> Machine:
+        plan, shared = self.plan, self._shared
+        assert shared is not None
+        number = next(self._numbers)
+        data = user_data(
+            self._introduced.public, first=plan.boot + plan.lease, life=plan.life, more=plan.commands
+        )
         lacking: list[CapacityError] = []
-        for market in plan.markets:
-            for zone in zones:
+        for market in plan.markets(first=first):
+            for zone in self._zones:
                 request = MachineRequest(
                     shared=shared,
                     type=plan.type,
@@ -277,14 +319,29 @@ class Rented:
                     disk=plan.disk,
                 )
                 try:
-                    made = await self._call(self.provider.create, request)
-                    self._hire(made, shared)
-                    return made
+                    return await self._create(request)
                 except CapacityError as error:
                     lacking.append(error)
                     if error.scope == "region":
                         break
         raise lacking[-1]
+
+    async def _create(self, request: MachineRequest) -> Machine:
+        """Make a machine. What comes of a call that is given up is ended."""
+        call = asyncio.get_running_loop().run_in_executor(self._threads, self.provider.create, request)
+        try:
+            made = await asyncio.shield(call)
+        except asyncio.CancelledError:
+            self._beside_it(self._discard(call, request.shared))
+            raise
+        self._hire(made, request.shared)
+        return made
+
+    async def _discard(self, call: asyncio.Future[Machine], shared: Shared) -> None:
+        with contextlib.suppress(CloudError):
+            made = await call
+            self._hire(made, shared)
+            self.end(made)
 
     async def _await_boot(self, made: Machine) -> Machine:
         """Wait until a machine runs and has said its host keys."""
@@ -293,17 +350,18 @@ class Rented:
         while True:
             found = {one.id: one for one in await self._describe(made.region)}
             now = found.get(made.id, made)
-            if now.state in ("stopped", "ending", "ended"):
+            if now.state in _OVER:
                 raise BootError(
                     f"{made.id} ended while it was booting: {now.reason or now.state}",
                     where=self._where,
                     hint="Its console may say why.",
                     tail=_tail(await self._console(made) or console),
                 )
-            if now.state == "running" and _address(now, self.plan):
+            if now.state == "running" and (address := _address(now, self.plan)):
                 keys, console = await self._host_keys(now)
                 if keys:
-                    self._know(now, keys)
+                    self._introduced.add(now.id, address, keys)
+                    self._up[now.id] = now
                     self.hooks.note(self._where, f"{now.id} is up in {now.zone}, {now.market}")
                     return now
             if time.monotonic() > deadline:
@@ -358,36 +416,69 @@ class Rented:
             return (), console
         return ([key.export_public_key().decode().strip()] if key is not None else ()), console
 
-    def _know(self, machine: Machine, keys: Sequence[str]) -> None:
-        with self._known.open("a") as file:
-            file.writelines(f"{machine.id} {key}\n" for key in keys)
-
-    def _introduce(self) -> None:
-        """Write ssh's configuration: the cluster's key, and the host keys that machines have said."""
-        lines = []
-        for machine in self.machines:
-            lines += [
-                f"Host {machine.id}",
-                f"  HostName {_address(machine, self.plan)}",
-                f"  HostKeyAlias {machine.id}",
-                f"  User {USER}",
-                f"  IdentityFile {self.key}",
-                "  IdentitiesOnly yes",
-                "  IdentityAgent none",
-                f"  UserKnownHostsFile {self._known}",
-                "  GlobalKnownHostsFile /dev/null",
-                "",
-            ]
-        self.config.write_text("\n".join(lines))
-
     # -- ending
+
+    async def _watch(self) -> None:
+        """Look at the machines for as long as there are any."""
+        told = False
+        while True:
+            await asyncio.sleep(self.plan.poll if self._unwanted else self.plan.watch)
+            for region in list(self._made):
+                try:
+                    self._compare(await self._describe(region))
+                    told = False
+                except CloudError as error:  # noqa: PERF203 - of few
+                    if not told:
+                        text = f"{error.message}: how its machines stand is not known until that is over"
+                        self.hooks.warning(self._where, text)
+                    told = True
+            if not all(self._unwanted.values()):
+                await self._end_soon()
+
+    def _compare(self, found: Sequence[Machine]) -> None:
+        """Notice what has ended."""
+        for one in found:
+            if one.state not in _OVER:
+                continue
+            if one.state == "ended":
+                self._unwanted.pop(one.id, None)
+            self._dismiss([one.id])
+            if one.id in self._up:
+                if one.state == "stopped":  # it costs its disk, and nobody starts it again
+                    self.end(one)
+                self._forget(one.id)
+                if self.gone is not None:
+                    self.gone(one)
+
+    def _forget(self, identity: str) -> None:
+        self._up.pop(identity, None)
+        self._introduced.remove(identity)
+
+    async def _end_soon(self) -> None:
+        """Tell the cloud which machines are to end: those that are asked for together, in one call."""
+        await asyncio.sleep(_TOGETHER)
+        ids = [one for one, told in self._unwanted.items() if not told]
+        if not ids:
+            return
+        self._unwanted.update(dict.fromkeys(ids, True))
+        assert self._shared is not None
+        try:
+            await self._call(self.provider.terminate, self._shared.region, ids)
+        except CloudError as error:
+            self._unwanted.update(dict.fromkeys(ids, False))
+            text = f"{', '.join(ids)} could not be ended: {error.message}; it is tried again"
+            self.hooks.warning(self._where, text)
+            return
+        self._dismiss(ids)
 
     async def _end_in(self, region: str) -> None:
         """End all that has the cluster's tag in a region, and wait until it is gone."""
         if region not in self._made:
             return
+        while self._beside:  # what is being made is known then
+            await asyncio.gather(*self._beside, return_exceptions=True)
         deadline = time.monotonic() + _GONE
-        asked: set[str] = set()
+        asked = {one for one, told in self._unwanted.items() if told}
         while True:
             found = await self._call(self.provider.describe, region, self.plan.tags.cluster)
             there = [one.id for one in found if one.state != "ended"]
@@ -400,6 +491,7 @@ class Rented:
                 asked.update(anew)
             elif not there and not await self._call(self.provider.close, region, self.plan.tags.cluster):
                 self._made.pop(region, None)
+                self._unwanted.clear()
                 return
             if time.monotonic() > deadline:
                 raise CloudError(
