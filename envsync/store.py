@@ -15,13 +15,13 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.unfinished import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "FolderStore",
@@ -41,6 +41,7 @@ CHUNK = 1 << 18  # what fits into a processor's cache is hashed and written from
 EMPTY = hashlib.sha256().hexdigest()
 STALE = 24 * 3600.0  # seconds after which an unfinished write was left behind by a crash
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
 
 
 class Store(Protocol):
@@ -181,19 +182,21 @@ class FolderStore:
 
     def _keep(self, chunks: Iterator[bytes | memoryview], digest: str | None, source: str) -> str:
         sha = hashlib.sha256()
-        with self._writing():
-            self._folder(self._unfinished)
+        with self._writing(), Part(self._within(self._unfinished, self._part), buffering=0) as part:
             self._sweep()
-            with Part(self._part(), buffering=0) as part:
-                for chunk in chunks:
-                    sha.update(chunk)
-                    part.write(chunk)
-                found = sha.hexdigest()
-                _demand(found, digest, source or "the bytes")
-                target = self._where(found)
-                self._folder(target.parent)
-                part.keep(target)
+            for chunk in chunks:
+                sha.update(chunk)
+                part.write(chunk)
+            found = sha.hexdigest()
+            _demand(found, digest, source or "the bytes")
+            target = self._where(found)
+            self._within(target.parent, lambda: part.keep(target))
         return found
+
+    def _within(self, folder: Path, act: Callable[[], _T]) -> _T:
+        """Do something in a folder, which is made if it is not there."""
+        self._folder(folder)
+        return act()
 
     def _part(self) -> tuple[int, str]:
         """Open a new file for what is not whole yet."""

@@ -167,7 +167,7 @@ def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) ->
         cluster.scale(1)
         podman.wait(lambda names: len(names) == 2, 15)
     assert podman.containers() == []
-    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 5)
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 20)
 
 
 def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
@@ -176,7 +176,7 @@ def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: P
         os.kill(client.pid, signal.SIGKILL)
         client.wait()
         podman.wait_until_none(15)
-    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 5)
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 20)
 
 
 def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:

@@ -125,7 +125,8 @@ SGE_SCRIPT = (
 user, config = sys.argv[1:]
 via = SSH([f"{user}@head"], config=(config,))
 told = Told()
-backend = SGE(cores=1, poll=1, cache="/var/tmp/envsync", via=via, placement="node")
+# three of a node's four cores: each worker has a node of its own, whatever load Grid Engine sees there
+backend = SGE(cores=3, poll=1, cache="/var/tmp/envsync", via=via, placement="node")
 refused = SGE(cores=1, poll=1, cache="/var/tmp/envsync", via=via, scheduler="login")
 with SyncedCluster(refused, n_workers=1, hooks=told) as cluster:  # others could read what lets a node call
     end = time.monotonic() + 60

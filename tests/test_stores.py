@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,9 +75,13 @@ def child(code: str, *arguments: object, **environment: str) -> subprocess.Popen
     )
 
 
-def listed(folder: Path) -> list[Path]:
-    """The files in a folder, as far as they are still there."""
-    return [path for path in folder.glob("*") if path.exists()]
+def sizes(folder: Path) -> list[int]:
+    """Of the files in a folder, as far as they are still there."""
+    found = []
+    for path in folder.glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(path.stat().st_size)
+    return found
 
 
 def test_what_is_pushed_can_be_pulled(store: SharedStore, made: Made, tmp_path: Path) -> None:
@@ -146,6 +152,36 @@ def test_many_processes_push_the_same_at_once(url: str, tmp_path: Path) -> None:
     assert gc(store, older=0.0).blobs == 0
 
 
+def test_a_folder_that_is_replaced_while_it_is_empty_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # two make it at once, and the second takes the place of the first: seen in one of some hundred pushes
+    mkstemp, replace = tempfile.mkstemp, Path.replace
+    gone: list[str] = []
+
+    def take(folder: Path) -> None:
+        if folder.name not in gone and not any(folder.iterdir()):
+            gone.append(folder.name)
+            folder.rmdir()
+
+    def made_in(dir: Path) -> tuple[int, str]:  # noqa: A002 - it is called so
+        take(dir)
+        return mkstemp(dir=dir)
+
+    def renamed(path: Path, target: Path) -> Path:
+        take(target.parent)
+        return replace(path, target)
+
+    monkeypatch.setattr(tempfile, "mkstemp", made_in)
+    monkeypatch.setattr(Path, "replace", renamed)
+    store = open_store((tmp_path / "shared").as_uri())
+    store.write("pushes/one", b"record")
+    digest = store.put(b"blob")
+    assert store.read("pushes/one") == b"record"
+    assert store.open(digest).read() == b"blob"
+    assert gone == [".unfinished", "pushes", digest[:2]]
+
+
 def test_a_push_into_a_folder_that_is_killed_is_taken_up(tmp_path: Path) -> None:
     shared, source = tmp_path / "shared", tmp_path / "source"
     made = Made(source, {"small": b"small"})
@@ -164,7 +200,7 @@ push(made.lock, made.manifests, made.store, open_store(sys.argv[2]))
     unfinished = shared / "blobs" / ".unfinished"
     assert process.stdout is not None
     process.stdout.readline()
-    while process.poll() is None and not any(path.stat().st_size > 1 << 20 for path in listed(unfinished)):
+    while process.poll() is None and not any(size > 1 << 20 for size in sizes(unfinished)):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -8,7 +8,7 @@ import stat
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.store import FolderStore, blob_name, check
@@ -16,12 +16,14 @@ from envsync.stores import Entry
 from envsync.unfinished import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from envsync.store import Store
 
 __all__ = ["SharedFolder"]
 
+_AT_ONCE = 20  # times that others may make a folder while we use it
+_T = TypeVar("_T")
 _PERMISSIONS = stat.S_IRWXU | stat.S_IRWXG | stat.S_IRWXO | stat.S_ISGID
 
 
@@ -82,13 +84,10 @@ class SharedFolder(FolderStore):
 
     def write(self, name: str, data: bytes) -> None:
         """Keep a record: whole or not at all."""
-        with self._writing():
-            self._folder(self._unfinished)
-            with Part(self._part()) as part:
-                part.write(data)
-                target = self.root / name
-                self._folder(target.parent)
-                part.keep(target)
+        with self._writing(), Part(self._within(self._unfinished, self._part)) as part:
+            part.write(data)
+            target = self.root / name
+            self._within(target.parent, lambda: part.keep(target))
 
     def entries(self, folder: str) -> list[Entry]:
         """Return all that lies below a folder, sorted by name."""
@@ -107,9 +106,10 @@ class SharedFolder(FolderStore):
         count = 0
         with self._writing(), contextlib.suppress(FileNotFoundError):
             for path in self._unfinished.iterdir():
-                if path.stat().st_mtime < before:
-                    path.unlink(missing_ok=True)
-                    count += 1
+                with contextlib.suppress(FileNotFoundError):  # whole by now, or swept by somebody else
+                    if path.stat().st_mtime < before:
+                        path.unlink()
+                        count += 1
         return count
 
     def _walk(self, folder: Path, name: str, found: list[Entry]) -> None:
@@ -134,6 +134,13 @@ class SharedFolder(FolderStore):
         handle, name = tempfile.mkstemp(dir=self._unfinished)
         os.fchmod(handle, self._mode() & 0o666)
         return handle, name
+
+    def _within(self, folder: Path, act: Callable[[], _T]) -> _T:
+        # who makes the folder at the same moment puts his in the place of ours while that is empty
+        for _ in range(_AT_ONCE):
+            with contextlib.suppress(FileNotFoundError):
+                return super()._within(folder, act)
+        return super()._within(folder, act)
 
     def _folder(self, folder: Path) -> None:
         if folder.is_dir():
