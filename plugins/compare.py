@@ -28,6 +28,9 @@ _BUILD = re.compile(r"(.*[.\d])?(cpu|cu\d{2,3})\Z")
 _CUDA_LIBRARY = re.compile(r"(nvidia-.+|(pytorch-)?triton|cuda-.+)\Z")
 
 _RESYNC = "make the two equal (envsync sync), or start a cluster from here"
+_BUILT = (
+    "another build of the same version: it is left as it is, since which one a machine runs is its own affair"
+)
 _RELOCK = "lock for that machine: envsync snapshot --for"
 _LAID_ANEW = "somebody wrote to its files there, or removed them: envsync sync lays it over anew"
 _INCOMPLETE = "somebody removed what its RECORD names: envsync sync lays it over, a reinstallation mends it"
@@ -178,6 +181,7 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
     # A tree that carries an editable project stands for it, where that side knows trees.
     old, new = _winners(left), _winners(right)
     foreign = _foreign(left, right)
+    for_driver, builds = _for_a_driver(left, right), _other_builds(left, right)
     tools = frozenset(left.get("tools") or ()) - CORE
     for name in sorted(old.keys() | new.keys()):
         wanted, there = old.get(name), new.get(name)
@@ -188,7 +192,7 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
                 yield (WARNING, "missing", name, local, "", "ship its source tree")
             elif wanted.get("editable") or name in tools:
                 continue
-            elif _for_a_driver(left, right) and _CUDA_LIBRARY.match(name):
+            elif (for_driver or builds) and _CUDA_LIBRARY.match(name):
                 yield (
                     NOTE,
                     "missing",
@@ -210,9 +214,13 @@ def _distributions(left: Mapping[str, Any], right: Mapping[str, Any]) -> Iterato
             if not _same_version(wanted["version"], there["version"]):
                 # Of local code the files are compared, wherever an import finds them: `_trees`.
                 local = wanted.get("editable") and "trees" in right
-                if _for_a_driver(left, right) and _another_build(name, wanted["version"], there["version"]):
+                if for_driver and _another_build(name, wanted["version"], there["version"]):
                     advice = "the build for that machine's driver"
                     yield (NOTE, "version", name, wanted["version"], there["version"], advice)
+                    continue
+                if builds and _another_build(name, wanted["version"], there["version"]):
+                    severity = NOTE if _CUDA_LIBRARY.match(name) else WARNING
+                    yield (severity, "version", name, wanted["version"], there["version"], _BUILT)
                     continue
                 severity = FATAL if core else NOTE if local else ERROR
                 yield (severity, "version", name, wanted["version"], there["version"], _RESYNC)
@@ -230,6 +238,19 @@ def _for_a_driver(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
     """Tell whether a client is compared with a lock for machines with a driver: builds differ by right."""
     locks = [str(side.get("who", "")).startswith("lock") for side in (left, right)]
     return locks == [False, True] and bool(right.get("accelerators"))
+
+
+def _other_builds(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Tell whether a client and a machine have builds of one version with and without CUDA, or two of CUDA.
+
+    Which one is right is the machine's affair: neither is put in the place of the other. What was made from a
+    lock has what is locked.
+    """
+    if str(left.get("who", "")).startswith("lock"):
+        return False
+    old, new = _winners(left), _winners(right)
+    versions = [(str(old[name]["version"]), str(new[name]["version"])) for name in old.keys() & new.keys()]
+    return any(not _same_version(*pair) and _another_build("", *pair) for pair in versions)
 
 
 def _another_build(name: str, one: str, other: str) -> bool:

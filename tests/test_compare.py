@@ -9,6 +9,7 @@ import pytest
 
 from envsync.plugins.compare import Difference, compare, worst
 from envsync.plugins.scan import imported_distributions, scan
+from envsync.plugins.survey import repairable
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -234,6 +235,33 @@ def test_drivers(here: list[str], there: list[str], said: str | None) -> None:
     assert [(row.severity, row.kind, row.right) for row in found] == (
         [] if said is None else [("warning", "driver", said)]
     )
+
+
+@pytest.mark.parametrize(
+    "pair", [("2.5.1+cpu", "2.5.1+cu124"), ("2.5.1+cu121", "2.5.1+cu124"), ("2.5.1", "2.5.1+cpu")]
+)
+def test_another_build_of_the_same_version_is_no_error_and_is_not_replaced(pair: tuple[str, str]) -> None:
+    """Workers with GPUs, and a laptop without: what is laid over them must not be its CPU build."""
+    libraries = [one("nvidia-cuda-runtime-cu12", "12.1.105"), one("triton", "3.1.0")]
+    left, right = (
+        report(distributions=[one("dask", "2026.8.0"), one("torch", version)], who="this environment")
+        for version in pair
+    )
+    left["distributions"] += libraries
+    right["distributions"] += [one("nvidia-cuda-runtime-cu12", "12.4.127")]
+    found = compare(left, right)
+    assert [(row.severity, row.subject) for row in found] == [
+        ("warning", "torch"),
+        ("note", "nvidia-cuda-runtime-cu12"),
+        ("note", "triton"),
+    ]
+    assert repairable([row.to_dict() for row in found]) == (set(), [])
+    # what was made from a lock has what is locked, and another version is another version
+    assert {row.severity for row in compare({**left, "who": "lock mine"}, right)} == {"error"}
+    right["distributions"][1] = one("torch", "2.6.0+cu124")
+    assert [row.severity for row in compare(left, right)] == ["error"] * 3
+    right["distributions"][1] = one("torch", "2.5.1+ours")
+    assert [row.severity for row in compare(left, right)] == ["error"] * 3
 
 
 def test_reports_that_say_little() -> None:
