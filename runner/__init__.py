@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from envsync.runner.clouds import EC2, Cloud
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.existing import SyncEnvironment
+    from envsync.runner.gce import GCE
     from envsync.runner.hetzner import Hetzner
     from envsync.runner.profiles import backend_from_config
     from envsync.runner.queues import LSF, OAR, PBS, SGE, Batch, HTCondor, Slurm, Torque
@@ -24,6 +25,7 @@ _HOMES = {
     "Cloud": "envsync.runner.clouds",
     "SSH": "envsync.runner.backends",
     "Backend": "envsync.runner.backends",
+    "GCE": "envsync.runner.gce",
     "Hetzner": "envsync.runner.hetzner",
     "Local": "envsync.runner.backends",
     **dict.fromkeys(
@@ -38,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "EC2",
+    "GCE",
     "LSF",
     "OAR",
     "PBS",

@@ -13,6 +13,7 @@ import pytest
 from envsync.errors import CapacityError, CloudError
 from envsync.runner.cloud import ec2_prices
 from envsync.runner.cloud.ec2 import EC2Provider
+from envsync.runner.cloud.gce import GCEProvider
 from envsync.runner.cloud.hetzner import HetznerProvider
 from envsync.runner.cloud.provider import (
     CLUSTER,
@@ -26,6 +27,7 @@ from envsync.runner.cloud.provider import (
     Tags,
 )
 from tests.cloud_fake import FakeProvider
+from tests.gce_api import GCEApi
 from tests.hetzner_api import HetznerApi
 from tests.lab.ec2_api import EC2Api
 
@@ -72,10 +74,14 @@ class Account:
         return {one.id for one in found if one.state not in ("ending", "ended")}
 
 
-@pytest.fixture(params=["ec2", "hetzner", "fake"])
+@pytest.fixture(params=["ec2", "gce", "hetzner", "fake"])
 def account(request: pytest.FixtureRequest) -> Iterator[Account]:
     if request.param == "fake":
         yield Account(FakeProvider(), "north", "small")
+        return
+    if request.param == "gce":
+        with GCEApi(request.getfixturevalue("tmp_path")) as gce, gce.used():
+            yield Account(GCEProvider(["europe-west1"]), "europe-west1", "n2-standard-4")
         return
     if request.param == "hetzner":
         with HetznerApi() as hetzner, hetzner.used():
