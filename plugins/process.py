@@ -13,7 +13,7 @@ The configuration holds::
     addresses    what a scheduler may listen on, if its options do not say: where ssh arrived, or the first
     dask         Dask's configuration, laid over the one found here
     tls          {"ca", "cert", "key"}: file names, relative to the configuration's folder
-    env          environment variables for this process and its children
+    env          environment variables for this process and its children; null takes one away
     cpus         the cores that this process and its children may use
     wanted       the Report that every process is compared with
     on_mismatch  "raise", "warn" or "ignore"
@@ -50,7 +50,10 @@ def main(argv: Sequence[str]) -> int:
         return 2
     role, path = argv
     config: Config = json.loads(Path(path).read_text(encoding="utf-8"))
-    os.environ.update(config.get("env") or {})
+    for variable, value in (config.get("env") or {}).items():
+        os.environ.pop(variable, None)
+        if value is not None:
+            os.environ[variable] = value
     if config.get("cpus") and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(config["cpus"]) & os.sched_getaffinity(0) or os.sched_getaffinity(0))
 

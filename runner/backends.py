@@ -41,6 +41,10 @@ class Backend(ABC):
         What its machines live by, where they are rented.
     rents : bool
         Whether hosts are made for a cluster, one by one: it is a `Cloud`.
+    profile : str or None
+        The profile of the user's AWS configuration that it goes by; None for the default one.
+    instance_identity : str
+        What its machines are for their cloud, such as an instance profile; empty if nobody.
     """
 
     cache: str | None = None
@@ -48,6 +52,8 @@ class Backend(ABC):
     local: bool = False
     lease: Lease | None = None
     rents: bool = False
+    profile: str | None = None
+    instance_identity: str = ""
 
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Return the hosts of a cluster, made if they have to be.

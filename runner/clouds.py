@@ -320,6 +320,8 @@ class EC2(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
+        self.profile = profile
+        self.instance_identity = instance_profile
         self._regions = (region,) if isinstance(region, str) else tuple(region)
         self._options: dict[str, Any] = {
             "zones": several(zones),

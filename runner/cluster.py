@@ -18,6 +18,7 @@ from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError
 from envsync.runner.backends import Backend, Local
+from envsync.runner.forwarding import Forwarding, demand_sense
 from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.groups import counts
 from envsync.runner.locking import Locks, read_lock
@@ -109,6 +110,10 @@ class SyncedCluster(RecordedCluster):
         dask-cuda. Its options are those of LocalCUDACluster: ``rmm_pool_size``, ``device_memory_limit``, ...
     engine : {"podman", "docker"}, optional
         What runs the image; by default what a host has.
+    credentials : {"none", "forward", "instance"}
+        Who workers and scheduler are for AWS. ``"forward"``: you, by short-lived session tokens, which are
+        renewed while this process lives; never by long-lived keys. ``"instance"``: the role of their machine,
+        where a cloud gives it one. ``"none"``: whoever they are without envsync.
     processes : bool
         Taken for LocalCluster's sake; False is refused, as workers have processes of their own.
     loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
@@ -146,6 +151,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         lock: Lock | Pulled | str | Path | None = None,
         env: Mapping[str, Any] | str | None = None,
         engine: str | None = None,
+        credentials: str = "none",
         store: str | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
@@ -208,6 +214,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
+        demand_sense(credentials, self.backend, self.options.env or {})
+        self.credentials = credentials
+        self._forwarding: Forwarding | None = None
         self.store = store if store is not None else dask.config.get("envsync.store", None)
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
@@ -280,6 +289,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
+        if self.credentials == "forward":
+            self._forwarding = Forwarding(self.backend.profile, self.hooks)
+            await self._forwarding.open()
         await self._begin_record(self.options.n_workers)
         self._hosts = await self.backend.acquire(
             cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
@@ -326,6 +338,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             terminate=self._terminate,
             retire=self._retire,
             remove=self._remove,
+            forwarding=self._forwarding,
         )
         if self.backend.rents:
             from envsync.runner.machines import Machines
@@ -420,6 +433,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             queue, self.queue = self.queue, None
             if queue is not None:
                 await queue.close()
+            if self._forwarding is not None:
+                await self._forwarding.close()
             prepared, self.prepared = self.prepared, []
             hosts, self._hosts = self._hosts, []
             await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping
 
     from envsync.hooks import Hooks
+    from envsync.runner.forwarding import Forwarding
     from envsync.runner.places import Place
     from envsync.runner.remote import Remote
 
@@ -56,6 +57,8 @@ class Launch:
         Asks the scheduler to move what workers hold to others, by their names; returns those that are done.
     remove : callable
         Tells the scheduler that workers are lost, by their names: it would notice after minutes.
+    forwarding : Forwarding or None
+        The user's short-lived AWS credentials, if processes are lent them.
     """
 
     cluster: str
@@ -67,6 +70,7 @@ class Launch:
     terminate: Callable[[WorkerProcess], Any] = field(repr=False)
     retire: Callable[[Collection[str | int]], Awaitable[set[str | int]]] = field(repr=False)
     remove: Callable[[Collection[str | int]], Awaitable[None]] = field(repr=False)
+    forwarding: Forwarding | None = field(default=None, repr=False)
 
 
 class DaskProcess(ProcessInterface):  # type: ignore[misc]
@@ -143,8 +147,13 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         if credentials is not None:
             config["tls"] = Credentials.config()
             files.update(credentials.files())
-        files[_CONFIG] = json.dumps(config).encode()
         name = re.sub(r"[^A-Za-z0-9._-]", "_", self.label)
+        if self.launch.forwarding is not None:
+            folder = self.place.session.run_folder(self.launch.cluster, name)
+            lent, more = await self.launch.forwarding.on(self.place.session, folder)
+            config["env"] = {**lent, **(config.get("env") or {})}
+            files.update(more)
+        files[_CONFIG] = json.dumps(config).encode()
         argv, env, after = self._command(name, config.get("options") or {})
         self.remote = await self.place.session.spawn(
             name, argv, env=env, files=files, cluster=self.launch.cluster, after=after

@@ -27,6 +27,7 @@ from .running import Runner
 
 if TYPE_CHECKING:
     from .allotting import Allotment
+    from .credentials import Endpoint
     from .lease import Lease
     from .notices import Notices
     from .supervise import Child
@@ -76,6 +77,7 @@ class _Server:
         self.ending = threading.Event()
         self.lease: Lease | None = None
         self.notices: Notices | None = None
+        self.endpoint: Endpoint | None = None
         self.workers: list[threading.Thread] = []
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
@@ -164,6 +166,8 @@ class _Server:
             self.out.emit({"id": request.get("id"), "ok": None})
         elif verb == "lease":  # in this thread, which renews it
             self._answer(self.hold, request)
+        elif verb == "credentials":  # in this thread: those that come later count
+            self._answer(self.lend, request)
         elif verb == "spawn":  # in this thread: a child dies with the thread that started it
             self._answer(self.spawn, request)
         else:
@@ -207,6 +211,15 @@ class _Server:
             return False
         self.notices = self.notices or Notices(request["cloud"], self.out.emit)
         return True
+
+    def lend(self, request: Mapping[str, Any]) -> dict[str, int]:
+        """Have credentials for the processes here, in place of those before; say at which port."""
+        from .credentials import Endpoint
+
+        if self.endpoint is None:
+            self.endpoint = Endpoint(request["token"])
+        self.endpoint.put(request["values"])
+        return {"port": self.endpoint.port}
 
     def spawn(self, request: Mapping[str, Any]) -> dict[str, int]:
         """Start a process."""

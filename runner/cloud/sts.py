@@ -1,0 +1,166 @@
+"""Short-lived credentials of the user's AWS identity, through botocore, which boto3 and s3fs bring along."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from envsync.errors import CloudError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Identity", "Temporary"]
+
+LIFE = 3600
+"""Seconds that session tokens live which STS is asked for: as many as every identity may have, root too."""
+
+_UNKNOWN = datetime.timedelta(minutes=30)  # for which those are given out whose end nobody has told
+_WHERE = "aws credentials"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Temporary:
+    """Credentials that end by themselves.
+
+    Attributes
+    ----------
+    access_key, secret_key, token : str
+        As AWS calls them.
+    expires : datetime
+        When, in UTC.
+    own : bool
+        Whether they are the ones that the user's process works with: botocore gets the next ones when it is
+        time. Others were asked for.
+    """
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    token: str = field(repr=False)
+    expires: datetime.datetime
+    own: bool
+
+    def left(self) -> float:
+        """Return how many seconds they have."""
+        return (self.expires - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
+
+    def to_dict(self) -> dict[str, str]:
+        """Return them as an endpoint of container credentials gives them out."""
+        return {
+            "AccessKeyId": self.access_key,
+            "SecretAccessKey": self.secret_key,
+            "Token": self.token,
+            "Expiration": self.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+
+
+class Identity:
+    """Who the user is for AWS, as botocore finds it: variables, profile, SSO, an assumed role.
+
+    Methods block.
+
+    Parameters
+    ----------
+    profile : str, optional
+        A profile of the user's AWS configuration.
+
+    Raises
+    ------
+    CloudError
+        There is none, or botocore is missing.
+    """
+
+    def __init__(self, profile: str | None = None) -> None:
+        self._profile = profile
+        self._session, self._credentials = self._open()
+
+    @property
+    def region(self) -> str:
+        """The region that is configured for it; empty if none is."""
+        return str(self._session.get_config_variable("region") or "")
+
+    def temporary(self) -> Temporary:
+        """Return short-lived credentials: its own if it has such, a session token of STS otherwise.
+
+        Raises
+        ------
+        CloudError
+            There are none to be had. Long-lived keys are never returned.
+        """
+        with _translated():
+            if not hasattr(self._credentials, "refresh_needed"):  # nobody changes them: look again
+                self._session, self._credentials = self._open()
+            now = self._credentials.get_frozen_credentials()
+            if now.token:
+                expires = getattr(self._credentials, "_expiry_time", None)
+                return Temporary(
+                    access_key=now.access_key,
+                    secret_key=now.secret_key,
+                    token=now.token,
+                    expires=(expires or _now() + _UNKNOWN).astimezone(datetime.timezone.utc),
+                    own=True,
+                )
+            sts = self._session.create_client("sts", region_name=self.region or "us-east-1")
+            try:
+                made = sts.get_session_token(DurationSeconds=LIFE)["Credentials"]
+            finally:
+                sts.close()
+        return Temporary(
+            access_key=made["AccessKeyId"],
+            secret_key=made["SecretAccessKey"],
+            token=made["SessionToken"],
+            expires=made["Expiration"].astimezone(datetime.timezone.utc),
+            own=False,
+        )
+
+    def _open(self) -> tuple[Any, Any]:
+        try:
+            from botocore.session import Session
+        except ImportError as error:
+            raise CloudError(
+                "credentials='forward' needs botocore",
+                where=_WHERE,
+                hint="pip install 'dask-envsync[s3]', or [ec2].",
+            ) from error
+        with _translated():
+            session = Session(profile=self._profile)
+            credentials = session.get_credentials()
+        if credentials is None:
+            raise CloudError(
+                "there are none here that could be forwarded",
+                where=_WHERE,
+                hint="Log in: aws configure, aws sso login, or set AWS_PROFILE; or leave out credentials=.",
+            )
+        return session, credentials
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    """Raise what botocore raises as ours."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        said = error.response.get("Error", {})
+        code = said.get("Code", "")
+        raise CloudError(
+            f"STS refused a session token: {said.get('Message') or code} ({code})",
+            where=_WHERE,
+            hint="The keys here are long-lived, and such are never sent to machines. Allow"
+            " sts:GetSessionToken, or log in by SSO or with a role: what that gives is short-lived."
+            if error.operation_name == "GetSessionToken"
+            else "Log in again: what you are logged in with has expired, or is not valid.",
+        ) from error
+    except (BotoCoreError, RuntimeError) as error:  # the second: it has refreshed them, and they are expired
+        raise CloudError(
+            f"they could not be had: {error}",
+            where=_WHERE,
+            hint="Log in again (aws sso login, aws configure), or look at AWS_PROFILE.",
+        ) from error
