@@ -87,8 +87,8 @@ int nvmlInit_v2(void) {
 }
 int nvmlInitWithFlags(unsigned flags) { return nvmlInit_v2(); }
 int nvmlShutdown(void) { return 0; }
-int nvmlSystemGetDriverVersion(char *t, unsigned n) { strncpy(t, "550.54.14", n); return 0; }
-int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = 12040; return 0; }
+int nvmlSystemGetDriverVersion(char *t, unsigned n) { strncpy(t, DRIVER, n); return 0; }
+int nvmlSystemGetCudaDriverVersion_v2(int *v) { *v = CUDA; return 0; }
 int nvmlDeviceGetCount_v2(unsigned *n) { *n = shown; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **d) {
     if (i >= (unsigned)shown) return 2;
@@ -133,7 +133,14 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *n, process_t *p) 
 """
 
 
-def driver_library(folder: Path, cards: Sequence[Card] = USUAL, *, init: int = OK) -> Path:
+def driver_library(
+    folder: Path,
+    cards: Sequence[Card] = USUAL,
+    *,
+    init: int = OK,
+    version: str = "550.54.14",
+    cuda: int = 12040,
+) -> Path:
     """Make the library in a folder, under the name that it has everywhere. Needs gcc.
 
     Parameters
@@ -144,6 +151,10 @@ def driver_library(folder: Path, cards: Sequence[Card] = USUAL, *, init: int = O
         What is on the machine, in the order of the bus.
     init : int
         What beginning to ask answers.
+    version : str
+        The driver's.
+    cuda : int
+        The newest that it runs, as NVML writes it.
     """
     rows: list[str] = []
     tail: list[str] = []
@@ -154,8 +165,15 @@ def driver_library(folder: Path, cards: Sequence[Card] = USUAL, *, init: int = O
     source, library = folder / "nvml.c", folder / "libnvidia-ml.so.1"
     folder.mkdir(parents=True, exist_ok=True)
     source.write_text(_SOURCE)
-    given = (f"-DCARDS={','.join(rows + tail)}", f"-DTOP={len(cards)}", f"-DINIT={init}")
-    subprocess.run(["gcc", "-shared", "-fPIC", *given, "-o", library, source], check=True)
+    given = {
+        "CARDS": ",".join(rows + tail),
+        "TOP": len(cards),
+        "INIT": init,
+        "DRIVER": f'"{version}"',
+        "CUDA": cuda,
+    }
+    defined = [f"-D{name}={value}" for name, value in given.items()]
+    subprocess.run(["gcc", "-shared", "-fPIC", *defined, "-o", library, source], check=True)
     return library
 
 
