@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.runner.clouds import Cloud, several
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from envsync.runner.cloud.provider import Provider
 
@@ -77,6 +77,16 @@ class GCE(Cloud):
             "service_account": service_account,
             "reached_from": several(reached_from),
         }
+
+    @property
+    def account(self) -> Mapping[str, Any]:
+        """The project. See `Cloud.account`."""
+        return {"project": self._options["project"]} if self._options["project"] else {}
+
+    @classmethod
+    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
+        """Return the project of a record. See `Cloud.reopen`."""
+        return cls("", region=tuple(regions) or "us-central1", **account).provider()  # nothing is made there
 
     def provider(self) -> Provider:
         """Return Compute Engine."""

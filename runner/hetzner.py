@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.runner.clouds import Cloud, several
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from envsync.runner.cloud.provider import Provider
 
@@ -43,6 +43,8 @@ class Hetzner(Cloud):
     ...     client = cluster.get_client()
     """
 
+    where = "location"
+
     def __init__(
         self,
         type: str,  # noqa: A002 - what everybody calls it
@@ -60,6 +62,11 @@ class Hetzner(Cloud):
             "network": network,
             "reached_from": several(reached_from),
         }
+
+    @classmethod
+    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
+        """Return the project of ``HCLOUD_TOKEN``: a token is of one. See `Cloud.reopen`."""
+        return cls("", location=tuple(regions) or "fsn1", **account).provider()  # nothing is made there
 
     def provider(self) -> Provider:
         """Return Hetzner Cloud."""

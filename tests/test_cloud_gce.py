@@ -175,3 +175,11 @@ def test_bad_input_is_told(api: GCEApi, provider: GCEProvider, monkeypatch: pyte
     assert "application-default login" in told.value.hint
     assert api.instances == {}
     assert PROJECT not in str(told.value)
+
+
+def test_a_record_leads_back_to_the_project(api: GCEApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = GCE(TYPE, region=REGION, project=PROJECT).account
+    assert account == {"project": PROJECT}
+    again = GCE.reopen(account, ())
+    assert again.everywhere() == (REGION, "us-east1")
+    assert [one for region in again.everywhere() for one in again.found(region)] == []

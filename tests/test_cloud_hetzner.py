@@ -145,3 +145,16 @@ def test_prices_are_hetzners_own(provider: HetznerProvider) -> None:
     assert (price.amount, price.currency) == (0.0096, "EUR")  # the server's and its address's
     assert provider.price("ash", "cx33", "on-demand") is None
     assert provider.price("fsn1", "cx33", "spot") is None
+
+
+def test_what_a_killed_process_left_is_found_and_removed(api: HetznerApi, provider: HetznerProvider) -> None:
+    made = provider.create(request(provider))
+    api.kept["servers"][next(iter(api.kept["servers"]))]["status"] = "off"  # its lease was over
+    again = Hetzner.reopen(Hetzner("cx33", location="nbg1").account, ())
+    found = {one.kind: one for one in again.found("fsn1")}
+    assert (found["machine"].id, found["machine"].state) == (made.id, "stopped")
+    assert {one.cluster for one in found.values()} == {TAGS.cluster}
+    assert not again.remove("fsn1", found["group"])
+    for kind in ("machine", "key", "group"):
+        assert again.remove("fsn1", found[kind])
+    assert api.left() == {}

@@ -125,7 +125,7 @@ class HetznerProvider(Provider):
         self._types: dict[str, Any] = {}
         self._pricing: dict[str, Any] = {}
         self._letting_in = threading.Lock()
-        self._let_in: set[str] = set()
+        self._let_in: dict[str, set[str]] = {}  # by firewall
 
     def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
         """Return the location itself if it has the type. See `Provider.zones`."""
@@ -388,13 +388,13 @@ class HetznerProvider(Provider):
         from hcloud.firewalls import Firewall
 
         with self._letting_in:
-            if machine.public_address in self._let_in:
+            if machine.public_address in self._let_in.get(shared.group, ()):
                 return
             there = {one.public_address for one in self.describe(shared.region, cluster)}
             there = {one for one in there | {machine.public_address} if one}
             rules = self._rules(there)
             self._again(lambda: self._client.firewalls.set_rules(Firewall(id=int(shared.group)), rules))
-            self._let_in = there
+            self._let_in[shared.group] = there
 
     def _gone(self, one: Any) -> bool:
         """Delete something; whether it is gone, or still in use."""
