@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dask.utils import parse_bytes, parse_timedelta
 
-from envsync.errors import BootError, ClusterError
+from envsync.errors import BootError, CloudError, ClusterError
 from envsync.runner.backends import GRACE, Backend
 from envsync.runner.cloud.costs import Bill
 from envsync.runner.cloud.provider import Tags
@@ -79,6 +79,8 @@ class Cloud(Backend):
     """
 
     rents = True
+    where = "region"
+    """The keyword that says where."""
     passes_on = True
     """Whether machines take what they lack from the scheduler's, in the cloud's own network."""
 
@@ -129,6 +131,11 @@ class Cloud(Backend):
     @abstractmethod
     def provider(self) -> Provider:
         """Return the cloud, as the user's account has it."""
+
+    @classmethod
+    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
+        """Return the cloud of a record: see `account`. Nothing is made with it but an end."""
+        return cls("", **{cls.where: tuple(regions)}, **account).provider()
 
     @property
     def kind(self) -> str:
@@ -266,6 +273,32 @@ class Cloud(Backend):
     def workers_on_first(self) -> bool:
         """True: the scheduler needs little."""
         return True
+
+
+def open_account(kind: str, account: Mapping[str, Any], regions: Sequence[str] = ()) -> Provider:
+    """Return a cloud by what a record says of it.
+
+    Parameters
+    ----------
+    kind : str
+        `Cloud.kind`.
+    account : mapping
+        `Cloud.account`.
+    regions : sequence of str
+        Where; what the account's configuration says if there are none.
+
+    Raises
+    ------
+    CloudError
+        This envsync knows no such cloud, its library is not installed, or the account is not configured here.
+    """
+    from envsync import runner
+
+    name = next((one for one in runner.__all__ if one.lower() == kind), "")
+    cloud = getattr(runner, name) if name else None
+    if not isinstance(cloud, type) or not issubclass(cloud, Cloud) or cloud is Cloud:
+        raise CloudError(f"this envsync knows no cloud {kind!r}", hint="Is a newer one needed?")
+    return cloud.reopen(account, regions)
 
 
 class EC2(Cloud):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.records import Record, Records
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "look_every"]
 
 _LOOK = 10.0  # seconds between two looks whether somebody wants the cluster to end
 _WRITE = 40.0  # seconds between two writes, at most
@@ -64,7 +64,7 @@ class Recording:
         self._local: Records | None = None
         self._missed = False
         self._task: asyncio.Task[None] | None = None
-        self._look = min(_LOOK, record.patience / 8)
+        self._look = look_every(record)
         self._write = min(_WRITE, record.patience / 7.5)
 
     async def begin(self) -> None:
@@ -99,6 +99,7 @@ class Recording:
                     asked = True
                     self._hooks.warning(self.record.cluster, f"{who} wants it to end: it ends")
                     self._end(who)
+                    await self._keep(replace(self.record, how=f"{who} stops it"))  # whoever asked reads that
             if time.monotonic() - written >= self._write:
                 written = time.monotonic()
                 await self._update()
@@ -140,3 +141,8 @@ class Recording:
             with contextlib.suppress(EnvsyncError):
                 self._local.drop(record.cluster)
             self._local = None
+
+
+def look_every(record: Record) -> float:
+    """Return after how many seconds a living client knows that somebody wants its cluster to end."""
+    return min(_LOOK, record.patience / 8)

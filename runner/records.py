@@ -171,9 +171,14 @@ class Seen:
         """What it costs."""
         return self.record.bill
 
+    @property
+    def until(self) -> float:
+        """Until when it is known to be there, by its client's clock: now, or when it was seen last."""
+        return self.record.seen + (0.0 if self.lost else self.age)
+
     def cost(self) -> float:
-        """Return what it has come to by now; for a lost one, until it was seen last."""
-        return self.bill.cost(self.record.seen + (0.0 if self.lost else self.age))
+        """Return what it has come to until then."""
+        return self.bill.cost(self.until)
 
 
 class Records:
@@ -188,11 +193,14 @@ class Records:
     ----------
     troubles : list of str
         Records that could not be read, and why.
+    ahead : float
+        Seconds that the store's clock was ahead of ours at the last look.
     """
 
     def __init__(self, store: SharedStore) -> None:
         self._store = store
         self.shown = store.shown
+        self.ahead = 0.0
         self.troubles: list[str] = []
 
     def keep(self, record: Record) -> None:
@@ -247,6 +255,11 @@ class Records:
         there = any(entry.name == wanted for entry in self._store.entries(_STOP))
         return self._wish_of(cluster) if there else ""
 
+    def ended_names(self) -> set[str]:
+        """Return the names of the clusters that have ended by their records: none of them is read."""
+        names = [entry.name.rpartition("/")[2] for entry in self._store.entries(_ENDED)]
+        return {name.partition("-")[2].removesuffix(".json") for name in names}
+
     def forget_wish(self, cluster: str) -> None:
         """Remove the wish: it is fulfilled."""
         self._store.remove(_wish(cluster))
@@ -271,6 +284,7 @@ class Records:
         finally:
             self._store.remove(mark)
         now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
+        self.ahead = now - time.time()
         return entries, now
 
     def _read_all(self, entries: Iterable[Entry]) -> list[tuple[Entry, Record]]:

@@ -10,7 +10,7 @@ import dask.config
 import pytest
 
 from envsync.errors import ConfigurationError
-from envsync.runner.cloud.costs import Bill, Hired, duration, listed_price, money
+from envsync.runner.cloud.costs import Bill, Hired, duration, listed_price, money, summed
 from envsync.runner.cloud.provider import Market, Price
 
 LISTED = Price(amount=1.006, currency="USD", source="AWS price list", date="2026-11-01")
@@ -62,6 +62,22 @@ def test_a_bill_is_written_and_read_back() -> None:
     assert Bill.from_list(json.loads(json.dumps(bill.to_list()))) == bill
     with pytest.raises((KeyError, TypeError, ValueError)):
         Bill.from_list([{"id": "m-1"}])
+
+
+def test_bills_are_summed_up() -> None:
+    noon = datetime.datetime(2026, 11, 1, 12).timestamp()
+    two = Bill((hired(1, begun=noon, ended=noon + 86400), hired(2, begun=noon, price=None, disk=None)))
+    entries = [("ada", two, noon + 86400), ("bob", Bill((hired(3, begun=noon),)), noon + 3600)]
+    ada, bob = summed(entries)
+    assert (ada.of, ada.machines, ada.unpriced, ada.without_disk) == ("ada", 2, 1, 1)
+    assert (ada.hours, ada.cost) == (pytest.approx(48), pytest.approx(24 * 1.01))
+    assert bob.cost == pytest.approx(1.01)
+    first, second = summed(entries, by_day=True)
+    assert (first.of, second.of) == ("2026-11-01", "2026-11-02")
+    assert first.cost + second.cost == pytest.approx(ada.cost + bob.cost)
+    assert second.machines == 2
+    (later,) = summed(entries, since=noon + 3600)
+    assert later.cost == pytest.approx(23 * 1.01)
 
 
 def test_times_and_amounts_are_for_people() -> None:

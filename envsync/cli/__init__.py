@@ -30,6 +30,10 @@ _COMMANDS = {
     "build": "envsync.cli.build",
     "inspect": "envsync.cli.inspect",
     "run": "envsync.cli.run",
+    "ls": "envsync.cli.ls",
+    "stop": "envsync.cli.stop",
+    "reap": "envsync.cli.reap",
+    "cost": "envsync.cli.cost",
 }
 _INTERRUPTED = 130
 _BROKEN_PIPE = 141

@@ -1,14 +1,42 @@
-"""Differences in a terminal's colours."""
+"""Tables in a terminal: of columns, and of differences in its colours."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
-__all__ = ["paint"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["columns", "paint"]
 
 _COLOURS = {"fatal": "red", "error": "red", "warning": "yellow", "note": "bright_black"}
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
+    """Return rows below a head, each column as wide as it has to be.
+
+    Parameters
+    ----------
+    head : sequence of str
+        The columns' names.
+    rows : sequence of sequence of str
+        What stands in them.
+    right : sequence of str
+        Columns of numbers, which stand to the right.
+    """
+    lines = [tuple(head), *map(tuple, rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    told = [
+        "  ".join(
+            cell.rjust(width) if name in right else cell.ljust(width)
+            for name, cell, width in zip(head, line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([paint(told[0], "head"), *told[1:]])
 
 
 def paint(text: str, severity: str) -> str:

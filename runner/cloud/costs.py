@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from typing import Any
 
 from envsync.errors import ConfigurationError
 from envsync.runner.cloud.provider import Market, Price
 
-__all__ = ["Bill", "Hired", "duration", "listed_price", "money"]
+__all__ = ["Bill", "Hired", "Sum", "duration", "listed_price", "money", "summed"]
 
 _HOUR = 3600.0
 _SOURCE = "your configuration"
@@ -171,6 +172,83 @@ class Bill:
             there += step
             most = max(most, there)
         return max(most, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """What several machines have cost.
+
+    Attributes
+    ----------
+    of : str
+        A cluster, a user, or a day.
+    currency : str
+        Empty if no price is known.
+    cost : float
+        In it.
+    hours : float
+        Of all machines together.
+    machines, unpriced, without_disk : int
+        How many there were, how many of them are not in `cost`, and of how many the disk is not.
+    """
+
+    of: str
+    currency: str
+    cost: float
+    hours: float
+    machines: int
+    unpriced: int
+    without_disk: int
+
+
+def summed(
+    bills: Iterable[tuple[str, Bill, float]], *, since: float = 0.0, by_day: bool = False
+) -> list[Sum]:
+    """Sum bills up.
+
+    Parameters
+    ----------
+    bills : iterable of (str, Bill, float)
+        What each is summed up under, and until when.
+    since : float
+        What came before is left out. Seconds since 1970.
+    by_day : bool
+        Whether they are summed up by local day instead, a machine's hours under the day in which they were.
+    """
+    parts: dict[tuple[str, str], list[tuple[float, float, str, bool, bool]]] = {}
+    for of, bill, until in bills:
+        for one in bill.hired:
+            priced, disk = bill._known(one.price), bill._known(one.disk)
+            begin, end = max(one.begun, since), until if one.ended is None else min(one.ended, until)
+            cuts = _days(begin, end) if by_day else [(of, begin, end)]
+            for name, start, stop in cuts:
+                hours = (stop - start) / _HOUR
+                if hours > 0:
+                    part = (hours, hours * bill._hourly(one), one.id, priced, disk)
+                    parts.setdefault((name, bill.currency), []).append(part)
+    return [
+        Sum(
+            of=name,
+            currency=currency,
+            cost=sum(cost for _, cost, *_ in own),
+            hours=sum(hours for hours, *_ in own),
+            machines=len({identity for _, _, identity, *_ in own}),
+            unpriced=len({identity for _, _, identity, priced, _ in own if not priced}),
+            without_disk=len({identity for _, _, identity, _, disk in own if not disk}),
+        )
+        for (name, currency), own in sorted(parts.items())
+    ]
+
+
+def _days(begin: float, end: float) -> list[tuple[str, float, float]]:
+    """Cut a time at midnights."""
+    found = []
+    while begin < end:
+        day = datetime.fromtimestamp(begin).date()
+        midnight = datetime.combine(day + timedelta(days=1), datetime.min.time()).timestamp()
+        found.append((day.isoformat(), begin, min(midnight, end)))
+        begin = midnight
+    return found
 
 
 def money(amount: float, currency: str) -> str:

@@ -1,0 +1,49 @@
+"""What the commands about clusters share: where the records are, whose are meant, how they are said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from envsync.cli.arguments import other_store
+from envsync.cli.output import current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from envsync.runner.records import Record
+
+__all__ = ["account_options", "document", "everyone_option", "store_option", "tell"]
+
+store_option = click.option(
+    "--store",
+    metavar="URL",
+    callback=other_store,
+    help="Where the records are; by default Dask's setting envsync.store, and the cache folder.",
+)
+everyone_option = click.option("--everyone", is_flag=True, help="Other people's too.")
+
+
+def account_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say which account of a cloud is meant; what is not given is as the records say."""
+    for names, more in (
+        (("--profile",), {"metavar": "NAME", "help": "A profile of the cloud's own configuration."}),
+        (("--region",), {"multiple": True, "metavar": "NAME", "help": "Only there. May be given again."}),
+        (("--on",), {"metavar": "CLOUD", "help": "Such as ec2; by default those that the records name."}),
+    ):
+        command = click.option(*names, **more)(command)
+    return command
+
+
+def tell(troubles: Iterable[str]) -> None:
+    """Say on stderr what could not be read."""
+    if not current().quiet:
+        for text in troubles:
+            click.echo(f"warning: {text}", err=True)
+
+
+def document(record: Record, state: str, cost: float, **more: Any) -> dict[str, Any]:
+    """Return a cluster for ``--json``."""
+    plain = record.to_dict()
+    return {**plain, "state": state, "cost": cost, "currency": record.bill.currency, **more}

@@ -1,0 +1,129 @@
+"""``envsync stop``: ends clusters, from any machine."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from envsync.cli.clusters import account_options, everyone_option, store_option, tell
+from envsync.cli.output import command as make_command
+from envsync.cli.output import result, terminated_as_interrupted, watch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from envsync.hooks import Hooks
+    from envsync.runner.stopping import Clusters, Living
+
+__all__ = ["command"]
+
+_AT_ONCE = 8
+
+
+@make_command("stop", short_help="End clusters, from any machine.")
+@click.argument("names", nargs=-1, metavar="NAME...")
+@click.option("--all", "every", is_flag=True, help="All of yours.")
+@everyone_option
+@store_option
+@account_options
+def command(
+    names: Sequence[str],
+    every: bool,
+    everyone: bool,
+    store: str | None,
+    on: str | None,
+    region: Sequence[str],
+    profile: str | None,
+) -> None:
+    """End clusters, and wait until nothing of them is there.
+
+    NAME is a cluster's as `envsync ls` shows it, or what its user calls it if only one is. Its process is
+    asked first, wherever it runs; if it does not react, rented machines are ended by their tags. A cluster
+    that has no record is looked for by its tags with --on.
+    """
+    if bool(names) == every:
+        raise click.UsageError("name clusters, or all of yours with --all: envsync ls shows them")
+    from envsync.errors import EnvsyncError
+    from envsync.runner.stopping import Clusters, stop
+
+    clusters = Clusters(store)
+    account = {} if profile is None else {"profile": profile}
+    with watch() as hooks, terminated_as_interrupted():
+        chosen, tagged = _chosen(clusters, names, everyone, bool(on))
+        tell(clusters.troubles)
+        failed: list[EnvsyncError] = []
+
+        def one(living: Living) -> tuple[str, str]:
+            try:
+                return living.record.cluster, stop(living, hooks, account)
+            except EnvsyncError as error:
+                failed.append(error)
+                return living.record.cluster, ""
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            ends = dict(pool.map(one, chosen))
+        for name in tagged:
+            ends[name] = _stop_tagged(str(on), account, region, name, everyone, hooks)
+    done = {cluster: how for cluster, how in ends.items() if how}
+    result(
+        {"stopped": done},
+        lambda: "\n".join(f"{cluster}: {how}" for cluster, how in done.items()) or "nothing was stopped",
+    )
+    if failed:
+        raise failed[0]
+
+
+def _chosen(
+    clusters: Clusters, names: Sequence[str], everyone: bool, by_tags: bool
+) -> tuple[list[Living], list[str]]:
+    """Return what is to be stopped by its record, and what by its tags alone."""
+    from envsync.runner.records import is_mine
+
+    living = clusters.alive()
+    if not names:
+        return [one for one in living if everyone or is_mine(one.record.owner)], []
+    chosen: dict[str, Living] = {}
+    tagged = []
+    for name in names:
+        found = clusters.named(name, living)
+        if len(found) > 1:
+            which = "\n".join(f"  {one.record.cluster}  of {one.record.owner}" for one in found)
+            raise click.UsageError(f"{name} is the name of {len(found)} clusters: which?\n{which}")
+        if not found and not by_tags:
+            where = ", ".join(place.shown for place in clusters.places)
+            raise click.UsageError(
+                f"there is no record of a living cluster {name} in {where}\n"
+                "  envsync ls --everyone --all shows what there is; --store names another store, and "
+                "--on ec2 looks for its tags"
+            )
+        tagged += [] if found else [name]
+        for one in found:
+            if not everyone and not is_mine(one.record.owner):
+                raise click.UsageError(
+                    f"{one.record.cluster} is {one.record.owner}'s: --everyone if you mean it"
+                )
+            chosen[one.record.cluster] = one
+    return list(chosen.values()), tagged
+
+
+def _stop_tagged(
+    kind: str, account: dict[str, Any], regions: Sequence[str], name: str, everyone: bool, hooks: Hooks
+) -> str:
+    from envsync.runner.cloud.reaping import end_cluster, look
+    from envsync.runner.clouds import open_account
+    from envsync.runner.records import is_mine, owner
+
+    provider = open_account(kind, account, regions)
+    found, failed = look(provider, regions or provider.everywhere(), hooks)
+    there = [(where, one) for where, things in found.items() for one in things if one.cluster == name]
+    if not there:
+        if failed:
+            raise failed[0]
+        raise click.UsageError(f"nothing in {', '.join(found)} has the tag of a cluster {name}")
+    whose = next((one.owner for _, one in there if one.owner), "")
+    if not everyone and not is_mine(whose):
+        raise click.UsageError(f"{name} is {whose}'s: --everyone if you mean it")
+    end_cluster(provider, sorted({where for where, _ in there}), name, hooks)
+    return f"stopped by {owner()}, by its tags"
