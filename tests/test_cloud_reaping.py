@@ -133,7 +133,7 @@ def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None
     assert (nothing.returncode, nothing.stdout) == (0, f"no clusters in {url}\n")
     records = Records(open_store(url))
     begun = NOW - 3600
-    for cluster, more in {
+    clusters: dict[str, dict[str, Any]] = {
         "ada-0001": {"owner": owner(), "idle": 180.0},
         "ada-0002": {
             "owner": owner(),
@@ -144,7 +144,8 @@ def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None
         },
         "bob-0001": {"owner": "bob@desk"},
         "old-0001": {"owner": owner(), "ended": NOW, "how": "closed"},
-    }.items():
+    }
+    for cluster, more in clusters.items():
         records.keep(
             record(cluster, **{"begun": begun, "seen": NOW, "patience": 3600.0, "account": {}, **more})
         )
