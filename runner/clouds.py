@@ -135,7 +135,8 @@ class Cloud(Backend):
     @classmethod
     def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
         """Return the cloud of a record: see `account`. Nothing is made with it but an end."""
-        return cls("", **{cls.where: tuple(regions)}, **account).provider()
+        keywords: dict[str, Any] = {**account, cls.where: tuple(regions)}
+        return cls("", **keywords).provider()
 
     @property
     def kind(self) -> str:
