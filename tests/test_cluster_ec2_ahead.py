@@ -10,7 +10,7 @@ from distributed import Client
 
 from envsync import snapshot as snapshots
 from envsync.hooks import Hooks
-from envsync.runner import EC2, SyncedCluster, ahead, provision
+from envsync.runner import EC2, SyncedCluster, ahead, locking, provision
 from tests.lab.cloud import Cloud
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -32,7 +32,7 @@ async def test_the_lock_is_made_while_the_machine_boots_and_holds(
 ) -> None:
     small = small_lock.parent / "environment" / "bin" / "python"
     capture, before, after = snapshots.capture, [], []
-    lock_for: Any = ahead.lock_for
+    lock_for: Any = locking.lock_for
 
     def while_it_boots(*rest: Any, **more: Any) -> Any:
         before.append(rest[1])
@@ -57,11 +57,11 @@ async def test_the_lock_is_made_while_the_machine_boots_and_holds(
         Client(cluster, asynchronous=True) as client,
     ):
         assert await client.submit(sum, [1, 2]) == 3
-        locking, up = (
+        locked, up = (
             next(number for number, text in enumerate(heard.texts) if said in text)
             for said in ("while it boots", "is up in")
         )
-        assert locking < up
+        assert locked < up
         assert len(before) == 1
         assert after == []
         assert not any("locked anew" in text for text in heard.texts)
