@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import math
 import re
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envsync.hooks import Hooks
-    from envsync.runner.cloud.provider import Expected, Machine, Provider
+    from envsync.runner.cloud.offering import Offer
+    from envsync.runner.cloud.provider import Machine, Market, Provider
     from envsync.runner.cloud.renting import HostKeys, Spot
     from envsync.runner.groups import Group
     from envsync.runner.hosts.base import Host
@@ -176,6 +176,22 @@ class Cloud(Backend):
         """The machines that are rented now, the scheduler's first."""
         return self._rented.machines if self._rented is not None else ()
 
+    def offer(self, n_workers: int | None) -> Offer:
+        """Ask what a cluster of so many workers would be rented as.
+
+        Raises
+        ------
+        CloudError
+            The cloud refused to say, or has no such machine.
+        """
+        from envsync.runner.cloud.offering import offer
+
+        market: Market = "on-demand" if self.spot == "never" else "spot"
+        return offer(self.provider(), self.type, self._count(n_workers), market)
+
+    def _count(self, n_workers: int | None) -> int:
+        return max(1, math.ceil((n_workers or 1) / self.workers_per_machine))
+
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Have all machines made, and return the scheduler's when it is up. See `Backend.acquire`."""
         if self._rented is not None:
@@ -184,18 +200,17 @@ class Cloud(Backend):
                 where=repr(self),
                 hint="Make one for each cluster.",
             )
-        count = max(1, math.ceil((n_workers or 1) / self.workers_per_machine))
+        count = self._count(n_workers)
         deadline = ""
         if self.max_lifetime is not None:
             at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.max_lifetime)
             deadline = at.strftime("%Y-%m-%dT%H:%M:%SZ")
-        expected = await self.expected()
         plan = Plan(
             type=self.type,
             count=count,
             tags=Tags(cluster=cluster, owner=owner(), deadline=deadline, more=tuple(self.tags.items())),
             spot=self.spot,
-            disk=self.disk or (expected.disk if expected is not None else 0),
+            disk=self.disk,
             lease=self.client_timeout,
             life=self.max_lifetime,
             boot=self.boot_timeout,
@@ -203,7 +218,8 @@ class Cloud(Backend):
             private=self.private,
             host_keys=self.host_keys,
         )
-        assert self._provider is not None
+        if self._provider is None:
+            self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
         self._rented = rented = Rented(self._provider, plan, hooks)
         try:
             host = self.host(await rented.start())
@@ -239,16 +255,6 @@ class Cloud(Backend):
                 hint="Its console, and /var/log/cloud-init-output.log there, say which of commands= failed.",
                 tail=await self._rented.tail(host.name),
             )
-
-    async def expected(self) -> Expected | None:
-        """Return what its machines will be, as far as the cloud tells before there are any."""
-        if self._provider is None:
-            self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
-        for region in self._provider.regions:
-            # what is wrong with a region is said when something is made there
-            with contextlib.suppress(CloudError):
-                return await asyncio.to_thread(self._provider.expected, region, self.type)
-        return None
 
     async def release(self) -> None:
         """End the machines; silent if there are none. See `Backend.release`."""
@@ -325,8 +331,7 @@ class EC2(Cloud):
     zones : sequence of str
         Only in these availability zones, in this order.
     image : str
-        An image's id, or a name pattern whose newest image is taken. If not given it is Debian 12, and for
-        types with NVIDIA GPUs Amazon's Deep Learning Base image with their driver.
+        An image's id, or a name pattern whose newest image is taken; Debian 12 if not given.
     image_owner : str
         Whose images a name pattern is about: an account, ``"self"`` or ``"amazon"``.
     subnets : sequence of str

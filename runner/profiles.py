@@ -31,12 +31,22 @@ from envsync.errors import ConfigurationError
 from envsync.hooks import Hooks
 from envsync.runner.backends import SSH, Backend, Local
 from envsync.runner.batch.jobqueue_config import Mapped, from_jobqueue, says_something
+from envsync.runner.clouds import EC2, Cloud
+from envsync.runner.gce import GCE
+from envsync.runner.hetzner import Hetzner
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.queues import BACKENDS, Batch
 
 __all__ = ["CLUSTER", "Profile", "backend_from_config", "make_backend", "read_profile", "takes_profile"]
 
-_KINDS: dict[str, type[Backend]] = {"local": Local, "ssh": SSH, **BACKENDS}
+_KINDS: dict[str, type[Backend]] = {
+    "local": Local,
+    "ssh": SSH,
+    **BACKENDS,
+    "ec2": EC2,
+    "gce": GCE,
+    "hetzner": Hetzner,
+}
 CLUSTER = (
     *("n_workers", "threads_per_worker", "memory_limit", "name", "lock", "store", "env", "engine"),
     *("on_mismatch", "dashboard_address", "local_directory", "start_timeout", "gpu_worker"),
@@ -131,6 +141,13 @@ def read_profile(name: str, **changes: Any) -> Profile:
     return Profile(name=name, backend=backend, cluster=cluster, notes=notes, lost=lost)
 
 
+def kind_of(name: str) -> str:
+    """Return which backend a profile says it is for; empty if it says none, or there is no such profile."""
+    profiles = dask.config.get("envsync.profiles", None)
+    found = profiles.get(name) if isinstance(profiles, Mapping) else None
+    return str(found.get("backend") or "") if isinstance(found, Mapping) else ""
+
+
 def make_backend(kind: str, asked: Mapping[str, Any], *, where: str = "") -> Backend:
     """Return a backend of what somebody has written.
 
@@ -159,6 +176,8 @@ def make_backend(kind: str, asked: Mapping[str, Any], *, where: str = "") -> Bac
             hint=f"{meant}There are {', '.join(there)}.",
         )
     fitted = {key: _fit(key, value, known[key], where) for key, value in asked.items()}
+    if issubclass(_KINDS[kind], Cloud) and not fitted.get("type"):
+        raise ConfigurationError("it names no type of machine", where=where, hint="Write type: m7i.large.")
     try:
         return _KINDS[kind](**fitted)
     except (TypeError, ValueError) as error:
@@ -328,7 +347,7 @@ def _fit(key: str, value: Any, takes: str, where: str) -> Any:
     if takes.startswith("int") or key == "threads_per_worker":
         if isinstance(value, bool) or not isinstance(value, int):
             raise wrong("a whole number")
-    elif takes.startswith("float") and (isinstance(value, str) or not scalar):
+    elif takes.startswith("float") and "str" not in takes and (isinstance(value, str) or not scalar):
         raise wrong("a number")
     elif takes.startswith("bool") and not isinstance(value, bool):
         raise wrong("true or false")

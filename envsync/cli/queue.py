@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.arguments import demand_hosts
+from envsync.cli.renting import CLOUDS, option_of, rented
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,7 +126,8 @@ def where(
     demand_hosts(hosts, "--hosts")
     demand_hosts([given["via"]] if "via" in given else [], "--via")
     given |= {key: value for key, value in (("cache", cache), ("hosts", tuple(hosts))) if value}
-    given |= _site(given.pop("site", ()))
+    given |= _pairs("--site", given.pop("site", ()))
+    given |= _pairs("--cloud-option", given.pop("cloud_option", ()))
     try:
         importlib.import_module("dask.config")  # reads its files
     except (TypeError, ValueError) as error:
@@ -133,14 +135,14 @@ def where(
             f"Dask's configuration cannot be read: {error}\n  See the files in ~/.config/dask. To YAML the "
             "keys on, off, yes and no are no text unless they are in quotation marks."
         ) from error
-    from envsync.runner.profiles import Profile, make_backend, read_profile
+    from envsync.runner.profiles import Profile, kind_of, make_backend, read_profile
     from envsync.runner.queues import Batch
 
     try:
         if profile is not None:
-            found = read_profile(profile, backend=on, **given)
+            found = read_profile(profile, backend=on, **rented(on or kind_of(profile), given))
         else:
-            found = Profile(name="", backend=make_backend(on or "local", given))
+            found = Profile(name="", backend=make_backend(on or "local", rented(on or "", given)))
     except (ConfigurationError, HostError) as error:
         raise click.UsageError(str(error)) from error
     if isinstance(found.backend, Batch):
@@ -153,6 +155,15 @@ def _demand_fitting(on: str, hosts: Sequence[str], given: dict[str, Any]) -> Non
         raise click.UsageError("--on ssh needs --hosts")
     if on != "ssh" and hosts:
         raise click.UsageError("--hosts needs --on ssh")
+    if on in CLOUDS:
+        if "type" not in given:
+            raise click.UsageError(f"--on {on} needs --instance-type")
+        return
+    renting = next(filter(None, map(option_of, given)), "")
+    if renting:
+        raise click.UsageError(
+            f"{renting} is for rented machines: --on {'|'.join(CLOUDS)}, or a --profile of some"
+        )
     if on not in SYSTEMS and given:
         name = next(names[0] for (names, _), key in zip(_OPTIONS, QUEUE_OPTIONS, strict=True) if key in given)
         raise click.UsageError(
@@ -160,7 +171,7 @@ def _demand_fitting(on: str, hosts: Sequence[str], given: dict[str, Any]) -> Non
         )
 
 
-def _site(words: Sequence[str]) -> dict[str, Any]:
+def _pairs(option: str, words: Sequence[str]) -> dict[str, Any]:
     """Read ``KEY=VALUE``, the value as in a file of the configuration."""
     import yaml
 
@@ -168,9 +179,9 @@ def _site(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise click.UsageError(f"--site {word}: that is not KEY=VALUE")
+            raise click.UsageError(f"{option} {word}: that is not KEY=VALUE")
         try:
             found[key.replace("-", "_")] = yaml.safe_load(value) if value else ""
         except yaml.YAMLError:
-            raise click.UsageError(f"--site {word}: that is no value") from None
+            raise click.UsageError(f"{option} {word}: that is no value") from None
     return found

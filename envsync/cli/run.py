@@ -17,9 +17,10 @@ import click
 from envsync.cli.arguments import lock_or_store, memory_limit, other_store
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
-from envsync.cli.output import cache_option, current, terminated_as_interrupted, watch
+from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
 from envsync.cli.queue import QUEUE_OPTIONS, SYSTEMS, queue_options, where
+from envsync.cli.renting import CLOUDS, RENTING_OPTIONS, renting_options
 from envsync.cli.sections import sections
 
 if TYPE_CHECKING:
@@ -43,14 +44,16 @@ _NOT_EXECUTABLE = 126
             "Workers": ("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
             "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
             "Jobs of a batch system": QUEUE_OPTIONS,
+            "Rented machines": (*RENTING_OPTIONS, "dry_run"),
         }
     ),
 )
 @click.option(
     "--on",
     "backend",
-    type=click.Choice(["local", "ssh", *SYSTEMS]),
-    help="This machine (the default), the SSH hosts that --hosts names, or jobs of a batch system.",
+    type=click.Choice(["local", "ssh", *SYSTEMS, *CLOUDS]),
+    help="This machine (the default), the SSH hosts that --hosts names, jobs of a batch system, or machines "
+    "that are rented.",
 )
 @click.option(
     "--hosts",
@@ -118,6 +121,10 @@ _NOT_EXECUTABLE = 126
     "warn of it.",
 )
 @queue_options
+@renting_options
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be rented, where and at what price, and run nothing."
+)
 @cache_option
 @click.argument("arguments", metavar="[--] COMMAND [ARGUMENTS]...", nargs=-1, required=True)
 def command(
@@ -134,6 +141,7 @@ def command(
     engine: str | None,
     on_mismatch: str | None,
     cache: str | None,
+    dry_run: bool,
     arguments: tuple[str, ...],
     **asked: Any,
 ) -> None:
@@ -158,6 +166,9 @@ def command(
     }
     keywords = {**place.cluster, **{key: value for key, value in given.items() if value is not None}}
     _demand_sense(place, keywords)
+    if dry_run:
+        _tell_offer(place, keywords)
+        return
     if shutil.which(arguments[0]) is None:  # known before anything is started
         click.echo(f"error: {arguments[0]}: there is no such command", err=True)
         sys.exit(_NOT_FOUND)
@@ -179,6 +190,17 @@ def command(
             )
         code = run_forwarding(arguments, environment)
     sys.exit(code)
+
+
+def _tell_offer(place: Profile, keywords: Mapping[str, Any]) -> None:
+    """Say what would be rented."""
+    from envsync.runner.clouds import Cloud
+
+    if not isinstance(place.backend, Cloud):
+        raise click.UsageError("--dry-run is for rented machines: nothing else costs anything")
+    with watch():
+        found = place.backend.offer(keywords.get("n_workers"))
+    result(found.to_dict(), lambda: str(found))
 
 
 def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
