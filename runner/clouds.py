@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import math
 import re
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from envsync.hooks import Hooks
     from envsync.runner.cloud.offering import Offer
-    from envsync.runner.cloud.provider import Machine, Market, Provider
+    from envsync.runner.cloud.provider import Expected, Machine, Market, Provider
     from envsync.runner.cloud.renting import HostKeys, Spot
     from envsync.runner.groups import Group
     from envsync.runner.hosts.base import Host
@@ -205,12 +206,13 @@ class Cloud(Backend):
         if self.max_lifetime is not None:
             at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.max_lifetime)
             deadline = at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        expected = await self.expected()
         plan = Plan(
             type=self.type,
             count=count,
             tags=Tags(cluster=cluster, owner=owner(), deadline=deadline, more=tuple(self.tags.items())),
             spot=self.spot,
-            disk=self.disk,
+            disk=self.disk or (expected.disk if expected is not None else 0),
             lease=self.client_timeout,
             life=self.max_lifetime,
             boot=self.boot_timeout,
@@ -218,8 +220,7 @@ class Cloud(Backend):
             private=self.private,
             host_keys=self.host_keys,
         )
-        if self._provider is None:
-            self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
+        assert self._provider is not None
         self._rented = rented = Rented(self._provider, plan, hooks)
         try:
             host = self.host(await rented.start())
@@ -255,6 +256,16 @@ class Cloud(Backend):
                 hint="Its console, and /var/log/cloud-init-output.log there, say which of commands= failed.",
                 tail=await self._rented.tail(host.name),
             )
+
+    async def expected(self) -> Expected | None:
+        """Return what its machines will be, as far as the cloud tells before there are any."""
+        if self._provider is None:
+            self._provider = await asyncio.to_thread(self.provider)  # an SDK takes a second
+        for region in self._provider.regions:
+            # what is wrong with a region is said when something is made there
+            with contextlib.suppress(CloudError):
+                return await asyncio.to_thread(self._provider.expected, region, self.type)
+        return None
 
     async def release(self) -> None:
         """End the machines; silent if there are none. See `Backend.release`."""
@@ -331,7 +342,8 @@ class EC2(Cloud):
     zones : sequence of str
         Only in these availability zones, in this order.
     image : str
-        An image's id, or a name pattern whose newest image is taken; Debian 12 if not given.
+        An image's id, or a name pattern whose newest image is taken. If not given it is Debian 12, and for
+        types with NVIDIA GPUs Amazon's Deep Learning Base image with their driver.
     image_owner : str
         Whose images a name pattern is about: an account, ``"self"`` or ``"amazon"``.
     subnets : sequence of str

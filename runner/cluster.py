@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import dask.config
 from distributed.core import Status
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from envsync.hooks import Hooks
     from envsync.lock import Lock
+    from envsync.runner.clouds import Cloud
     from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobs import Jobs
@@ -272,6 +273,14 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                     raise error.__cause__ from None
                 raise
 
+    def _while_booting(self, locks: Locks | None) -> contextlib.AbstractAsyncContextManager[None]:
+        """Lock for rented machines while they come up."""
+        if locks is None or not self.backend.rents:
+            return contextlib.nullcontext()
+        from envsync.runner.ahead import while_booting
+
+        return while_booting(cast("Cloud", self.backend), locks, cwd=self.cwd, hooks=self.hooks)
+
     async def _provision(self) -> None:
         """Make the environment exist on every host, and lay out what will run there."""
         from envsync.runner.provision import prepare
@@ -293,10 +302,11 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self._forwarding = Forwarding(self.backend.profile, self.hooks)
             await self._forwarding.open()
         await self._begin_record(self.options.n_workers)
-        self._hosts = await self.backend.acquire(
-            cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
-        )
         locks = Locks(self.hooks) if wanted is None and image is None else None
+        async with self._while_booting(locks):
+            self._hosts = await self.backend.acquire(
+                cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
+            )
         preparing = partial(
             prepare,
             lock=wanted,

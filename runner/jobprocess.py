@@ -71,6 +71,7 @@ class JobProcess(WorkerGroup):
         self.id = ""
         self.trouble = ""
         self.came_up = False
+        self.up_since = 0.0  # by the loop's clock
         self._host: CarriedHost | None = None
         self._prepared: Prepared | None = None
         self._life: asyncio.Task[None] | None = None
@@ -297,6 +298,7 @@ class JobProcess(WorkerGroup):
             self.workers = [self._worker(place, self.name + suffix, spec) for suffix, spec in specs]
             await asyncio.gather(*(worker.start() for worker in self.workers))
         self.came_up = True
+        self.up_since = asyncio.get_running_loop().time()
         jobs.failures_in_a_row = 0
         return lost
 

@@ -73,6 +73,7 @@ _AT_ONCE = 1000  # jobs that one command names, or asks for: Slurm's arrays have
 _CLOSELY = 5  # jobs that ended alike whose logs are looked at
 _KEPT = 200  # jobs that have ended and are remembered
 _TAIL, _LINE = 16384, 500  # bytes of a job's log that are read, and letters of a line that are shown
+_BRIEF, _IN_VAIN = 60.0, 5  # seconds that a job's workers were there, and how many such jobs are enough
 _LOOK = 10.0  # seconds that the system has to say why a job ended
 _SHORT = 300.0  # seconds before the end of the scheduler's job at which it is told
 
@@ -111,6 +112,7 @@ class Jobs:
         self.failures: deque[str] = deque(maxlen=_KEPT)  # what was told of jobs that failed
         self._whys: dict[str, str] = {}  # the same shortly, by their ids
         self.failures_in_a_row = 0  # since one came up
+        self._in_vain = 0  # jobs in a row whose time was over as soon as they were up
         self._told: set[str] = set()  # why jobs wait
         self._restarts: dict[str, int] = {}
         self.known: dict[str, JobProcess | _SchedulerJob] = {}
@@ -538,6 +540,12 @@ class Jobs:
             return
         if end == "retired":
             self._leaving.add(process)
+        if end == "taken" and self.job(process.id).state == "timeout":
+            brief = self._loop.time() - process.up_since < _BRIEF
+            self._in_vain = self._in_vain + 1 if brief else 0
+            if self._in_vain >= _IN_VAIN:
+                end = "failed"
+                why += f"; {self._in_vain} jobs in a row had no time left when they were up: ask for more"
         if end == "failed":
             self.failures.append(f"{process.name}: {why}")
             self._whys[process.id] = why.split("\n", 1)[0]

@@ -21,7 +21,7 @@ from envsync.target import Target, version_numbers
 from envsync.unobtainable import is_unobtainable, mark_unobtainable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from envsync.indexes import IndexSettings
     from envsync.lock import Lock
@@ -40,6 +40,7 @@ __all__ = [
     "lock_for",
     "read_lock",
     "say_again",
+    "target_for",
     "target_of",
 ]
 
@@ -71,8 +72,13 @@ def target_of(session: Session, snapshot: Snapshot) -> Target:
 
     The host's driver is a part of it where its lock differs by it, and only there.
     """
+    return target_for(session.facts, snapshot)
+
+
+def target_for(facts: Mapping[str, Any], snapshot: Snapshot) -> Target:
+    """Return what to lock for, for a host of which these are the facts. See `target_of`."""
     python = snapshot.interpreter
-    there = Target.from_probe(session.facts, python=python.version, implementation=python.implementation)
+    there = Target.from_probe(facts, python=python.version, implementation=python.implementation)
     target = snapshot.target if there.covers(snapshot.target) else replace(there, accelerators=())
     driver = cuda.driver_of(there)
     if not driver or driver == cuda.driver_of(snapshot.target):
@@ -93,11 +99,14 @@ class Locks:
     ----------
     snapshot : Snapshot or None
         What all are made from, as soon as somebody has looked.
+    expected : Target or None
+        What was locked for before any host was there to be probed.
     """
 
     def __init__(self, hooks: Hooks | None = None) -> None:
         self.hooks = hooks
         self.snapshot: Snapshot | None = None
+        self.expected: Target | None = None
         self._made: dict[Target, asyncio.Future[Lock]] = {}
 
     async def of(self, target: Target, make: Callable[[Target], Awaitable[Lock]]) -> Lock:
@@ -106,6 +115,14 @@ class Locks:
         if made is None or (made.done() and made.exception() is not None):
             made = self._made[target] = asyncio.ensure_future(make(target))
         return await asyncio.shield(made)
+
+    def confirm(self, target: Target, where: str, hooks: Hooks) -> None:
+        """Tell, once, that a host is not what was expected, if so: it is locked for anew."""
+        expected, self.expected = self.expected, None
+        if expected is not None and target != expected:
+            hooks.note(
+                where, f"it is {target.describe()}, and {expected.describe()} was expected: locked anew"
+            )
 
     def forget(self) -> None:
         """Have all made anew that are asked for from now on."""

@@ -35,7 +35,8 @@ _TIME = 300.0  # seconds that it may run, if nothing else is said: what is short
 _MANY = ("extra", "prologue")
 _NUMBERS = ("cores", "gpus")
 _NOT_OURS = (  # keywords of clusters, of which there is none
-    *("self", "rest", "system", "via", "scheduler", "scheduler_cores", "scheduler_memory", "scheduler_time"),
+    *("self", "rest", "unknown", "system", "via", "scheduler", "scheduler_cores", "scheduler_memory"),
+    "scheduler_time",
     *("groups", "resources", "workers_per_job", "submissions_per_minute", "grace", "environment"),
 )
 

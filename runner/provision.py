@@ -333,7 +333,9 @@ class _Work:
         locks = []
         for session in sessions:
             with self._telling(session.host):
-                lock = await self.made.of(target_of(session, self.snapshot), self._lock_for)
+                target = target_of(session, self.snapshot)
+                self.made.confirm(target, session.host.name, self.hooks)
+                lock = await self.made.of(target, self._lock_for)
                 if not isinstance(session.host, Local):  # there it is what is installed
                     demand_driver(session, lock)
             locks.append(replace(lock, trees=refs))

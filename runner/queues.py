@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from envsync.runner import batch
@@ -122,7 +124,10 @@ class Batch(Backend):
         poll: float = 5.0,
         grace: float = GRACE,
         environment: dict[str, str] | None = None,
+        **unknown: Any,
     ) -> None:
+        if unknown:
+            raise TypeError(self._not_known(next(iter(unknown))))
         if isinstance(system, str):
             if system not in SYSTEMS:
                 raise ValueError(f"the batch system is one of {', '.join(SYSTEMS)}, not {system!r}")
@@ -181,6 +186,14 @@ class Batch(Backend):
         self.submissions_per_minute = submissions_per_minute
         self.poll = poll
         self.environment = environment
+
+    def _not_known(self, name: str) -> str:
+        """Say of a keyword that there is none of this name, and which one may have been meant."""
+        kinds = [one for one in type(self).__mro__ if issubclass(one, Batch)]
+        known = {key for one in kinds for key in inspect.signature(one).parameters}
+        close = get_close_matches(name, known - {"system", "rest", "unknown"}, 1)
+        meant = f": did you mean {close[0]}=?" if close else ": extra= takes further options of a submission"
+        return f"{type(self).__name__} has no {name}={meant}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.system.name}{f', via={self.via}' if self.via else ''})"

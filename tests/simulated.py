@@ -177,6 +177,7 @@ class LocalJob(JobProcess):
         ]
         await asyncio.gather(*(worker.start() for worker in self.workers))
         self.came_up = True
+        self.up_since = asyncio.get_running_loop().time()
         self.jobs.failures_in_a_row = 0
         return asyncio.Event()
 

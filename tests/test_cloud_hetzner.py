@@ -11,7 +11,7 @@ import stamina
 from envsync.errors import CapacityError, CloudError
 from envsync.runner import Hetzner
 from envsync.runner.cloud.hetzner import HetznerProvider
-from envsync.runner.cloud.provider import MachineRequest, Tags
+from envsync.runner.cloud.provider import MachineRequest, Shared, Tags
 from tests.hetzner_api import TOKEN, HetznerApi, refusal
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
@@ -139,7 +139,14 @@ def test_bad_input_is_told_before_anything_is_made(
     assert api.kept["servers"] == {}
 
 
-def test_prices_are_hetzners_own(provider: HetznerProvider) -> None:
+def test_prices_are_hetzners_own(api: HetznerApi, provider: HetznerProvider) -> None:
+    shared = Shared(region="fsn1", key="", group="", image="")
+    api.fail("GET /pricing", refusal("service_error", "not now", 500), times=12)
+    assert provider.price("fsn1", "cx33", "on-demand") is None
+    assert provider.disk_price(shared, 0) is None
+    disk = provider.disk_price(shared, 0)
+    assert disk is not None
+    assert (disk.amount, disk.currency) == (0.0, "EUR")
     price = provider.price("fsn1", "cx33", "on-demand")
     assert price is not None
     assert (price.amount, price.currency) == (0.0096, "EUR")  # the server's and its address's

@@ -125,3 +125,14 @@ def test_a_backend_that_makes_no_sense_is_an_error_before_anything_runs(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         Slurm(**asked)
+
+
+def test_a_keyword_that_is_spelled_wrong_is_told_with_the_one_that_was_meant() -> None:
+    backend: Any
+    for backend, name, meant in (
+        (Slurm, "partitoin", "did you mean partition="),
+        (SGE, "memory_resorce", "did you mean memory_resource="),
+        (Slurm, "qqq", "extra= takes further options"),
+    ):
+        with pytest.raises(TypeError, match=f"{backend.__name__} has no {name}=: {meant}"):
+            backend(**{name: "x"})

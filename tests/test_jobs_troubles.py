@@ -144,6 +144,23 @@ def test_jobs_are_watched_again_when_their_system_answers_again(monkeypatch: pyt
     run(test)
 
 
+def test_jobs_whose_time_is_over_as_soon_as_they_are_up_are_not_replaced_without_end() -> None:
+    async def test() -> None:
+        told, site = Told(), Site()
+        async with SimulatedCluster(site, 1, hooks=told, submissions_per_minute=1000) as cluster:
+            for number in range(1, 6):
+                await until(lambda number=number: f"{number}_0" in site.jobs)
+                site.start(1)
+                await until(lambda: any(job.came_up for job in cluster.workers.values()))
+                site.end(f"{number}_0", "TIMEOUT", "TimeLimit")
+                await until(lambda: not any(job.came_up for job in cluster.workers.values()))
+            await until(lambda: any("5 jobs in a row had no time left" in line for line in told.lines))
+            await asyncio.sleep(0.3)
+            assert site.states() == {"TIMEOUT": 5}
+
+    run(test)
+
+
 def test_a_job_that_runs_and_never_calls_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         told, site = Told(), Site()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["command", "find_target", "target_for"]
 
 _DESCRIBED = re.compile(r"(\w+?)-(manylinux|musllinux)_(\d+)_(\d+)(?:\+nvidia-(\d+(?:\.\d+){0,2}))?")
+_EC2 = "ec2://"
 _OUTPUT = "pylock.envsync.toml"
 _SHOWN = 10  # lines of a list, unless --verbose
 
@@ -41,6 +42,13 @@ def target_for(_ctx: object, _parameter: object, value: str | None) -> str | Non
         try:
             nodes_of(value)
         except (ValueError, HostError) as error:
+            raise click.BadParameter(str(error)) from None
+    elif value is not None and value.startswith(_EC2):
+        from envsync.runner.ahead import machines_of
+
+        try:
+            machines_of(value)
+        except ValueError as error:
             raise click.BadParameter(str(error)) from None
     elif value is not None and _DESCRIBED.fullmatch(value) is None:
         raise click.BadParameter(
@@ -63,7 +71,8 @@ def target_for(_ctx: object, _parameter: object, value: str | None) -> str | Non
     metavar="TARGET",
     callback=target_for,
     help="Lock for another machine: ssh://[user@]host, which is probed; nodes of a batch system, one of which"
-    " is probed by a job, such as 'slurm://[user@login]?partition=gpu&gres=gpu:1'; or its kind and libc,"
+    " is probed by a job, such as 'slurm://[user@login]?partition=gpu&gres=gpu:1'; machines that are rented"
+    " later, such as 'ec2://g5.xlarge?region=eu-west-1', as the cloud describes them; or its kind and libc,"
     " such as x86_64-manylinux_2_28, and +nvidia-550.54 for its driver.",
 )
 @click.option("--no-lock", is_flag=True, help="Only look; write nothing.")
@@ -245,14 +254,18 @@ def find_target(
 
     Raises
     ------
-    HostError, BatchError
-        The host, or the batch system, cannot be used.
+    HostError, BatchError, CloudError
+        The host, the batch system or the cloud cannot be used.
     """
     import asyncio
 
     from envsync.target import Target
 
     python, implementation = snapshot.interpreter.version, snapshot.interpreter.implementation
+    if text.startswith(_EC2):
+        from envsync.runner.ahead import target_there
+
+        return asyncio.run(target_there(text, python=python, implementation=implementation))
     if "://" in text or text == "local":
         facts = asyncio.run(_probe(text, snapshot, store, settings, hooks, cache))
         return Target.from_probe(facts, python=python, implementation=implementation)

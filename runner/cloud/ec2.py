@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from envsync.errors import CloudError
-from envsync.runner.cloud import ec2_found, ec2_prices
+from envsync.runner.cloud import ec2_found, ec2_images, ec2_prices
 from envsync.runner.cloud.ec2_errors import (
     any_error,
     but_for,
@@ -22,14 +22,10 @@ from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Prov
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from envsync.runner.cloud.provider import Found, Market, Price, State
+    from envsync.runner.cloud.provider import Expected, Found, Market, Price, State
 
 __all__ = ["EC2Provider"]
 
-DEBIAN = "136693071363"
-"""Debian's own account, the same in every region."""
-
-_IMAGE = {"x86_64": "debian-12-amd64-2*", "arm64": "debian-12-arm64-2*"}
 _STATES: dict[str, State] = {
     "pending": "pending",
     "running": "running",
@@ -52,7 +48,8 @@ class EC2Provider(Provider):
     zones : sequence of str
         Only in these zones, such as ``"eu-west-1b"``, in this order.
     image : str
-        An image's id, or a name pattern of images whose newest is taken; Debian's own if empty.
+        An image's id, or a name pattern of images whose newest is taken; if empty Debian's own, or for
+        NVIDIA GPUs Amazon's with their driver.
     image_owner : str
         Whose images a name pattern is about: an account, ``"self"`` or ``"amazon"``.
     subnets : sequence of str
@@ -95,7 +92,7 @@ class EC2Provider(Provider):
         self.regions = chosen
         self._zones = tuple(zones)
         self._image = image
-        self._image_owner = image_owner or ("" if image else DEBIAN)
+        self._image_owner = image_owner
         self._subnets = tuple(subnets)
         self._instance_profile = instance_profile
         self._placement_group = placement_group
@@ -123,7 +120,9 @@ class EC2Provider(Provider):
         client = self._client(region)
         name = f"envsync-{tags.cluster}"
         with translated(region):
-            image = self._find_image(client, region, machine_type)
+            image = self._image
+            if not image.startswith("ami-"):
+                image = self.expected(region, machine_type).image
             with but_for("InvalidKeyPair.Duplicate"):
                 client.import_key_pair(
                     KeyName=name,
@@ -256,6 +255,14 @@ class EC2Provider(Provider):
                 return None
             raise
 
+    @functools.lru_cache(maxsize=16)  # noqa: B019 - a provider lives as long as its cluster
+    def expected(self, region: str, machine_type: str) -> Expected:
+        """Return the image, and what is known of machines from it. See `Provider.expected`."""
+        with translated(region, machine_type):
+            return ec2_images.expected(
+                self._client(region), region, machine_type, image=self._image, owner=self._image_owner
+            )
+
     def disk_price(self, shared: Shared, size: int) -> Price | None:
         """Return what the price list says of its volume. See `Provider.disk_price`."""
         kind = "gp3"
@@ -302,31 +309,6 @@ class EC2Provider(Provider):
             with translated(region):
                 self._clients[key] = self._session.client(service, region_name=region, config=config)
         return self._clients[key]
-
-    def _find_image(self, client: Any, region: str, machine_type: str) -> str:
-        if self._image.startswith("ami-"):
-            return self._image
-        types = client.describe_instance_types(InstanceTypes=[machine_type])["InstanceTypes"]
-        architecture = types[0]["ProcessorInfo"]["SupportedArchitectures"][-1]
-        pattern = self._image or _IMAGE.get(architecture, "")
-        asked: dict[str, Any] = {"Owners": [self._image_owner]} if self._image_owner else {}
-        found = client.describe_images(
-            Filters=[
-                {"Name": "name", "Values": [pattern]},
-                {"Name": "architecture", "Values": [architecture]},
-                {"Name": "state", "Values": ["available"]},
-            ],
-            **asked,
-        )["Images"]
-        if not found:
-            raise CloudError(
-                f"there is no image called {pattern!r} for {architecture}"
-                + (f" of {self._image_owner}" if self._image_owner else ""),
-                where=region,
-                hint="Name another: EC2(..., image='ami-...'), or a name pattern with image_owner=.",
-            )
-        newest = max(found, key=lambda image: (image["CreationDate"], image["Name"]))
-        return str(newest["ImageId"])
 
     def _pricing(self) -> Any:
         return self._client("us-east-1", "pricing", attempts=2)

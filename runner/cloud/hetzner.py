@@ -1,4 +1,4 @@
-"""Hetzner Cloud, through hcloud, which is imported nowhere else.
+"""Hetzner Cloud, through hcloud, which is imported nowhere else but in `hetzner_errors`.
 
 A location is a region of one zone. Servers have no console that can be read and no user-data that is secret,
 so that nobody vouches for a first connection; and a server that is off is billed as one that runs.
@@ -6,7 +6,6 @@ so that nobody vouches for a first connection; and a server that is off is bille
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from envsync.errors import CapacityError, CloudError
+from envsync.runner.cloud.hetzner_errors import but_for, code_of, translated, worth_another_try
 from envsync.runner.cloud.labels import as_labels, as_name, as_tags
 from envsync.runner.cloud.provider import (
     CLUSTER,
@@ -32,7 +32,7 @@ from envsync.runner.cloud.provider import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from envsync.runner.cloud.provider import Market, State
 
@@ -47,22 +47,6 @@ _STATES: dict[str, State] = {
     "off": "stopped",
     "deleting": "ending",
 }
-_LACKS = frozenset({"resource_unavailable", "placement_error", "no_space_left_in_location"})
-_LIMITS = frozenset(
-    {
-        "resource_limit_exceeded",
-        "server_limit_exceeded",
-        "core_limit_exceeded",
-        "dedicated_core_limit_exceeded",
-    }
-)
-_HINTS = {
-    "unauthorized": "The token is not valid: make one in the Hetzner Console, and set HCLOUD_TOKEN.",
-    "token_readonly": "The token may only read: make one that may write.",
-    "forbidden": "The token may not do that: make one that may read and write.",
-    "rate_limit_exceeded": "The project makes too many calls: wait some minutes. It has 3600 an hour.",
-}
-_BUSY = frozenset({"unavailable", "locked", "conflict", "server_error", "service_error", 503})
 
 
 class HetznerProvider(Provider):
@@ -129,7 +113,7 @@ class HetznerProvider(Provider):
 
     def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
         """Return the location itself if it has the type. See `Provider.zones`."""
-        with _translated(region):
+        with translated(region):
             found = self._type(machine_type)
         offered = () if found is None else tuple(one.location.name for one in found.locations or ())
         return (region,) if region in offered else ()
@@ -138,7 +122,7 @@ class HetznerProvider(Provider):
         """Upload the key, make the firewall, look the image up. See `Provider.open`."""
         name = as_name(f"envsync-{tags.cluster}-{region}")
         labels = {**as_labels(tags.to_dict()), _LOCATION: region}
-        with _translated(region):
+        with translated(region):
             found = self._type(machine_type)
             if found is None:
                 raise CloudError(
@@ -151,13 +135,13 @@ class HetznerProvider(Provider):
             key = keys.get_by_name(name)
             if key is None:
                 # without a key Hetzner makes up a password, and sends a mail with it for each machine
-                with _but_for("uniqueness_error"):
+                with but_for("uniqueness_error"):
                     key = keys.create(name=name, public_key=public_key, labels=labels)
                 key = key or keys.get_by_name(name) or keys.get_by_fingerprint(_fingerprint(public_key))
             firewalls = self._client.firewalls
             group = firewalls.get_by_name(name)
             if group is None:
-                with _but_for("uniqueness_error"):
+                with but_for("uniqueness_error"):
                     group = firewalls.create(name=name, rules=self._rules(()), labels=labels).firewall
                 group = group or firewalls.get_by_name(name)
         assert key is not None
@@ -182,7 +166,7 @@ class HetznerProvider(Provider):
                 scope="region",
             )
         name = as_name(f"envsync-{cluster}-{request.token[:12]}")
-        with _translated(region, request.type):
+        with translated(region, request.type):
             self._check_disk(request)
             networks = None
             if self._network:
@@ -195,7 +179,7 @@ class HetznerProvider(Provider):
                     )
                 networks = [Network(id=network.id)]
             made = None
-            with _but_for("uniqueness_error"):
+            with but_for("uniqueness_error"):
                 made = self._again(
                     lambda: (
                         self._client.servers.create(
@@ -220,14 +204,14 @@ class HetznerProvider(Provider):
 
     def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
         """Return a cluster's servers. See `Provider.describe`."""
-        with _translated(region):
+        with translated(region):
             found = self._again(lambda: self._client.servers.get_all(label_selector=_selector(cluster)))
         return tuple(_machine(one) for one in found if one.location.name == region)
 
     def terminate(self, region: str, ids: Sequence[str]) -> None:
         """Delete servers. See `Provider.terminate`."""
         for one in ids:
-            with _translated(region), _but_for("not_found"):
+            with translated(region), but_for("not_found"):
                 server = self._again(partial(self._client.servers.get_by_name, one))
                 if server is not None and CLUSTER in as_tags(server.labels):
                     self._again(server.delete)
@@ -239,7 +223,7 @@ class HetznerProvider(Provider):
     def close(self, region: str, cluster: str) -> tuple[str, ...]:
         """Delete a cluster's keys and firewalls. See `Provider.close`."""
         selector = f"{_selector(cluster)},{_LOCATION}=={region}"
-        with _translated(region):
+        with translated(region):
             left = [
                 str(one.id)
                 for one in self._client.firewalls.get_all(label_selector=selector)
@@ -253,39 +237,38 @@ class HetznerProvider(Provider):
         """Return the price of a server with its public address. See `Provider.price`."""
         if market == "spot":
             return None
-        try:
-            with _translated(region):
-                if not self._pricing:
-                    self._pricing = self._again(lambda: self._client.request("GET", "/pricing"))["pricing"]
-        except CloudError:
+        pricing = self._price_list()
+        if pricing is None:
             return None
-        servers = [one for one in self._pricing["server_types"] if one["name"] == machine_type]
-        addresses = [one for one in self._pricing.get("primary_ips", ()) if one["type"] == "ipv4"]
+        servers = [one for one in pricing["server_types"] if one["name"] == machine_type]
+        addresses = [one for one in pricing.get("primary_ips", ()) if one["type"] == "ipv4"]
         hourly = [_hourly(one, region) for one in (*servers, *addresses)]
         if not servers or hourly[0] is None:
             return None
         return Price(
             amount=round(sum(one for one in hourly if one is not None), 6),
-            currency=str(self._pricing["currency"]),
+            currency=str(pricing["currency"]),
             source="Hetzner's price list, with an IPv4 address, without VAT",
             date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
         )
 
     def disk_price(self, shared: Shared, size: int) -> Price | None:  # noqa: ARG002
         """Return 0: the disk is in the server's price. See `Provider.disk_price`."""
-        currency = str(self._pricing.get("currency", "EUR"))
-        return Price(amount=0.0, currency=currency, source="in the server's price", date="")
+        pricing = self._price_list()
+        if pricing is None:
+            return None
+        return Price(amount=0.0, currency=str(pricing["currency"]), source="in the server's price", date="")
 
     def everywhere(self) -> tuple[str, ...]:
         """Return all locations. See `Provider.everywhere`."""
-        with _translated("account"):
+        with translated("account"):
             return tuple(str(one.name) for one in self._again(self._client.locations.get_all))
 
     def found(self, region: str) -> tuple[Found, ...]:
         """Return servers, firewalls and keys. See `Provider.found`."""
         ours, there = next(iter(as_labels({CLUSTER: ""}))), f"{_LOCATION}=={region}"
         client = self._client
-        with _translated(region):
+        with translated(region):
             servers = self._again(lambda: client.servers.get_all(label_selector=ours))
             firewalls = self._again(lambda: client.firewalls.get_all(label_selector=f"{ours},{there}"))
             keys = self._again(lambda: client.ssh_keys.get_all(label_selector=f"{ours},{there}"))
@@ -305,16 +288,25 @@ class HetznerProvider(Provider):
             self.terminate(region, [found.id])
             return True
         kinds = {"group": self._client.firewalls, "key": self._client.ssh_keys}
-        with _translated(region):
+        with translated(region):
             try:
                 one = kinds[found.kind].get_by_id(int(found.id))
             except Exception as error:
-                if _code(error) == "not_found":
+                if code_of(error) == "not_found":
                     return True
                 raise
             return self._gone(one)
 
     # -- inner
+
+    def _price_list(self) -> dict[str, Any] | None:
+        try:
+            with translated("prices"):
+                if not self._pricing:
+                    self._pricing = self._again(lambda: self._client.request("GET", "/pricing"))["pricing"]
+        except CloudError:
+            return None
+        return self._pricing
 
     @property
     def _client(self) -> Any:
@@ -331,7 +323,7 @@ class HetznerProvider(Provider):
     def _again(self, call: Callable[[], Any]) -> Any:
         """Call, and again where Hetzner was busy or its answer is lost; hcloud waits when throttled."""
         for attempt in stamina.retry_context(
-            on=_worth_another_try, attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0
+            on=worth_another_try, attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0
         ):
             with attempt:
                 return call()
@@ -401,9 +393,9 @@ class HetznerProvider(Provider):
         try:
             self._again(one.delete)
         except Exception as error:
-            if _code(error) == "resource_in_use":
+            if code_of(error) == "resource_in_use":
                 return False
-            if _code(error) != "not_found":
+            if code_of(error) != "not_found":
                 raise
         return True
 
@@ -454,61 +446,3 @@ def _fingerprint(public_key: str) -> str:
 
     digest = hashlib.md5(base64.b64decode(public_key.split()[1]), usedforsecurity=False).hexdigest()
     return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))
-
-
-def _code(error: BaseException) -> str | int:
-    return getattr(error, "code", "")
-
-
-def _worth_another_try(error: Exception) -> bool:
-    from requests import ConnectionError as LostConnection
-
-    return isinstance(error, LostConnection) or _code(error) in _BUSY
-
-
-@contextlib.contextmanager
-def _but_for(code: str) -> Iterator[None]:
-    """Pass over an error that says that all is as it should be."""
-    from hcloud import APIException
-
-    try:
-        yield
-    except APIException as error:
-        if error.code != code:
-            raise
-
-
-@contextlib.contextmanager
-def _translated(region: str, machine_type: str = "") -> Iterator[None]:
-    """Raise what hcloud raises as ours."""
-    from hcloud import HCloudException
-    from requests import RequestException
-
-    where = f"hetzner {region}"
-    try:
-        yield
-    except RequestException as error:
-        raise CloudError(
-            f"Hetzner could not be asked: {type(error).__name__}",
-            where=where,
-            hint="Is there a network? https://status.hetzner.com tells of Hetzner's own troubles.",
-        ) from error
-    except HCloudException as error:
-        code, said = _code(error), getattr(error, "message", "") or str(error)
-        what = f"{said} ({code})"
-        if code in _LACKS or "unsupported location" in said.lower():
-            raise CapacityError(
-                f"no {machine_type} is to be had: {what}", where=where, hint="Try another location or type."
-            ) from error
-        if code in _LIMITS:
-            raise CapacityError(
-                f"the project may not have more {machine_type}: {what}",
-                where=where,
-                hint="Have the limit raised (Hetzner Console, Limits).",
-                scope="region",
-            ) from error
-        raise CloudError(
-            f"Hetzner refused: {what}",
-            where=where,
-            hint=_HINTS.get(str(code), "See the errors in Hetzner's API reference."),
-        ) from error

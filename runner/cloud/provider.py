@@ -18,6 +18,7 @@ __all__ = [
     "CLUSTER",
     "DEADLINE",
     "OWNER",
+    "Expected",
     "Found",
     "Machine",
     "MachineRequest",
@@ -206,6 +207,38 @@ class Found:
     state: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a machine of a type will be, as far as that is known before there is one.
+
+    Attributes
+    ----------
+    image, name : str
+        The image's identity, and what it is called.
+    machine : str
+        As ``platform.machine()`` will say: ``"x86_64"``, ``"aarch64"``.
+    libc : (str, str), optional
+        Such as ``("glibc", "2.36")``; None if that is not known.
+    python : str
+        The version of the image's own Python, ``"3.11"``; empty if that is not known.
+    gpus : int
+        How many of NVIDIA's it has.
+    driver : str
+        The version of NVIDIA's driver in the image; empty if there is none, or that is not known.
+    disk : int
+        GiB that the root disk should have; 0 where the image's own size will do.
+    """
+
+    image: str
+    name: str
+    machine: str
+    libc: tuple[str, str] | None = None
+    python: str = ""
+    gpus: int = 0
+    driver: str = ""
+    disk: int = 0
+
+
 class Provider(ABC):
     """A cloud's account.
 
@@ -263,6 +296,13 @@ class Provider(ABC):
     @abstractmethod
     def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:
         """Return what an hour of a machine costs, None where the cloud does not tell this account."""
+
+    def expected(self, region: str, machine_type: str) -> Expected | None:  # noqa: ARG002
+        """Return what a machine will be, so that it can be prepared for while it boots.
+
+        Probing confirms it once the machine is there. None, as here: nothing is known before.
+        """
+        return None
 
     def disk_price(self, shared: Shared, size: int) -> Price | None:  # noqa: ARG002
         """Return what an hour of a machine's root disk costs beside the machine itself.

@@ -27,11 +27,15 @@ if TYPE_CHECKING:
 
 DEBIAN, UBUNTU = "136693071363", "099720109477"
 _LARGEST = 16384  # bytes of user-data
+_GPU = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)"
 _IMAGES = [  # the older first: moto has each made when it is read
     ("ami-0000000000000de11", "debian-12-amd64-20260101-1", DEBIAN, "x86_64"),
     ("ami-0000000000000de12", "debian-12-amd64-20260901-2", DEBIAN, "x86_64"),
     ("ami-0000000000000de1a", "debian-12-arm64-20260901-2", DEBIAN, "arm64"),
     ("ami-0000000000000bad1", "debian-12-amd64-20261001-9", "210987654321", "x86_64"),
+    ("ami-0000000000000d1a1", f"{_GPU} 20260911", "amazon", "x86_64"),
+    ("ami-0000000000000d1a2", f"{_GPU} 20261006", "amazon", "x86_64"),
+    ("ami-0000000000000d1a3", _GPU.replace("Learning", "Learning ARM64") + " 20251205", "amazon", "arm64"),
     ("ami-0000000000000ub24", "ubuntu/images/hvm-ssd/ubuntu-24.04-amd64", UBUNTU, "x86_64"),
 ]
 

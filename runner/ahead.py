@@ -1,0 +1,150 @@
+"""What is made ready while machines boot: the lock for what they will be, and what they may lack.
+
+The cloud tells what a machine will be, and probing tells what it is. Where these differ the lock is made
+anew, and that is said. Nothing here fails a start: what is wrong is said when a machine is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from envsync.errors import CloudError, EnvsyncError
+from envsync.hooks import Hooks
+from envsync.runner.locking import lock_for, target_for
+from envsync.store import default_store
+from envsync.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from envsync.lock import Lock
+    from envsync.runner.cloud.provider import Expected
+    from envsync.runner.clouds import Cloud
+    from envsync.runner.locking import Locks
+    from envsync.snapshot import Snapshot
+
+__all__ = ["facts_of", "machines_of", "target_there", "while_booting"]
+
+_MOST = 512 * 2**20  # bytes of wheels that come here in advance: machines mostly have the better line
+_KEYS = ("region", "image", "image_owner", "profile")
+
+
+def facts_of(expected: Expected) -> dict[str, Any] | None:
+    """Return what probing should find; None where too little is known to lock for it."""
+    if expected.libc is None or (expected.gpus and not expected.driver):
+        return None
+    return {
+        "system": "linux",
+        "machine": expected.machine,
+        "libc": list(expected.libc),
+        "gpus": [{"driver": expected.driver}] * expected.gpus,
+    }
+
+
+def machines_of(url: str) -> Cloud:
+    """Return the machines that ``ec2://TYPE?region=NAME&image=NAME`` is about.
+
+    Raises
+    ------
+    ValueError
+        It makes no sense.
+    """
+    from envsync.runner.clouds import EC2
+
+    parts = urlsplit(url)
+    given = {key.replace("-", "_"): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
+    unknown = [key for key in given if key not in _KEYS]
+    if parts.scheme != "ec2" or not parts.netloc or parts.path.strip("/") or unknown:
+        what = f": there is no {unknown[0]}" if unknown else ""
+        raise ValueError(f"{url!r} is no type of machine{what}\n  Write ec2://g5.xlarge?region=eu-west-1")
+    options: dict[str, Any] = given
+    return EC2(parts.netloc, **options)
+
+
+async def target_there(url: str, *, python: str, implementation: str) -> Target:
+    """Return what to lock for, for machines that are not there yet.
+
+    Parameters
+    ----------
+    url : str
+        As `machines_of` has it.
+    python, implementation : str
+        Of the environment.
+
+    Raises
+    ------
+    CloudError
+        The cloud refused, or does not tell enough.
+    """
+    backend = machines_of(url)
+    provider = await asyncio.to_thread(backend.provider)
+    expected = await asyncio.to_thread(provider.expected, provider.regions[0], backend.type)
+    facts = facts_of(expected) if expected is not None else None
+    if facts is None:
+        name = f"the image {expected.name}" if expected is not None else "the cloud"
+        raise CloudError(
+            f"{name} does not tell its C library and its driver",
+            where=url,
+            hint="Name them: --for x86_64-manylinux_2_35, and +nvidia-580.105 for the driver.",
+        )
+    return Target.from_probe(facts, python=python, implementation=implementation)
+
+
+@contextlib.asynccontextmanager
+async def while_booting(
+    backend: Cloud, locks: Locks, *, cwd: str | None = None, hooks: Hooks | None = None
+) -> AsyncIterator[None]:
+    """Make ready what can be while the machines come up. What is not done then is left to who needs it.
+
+    Parameters
+    ----------
+    backend : Cloud
+        Whose machines.
+    locks : Locks
+        Where the lock goes, and the snapshot.
+    cwd : str, optional
+        A working directory whose code goes along.
+    hooks : Hooks, optional
+        Told about progress.
+    """
+    work = asyncio.ensure_future(_make_ready(backend, locks, cwd, hooks or Hooks()))
+    try:
+        yield
+    finally:
+        work.cancel()  # a lock that is being made goes on, and is waited for when it is asked for
+        await asyncio.gather(work, return_exceptions=True)
+
+
+async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hooks) -> None:
+    from envsync.collect import collect
+    from envsync.indexes import read_settings
+    from envsync.snapshot import capture
+    from envsync.supply import Supply
+
+    with contextlib.suppress(EnvsyncError):
+        expected = await backend.expected()
+        facts = facts_of(expected) if expected is not None else None
+        if expected is None or facts is None:
+            return
+        snapshot: Snapshot = await asyncio.to_thread(capture, cwd=cwd)
+        settings = await asyncio.to_thread(read_settings)
+        store = default_store()
+        locks.snapshot = snapshot
+        locks.expected = target_for(facts, snapshot)
+
+        async def make(target: Target) -> Lock:
+            return await asyncio.to_thread(
+                lock_for, snapshot, target, store=store, settings=settings, hooks=locks.hooks or hooks
+            )
+
+        hooks.step("here", f"locking for {expected.name or backend.type} while it boots")
+        lock = await locks.of(locks.expected, make)
+        if expected.python != lock.target.minor:
+            await Supply(store, settings, snapshot, hooks=hooks).interpreter(lock.target)
+        remote = [one for one in lock.artifacts() if one.path is None]
+        here = await asyncio.to_thread(store.has, [one.sha256 for one in remote])
+        if sum(one.size or 0 for one in remote if one.sha256 not in here) <= _MOST:
+            await collect(lock, store, settings, hooks=hooks)

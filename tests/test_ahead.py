@@ -1,0 +1,165 @@
+"""What is made ready while machines boot, and what is told when they are something else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from envsync import snapshot as snapshots
+from envsync.cli import cli
+from envsync.errors import CloudError, EnvsyncError
+from envsync.hooks import Hooks
+from envsync.lock import Lock
+from envsync.runner import EC2, ahead
+from envsync.runner.ahead import facts_of, target_there, while_booting
+from envsync.runner.cloud.ec2 import EC2Provider
+from envsync.runner.cloud.provider import Expected
+from envsync.runner.locking import Locks, target_for
+from envsync.target import Target
+from tests.lab.ec2_api import EC2Api
+
+
+class Heard(Hooks):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, where: str, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[EC2Api]:
+    with EC2Api() as api, api.used():
+        yield api
+
+
+@pytest.mark.parametrize(
+    ("machine_type", "image", "machine", "libc", "gpus", "driver", "disk"),
+    [
+        ("m7i.large", "ami-0000000000000de12", "x86_64", "2.36", 0, "", 0),
+        ("m7g.large", "ami-0000000000000de1a", "aarch64", "2.36", 0, "", 0),
+        ("g5.xlarge", "ami-0000000000000d1a2", "x86_64", "2.35", 1, "595.91.07", 100),
+        ("g5.12xlarge", "ami-0000000000000d1a2", "x86_64", "2.35", 4, "595.91.07", 100),
+        ("g5g.xlarge", "ami-0000000000000d1a3", "aarch64", "2.35", 1, "580.105.08", 100),
+    ],
+)
+def test_a_type_tells_its_image_and_what_a_machine_will_be(
+    api: EC2Api, machine_type: str, image: str, machine: str, libc: str, gpus: int, driver: str, disk: int
+) -> None:
+    found = EC2Provider(["eu-west-1"]).expected("eu-west-1", machine_type)
+    assert (found.image, found.machine, found.libc) == (image, machine, ("glibc", libc))
+    assert (found.gpus, found.driver, found.disk) == (gpus, driver, disk)
+
+
+def test_an_image_that_is_named_tells_only_what_its_name_does(api: EC2Api) -> None:
+    named = EC2Provider(["eu-west-1"], image="ami-0000000000000ub24").expected("eu-west-1", "g5.xlarge")
+    assert (named.libc, named.gpus, named.driver, named.disk) == (("glibc", "2.39"), 1, "", 0)
+    assert facts_of(named) is None, "which driver it has is not known"
+    with pytest.raises(CloudError, match="there is no image"):
+        EC2Provider(["eu-west-1"], image="nothing-*").expected("eu-west-1", "m7i.large")
+
+
+async def test_a_target_of_machines_that_are_not_there_yet(api: EC2Api) -> None:
+    found = await target_there("ec2://g5.xlarge?region=eu-west-1", python="3.11.7", implementation="cpython")
+    assert found == Target(
+        python="3.11.7", machine="x86_64", libc=("glibc", "2.35"), accelerators=("nvidia 595.91.07",)
+    )
+    assert api.left() == {}
+    url = "ec2://g5.xlarge?region=eu-west-1&image=ami-0000000000000ub24"
+    with pytest.raises(CloudError, match="does not tell") as told:
+        await target_there(url, python="3.11.7", implementation="cpython")
+    assert "+nvidia-" in told.value.hint
+
+
+@pytest.mark.parametrize("wrong", ["ec2://", "ec2://g5.xlarge?zone=a", "ec2://g5.xlarge/x"])
+def test_what_names_no_machines_is_refused(wrong: str) -> None:
+    done = CliRunner().invoke(cli, ["snapshot", "--for", wrong])
+    assert done.exit_code == 2
+    assert "ec2://g5.xlarge?region=eu-west-1" in done.output
+
+
+class Promised(EC2):
+    """Machines of which the cloud tells this much."""
+
+    def __init__(self, told: Expected | None) -> None:
+        super().__init__("m7i.large")
+        self.told = told
+
+    async def expected(self) -> Expected | None:
+        return self.told
+
+
+DEBIAN = Expected(image="ami-1", name="debian-12", machine="x86_64", libc=("glibc", "2.36"), python="3.11")
+
+
+@pytest.fixture
+def making(small_lock: Path, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
+    """Have a lock at once for whatever is asked; the targets that were asked for are listed."""
+    made: list[Target] = []
+    taken = snapshots.capture()
+
+    def lock_for(_: Any, target: Target, **more: Any) -> Lock:
+        made.append(target)
+        return Lock.read(small_lock)
+
+    async def collect(*_: Any, **more: Any) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(ahead, "lock_for", lock_for)
+    monkeypatch.setattr("envsync.collect.collect", collect)
+    monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
+    return made
+
+
+async def test_the_lock_is_there_when_the_machine_is(making: list[Target]) -> None:
+    locks, heard = Locks(), Heard()
+
+    async def never(target: Target) -> Lock:
+        raise EnvsyncError(f"it is made a second time, for {target}")
+
+    async with while_booting(Promised(DEBIAN), locks):
+        while not making:
+            await asyncio.sleep(0.01)
+    assert locks.snapshot is not None
+    facts = {"system": "Linux", "machine": "x86_64", "libc": ["glibc", "2.36"], "gpus": []}
+    target = target_for(facts, locks.snapshot)
+    locks.confirm(target, "i-1", heard)
+    assert await locks.of(target, never)
+    assert len(making) == 1
+    assert heard.texts == []
+
+
+async def test_a_machine_that_is_something_else_is_locked_for_anew_and_that_is_said(
+    making: list[Target],
+) -> None:
+    locks, heard = Locks(), Heard()
+    async with while_booting(Promised(DEBIAN), locks):
+        while not making:
+            await asyncio.sleep(0.01)
+    assert locks.snapshot is not None
+    facts = {"system": "Linux", "machine": "aarch64", "libc": ["glibc", "2.41"], "gpus": []}
+    target = target_for(facts, locks.snapshot)
+    locks.confirm(target, "i-1", heard)
+    locks.confirm(target, "i-2", heard)
+    (said,) = heard.texts
+    assert "aarch64" in said
+    assert "locked anew" in said
+
+
+async def test_a_cloud_that_tells_nothing_and_a_boot_that_is_faster_are_no_trouble(
+    making: list[Target],
+) -> None:
+    locks = Locks()
+    async with while_booting(Promised(None), locks):
+        await asyncio.sleep(0.05)
+    async with while_booting(Promised(DEBIAN), locks):
+        pass
+    with pytest.raises(ZeroDivisionError):
+        async with while_booting(Promised(DEBIAN), locks):
+            raise ZeroDivisionError
+    assert making == []
