@@ -149,9 +149,10 @@ def _translated() -> Iterator[None]:
         yield
     except ClientError as error:
         said = error.response.get("Error", {})
-        code = said.get("Code", "")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
+        code = said.get("Code") or f"HTTP {status}"  # some that speak S3 say no more
         raise CloudError(
-            f"STS refused a session token: {said.get('Message') or code} ({code})",
+            f"STS refused a session token: {said.get('Message') or 'without a reason'} ({code})",
             where=_WHERE,
             hint="The keys here are long-lived, and such are never sent to machines. Allow"
             " sts:GetSessionToken, or log in by SSO or with a role: what that gives is short-lived."
