@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import shlex
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -31,6 +32,7 @@ layers {folder} 2>/dev/null || {{
   mount -t tmpfs lab {folder}/upper; mkdir {folder}/upper/upper {folder}/upper/work; layers {folder}/upper; }}
 read -r go
 exec < /dev/null
+test ! -d {folder}/more || cp -r {folder}/more/. {folder}/root/
 exec systemd-nspawn --quiet --boot --register=no --keep-unit --console=read-only \
   --resolv-conf=off --timezone=off --link-journal=no --capability=CAP_NET_ADMIN --machine={name} \
   --directory={folder}/root
@@ -96,6 +98,8 @@ class Cloud(Lab):
     ----------
     api : EC2Api
         Its interface, and what goes wrong there.
+    more : dict of str to Path
+        Files that images have besides, by where they lie there: of the machines that are made from now on.
     """
 
     def __init__(self) -> None:
@@ -106,6 +110,7 @@ class Cloud(Lab):
         self._booting: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._broken: list[str] = []
         self.unbootable = 0
+        self.more: dict[str, Path] = {}
         self.api = _Api(self)
         # machines end with the thread that started them
         self._booter = threading.Thread(target=self._boot_all, daemon=True)
@@ -187,6 +192,9 @@ class Cloud(Lab):
         folder = self.folder / instance.id
         for part in ("root", "upper", "work"):
             (folder / part).mkdir(parents=True)
+        for place, file in self.more.items():
+            (folder / "more" / place).parent.mkdir(parents=True)
+            shutil.copy(file, folder / "more" / place)
         (self.folder / f"{instance.id}.console").symlink_to(folder / "log")
         if self.unbootable:
             self.unbootable -= 1
