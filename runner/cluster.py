@@ -272,6 +272,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 if isinstance(error.__cause__, EnvsyncError):
                     raise error.__cause__ from None
                 raise
+            self._record_soon()  # others see its machines now
 
     def _while_booting(self, locks: Locks | None) -> contextlib.AbstractAsyncContextManager[None]:
         """Lock for rented machines while they come up."""

@@ -77,6 +77,11 @@ class RecordedCluster(QueuedCluster):
         )
         await self._recording.begin()
 
+    def _record_soon(self) -> None:
+        """Have what there is by now written."""
+        if self._recording is not None:
+            self._recording.write_soon()
+
     async def _end_record(self) -> None:
         """Write how it ended."""
         recording, self._recording = self._recording, None

@@ -64,6 +64,7 @@ class Recording:
         self._local: Records | None = None
         self._missed = False
         self._task: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
         self._look = look_every(record)
         self._write = min(_WRITE, record.patience / 7.5)
 
@@ -72,6 +73,10 @@ class Recording:
         if self._rented:
             await self._keep()
         self._task = asyncio.ensure_future(self._move_on(kept=self._rented))
+
+    def write_soon(self) -> None:
+        """Have it written now rather than at the next turn: something has changed that others should know."""
+        self._changed.set()
 
     async def close(self, how: str) -> None:
         """Write how it ended; silent if that is done."""
@@ -92,7 +97,8 @@ class Recording:
         written = time.monotonic()
         asked = False
         while True:
-            await asyncio.sleep(self._look)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), self._look)
             with contextlib.suppress(EnvsyncError):  # the store does not answer: the next look may
                 who = await asyncio.to_thread(self._wished_by)
                 if who and not asked:
@@ -100,7 +106,8 @@ class Recording:
                     self._hooks.warning(self.record.cluster, f"{who} wants it to end: it ends")
                     self._end(who)
                     await self._keep(replace(self.record, how=f"{who} stops it"))  # whoever asked reads that
-            if time.monotonic() - written >= self._write:
+            if self._changed.is_set() or time.monotonic() - written >= self._write:
+                self._changed.clear()
                 written = time.monotonic()
                 await self._update()
                 await self._keep()
