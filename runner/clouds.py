@@ -327,7 +327,11 @@ def open_account(kind: str, account: Mapping[str, Any], regions: Sequence[str] =
     cloud = getattr(runner, name) if name else None
     if not isinstance(cloud, type) or not issubclass(cloud, Cloud) or cloud is Cloud:
         raise CloudError(f"this envsync knows no cloud {kind!r}", hint="Is a newer one needed?")
-    return cloud.reopen(account, regions)
+    try:
+        return cloud.reopen(account, regions)
+    except TypeError as error:  # a word of another cloud's, such as EC2's profile
+        said = ", ".join(sorted(account))
+        raise CloudError(f"{kind} is not found again by {said}: {error}", where=kind) from error
 
 
 class EC2(Cloud):
