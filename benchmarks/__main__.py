@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.batch import batch
+from benchmarks.cloud import cloud
 from benchmarks.clusters import start
 from benchmarks.existing import existing
 from benchmarks.imaging import image
@@ -28,6 +29,7 @@ PARTS: dict[str, Callable[[], list[Table]]] = {
     "start": lambda: [start()],
     "existing": existing,
     "batch": batch,
+    "cloud": cloud,
     "store": store,
     "image": image,
     "push": push,
