@@ -81,6 +81,9 @@ _SHORT = 300.0  # seconds before the end of the scheduler's job at which it is t
 class Jobs:
     """What all jobs of a cluster share. Made by `open`."""
 
+    failure = JobFailed
+    """What is raised where workers are waited for that will not come."""
+
     def __init__(
         self,
         *,

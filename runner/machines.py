@@ -7,7 +7,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import AgentError
+from envsync.errors import AgentError, CloudError
 from envsync.runner.fleet import Fleet
 from envsync.runner.jobrows import JobTable, Row
 from envsync.runner.machineprocess import MachineProcess
@@ -62,6 +62,9 @@ class Machines:
     left : callable
         Told about a machine that is no longer one of the cluster's.
     """
+
+    failure = CloudError
+    """What is raised where workers are waited for that will not come."""
 
     def __init__(
         self,
@@ -138,6 +141,7 @@ class Machines:
     def began(self, process: MachineProcess) -> bool:
         """Know a machine from now on; return whether it is the scheduler's, which no other uses."""
         first = not any(one.on_first and not one.over for one in self._processes.values())
+        self._processes = {name: one for name, one in self._processes.items() if not one.over}
         self._processes[process.name] = process
         return first
 

@@ -14,7 +14,7 @@ from distributed.core import Status
 from distributed.deploy.spec import SpecCluster
 from distributed.utils import NoOpAwaitable
 
-from envsync.errors import EnvsyncError, JobFailed
+from envsync.errors import EnvsyncError
 from envsync.runner.jobrows import JobTable
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
                 await asyncio.wait({waiting}, timeout=0.2)
                 expected = sum(len(spec.get("group", ("",))) for spec in self.worker_spec.values())
                 if self.queue and self.queue.failures and expected < n_workers and not self._adapts:
-                    raise JobFailed(
+                    raise self.queue.failure(
                         f"{n_workers} workers will not be there: {self.queue.failures[-1]}",
                         where="cluster",
                         hint="See to what it says, then scale() asks for what is missing.",

@@ -124,6 +124,47 @@ async def test_no_room_anywhere_is_an_error_that_leaves_nothing() -> None:
         await Rented(provider, plan(type="giant")).start()
 
 
+async def test_sixteen_machines_are_asked_for_at_the_same_time() -> None:
+    together = threading.Barrier(16)
+
+    class Slow(Booting):
+        def create(self, request: MachineRequest) -> Machine:
+            together.wait(10)
+            return super().create(request)
+
+    provider = Slow()
+    rented = Rented(provider, plan(16))
+    assert len(await start(rented)) == 16
+    await rented.close()
+    assert alive(provider) == []
+
+
+async def test_machines_that_are_not_wanted_end_and_those_that_end_are_told() -> None:
+    provider = Booting()
+    rented = Rented(provider, plan(3, watch=0.01))
+    gone: list[Machine] = []
+    rented.gone = gone.append
+    first, second, third = await start(rented)
+    rented.end(second)
+    provider.machines[third.id] = replace(third, state="ended", reason="Client.UserInitiatedShutdown")
+    while len(alive(provider)) > 1 or not gone:
+        await asyncio.sleep(0.01)
+    assert [(one.id, one.reason) for one in gone] == [(third.id, "Client.UserInitiatedShutdown")]
+    assert (await rented.why(third), rented.machines) == ("Client.UserInitiatedShutdown", (first,))
+    assert f"Host {first.id}\n" in rented.config.read_text()
+    assert f"Host {second.id}\n" not in rented.config.read_text()
+    waiting = asyncio.ensure_future(rented.another())
+    provider.mute = 1  # it goes on booting
+    while len(alive(provider)) < 2:
+        await asyncio.sleep(0)
+    waiting.cancel()
+    while len(alive(provider)) > 1:
+        await asyncio.sleep(0.01)
+    assert [one.ended for one in rented.bill().hired].count(None) == 1
+    await rented.close()
+    assert (alive(provider), provider.shared) == ([], {})
+
+
 async def test_a_machine_that_does_not_come_up_is_replaced() -> None:
     provider, heard = Booting(mute=1), Heard()
     rented = Rented(provider, plan(2, boot=0.1), heard)

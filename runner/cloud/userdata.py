@@ -132,7 +132,7 @@ def user_data(
             },
         ],
         "ssh_genkeytypes": ["ed25519"],
-        "runcmd": list(more),
+        "runcmd": ["set -e", *more] if more else [],  # they are one script: the first that fails ends it
     }
     text = f"#cloud-config\n{json.dumps(config, indent=1)}\n"
     if len(text.encode()) > _LARGEST:

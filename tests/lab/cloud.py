@@ -243,7 +243,9 @@ class Cloud(Lab):
     def _take_back(self, vm: VM) -> None:
         if self._vms.get(vm.instance.id) is vm:
             vm.instance.terminate()
-            vm.instance.state_reason.code = "Server.SpotInstanceTermination"
+            reason = vm.instance.state_reason
+            reason.code = "Server.SpotInstanceTermination"
+            reason.message = "Server.SpotInstanceTermination: Spot instance termination"
 
 
 class _Api(EC2Api):
