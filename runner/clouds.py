@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import datetime
 import math
-import re
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_bytes
 
 from envsync.errors import BootError, CloudError, ClusterError
+from envsync.runner.amounts import span
 from envsync.runner.backends import GRACE, Backend
 from envsync.runner.cloud.costs import Bill
 from envsync.runner.cloud.provider import Tags
@@ -112,15 +112,15 @@ class Cloud(Backend):
         self.spot: Spot = spot
         self.disk = 0 if disk is None else math.ceil(parse_bytes(disk) / 2**30)
         self.workers_per_machine = workers_per_machine
-        self.max_lifetime = None if max_lifetime is None else _seconds("max_lifetime", max_lifetime)
-        self.boot_timeout = _seconds("boot_timeout", boot_timeout)
+        self.max_lifetime = None if max_lifetime is None else span(max_lifetime, "max_lifetime")
+        self.boot_timeout = span(boot_timeout, "boot_timeout")
         self.commands = tuple(commands)
         self.private = private
         self.host_keys: HostKeys = host_keys
         self.tags = dict(tags or {})
         self.cache = cache
         self.groups = groups_of({"workers_per_job": workers_per_machine})
-        self.client_timeout = _seconds("client_timeout", client_timeout)
+        self.client_timeout = span(client_timeout, "client_timeout")
         self.lease = Lease(path=LEASE, seconds=self.client_timeout)
         self.grace = min(GRACE, self.client_timeout / _LAST_HOPE)
         self._provider: Provider | None = None
@@ -415,17 +415,3 @@ class EC2(Cloud):
 
 def several(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
-
-
-def _seconds(what: str, value: float | str) -> float:
-    try:
-        # Dask knows minutes by that word alone
-        plain = (
-            re.sub(r"\bmins?$|(?<=\d)mins?$", "minutes", value.strip()) if isinstance(value, str) else value
-        )
-        seconds = float(parse_timedelta(plain))
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{what}={value!r} is no time: write '2 min', or seconds") from error
-    if seconds <= 0:
-        raise ValueError(f"{what} must be more than 0 s, not {value!r}")
-    return seconds

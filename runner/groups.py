@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from dask.utils import parse_bytes, parse_timedelta
+from dask.utils import parse_bytes
 
+from envsync.runner.amounts import seconds
 from envsync.runner.batch.request import JobRequest, whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Group", "counts", "gpus_of", "groups_of", "seconds", "size"]
+__all__ = ["Group", "counts", "gpus_of", "groups_of", "size"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
 _RESERVED = ("scheduler",)
@@ -213,20 +214,6 @@ def size(what: str, given: Any) -> int | None:
         raise ValueError(f"{what}={given!r} is no size: write 16 GB") from error
     whole(what, found)
     return found
-
-
-def seconds(time: Any) -> float:
-    """Return a walltime in seconds: of ``"1-12:00:00"``, ``"04:00:00"``, ``"30:00"`` (minutes), ``"2 h"``."""
-    if isinstance(time, str) and re.fullmatch(r"(?:\d+-)?\d+(?::\d+){1,2}", time.strip()):
-        days, _, clock = time.strip().rpartition("-")
-        parts = [int(part) for part in clock.split(":")]
-        if len(parts) == 2:
-            parts = [*parts, 0] if days else [0, *parts]
-        return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
-    try:
-        return float(parse_timedelta(time))
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"time={time!r} is no time: write 04:00:00, or 2 h") from error
 
 
 def gpus_of(gres: str) -> int:

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from envsync.errors import JobFailed
 from envsync.hooks import Hooks
 from envsync.lock import Lock
-from envsync.runner.groups import seconds
+from envsync.runner.amounts import seconds
 from envsync.runner.options import run_name
 from envsync.runner.processes import Launch
 from envsync.runner.provision import Prepared
@@ -83,9 +83,9 @@ def nodes_of(text: str) -> tuple[Batch, float]:
             options[key] = int(value)
         else:
             options[key] = value
-    wait = seconds(options.pop("wait")) if "wait" in options else WAIT
+    wait = seconds(options.pop("wait"), "wait") if "wait" in options else WAIT
     if "poll" in options:
-        options["poll"] = seconds(options["poll"])
+        options["poll"] = seconds(options["poll"], "poll")
     if parts.netloc:
         options["via"] = unquote(parts.netloc)
     return backend(**options), wait

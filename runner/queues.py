@@ -8,10 +8,11 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from envsync.runner import batch
+from envsync.runner.amounts import seconds
 from envsync.runner.backends import GRACE, SSH, Backend, Local
 from envsync.runner.batch import SYSTEMS, BatchSystem
 from envsync.runner.batch.request import amount, text, variables, whole
-from envsync.runner.groups import groups_of, seconds, size
+from envsync.runner.groups import groups_of, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -156,7 +157,7 @@ class Batch(Backend):
         self.scheduler: Where = scheduler or ("job" if self.via else "client")
         self.scheduler_cores = scheduler_cores
         self.scheduler_memory = size("scheduler_memory", scheduler_memory)
-        self.scheduler_time = None if scheduler_time is None else seconds(scheduler_time)
+        self.scheduler_time = None if scheduler_time is None else seconds(scheduler_time, "scheduler_time")
         if self.scheduler_time is not None:
             amount("scheduler_time", self.scheduler_time)
         asked = {

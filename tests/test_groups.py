@@ -8,7 +8,8 @@ import pytest
 
 from envsync import SyncedCluster
 from envsync.runner import SGE, Slurm
-from envsync.runner.groups import counts, gpus_of, seconds
+from envsync.runner.amounts import seconds
+from envsync.runner.groups import counts, gpus_of
 
 GROUPS: dict[str, dict[str, Any]] = {
     "cpu": {},
