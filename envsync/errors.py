@@ -32,6 +32,7 @@
     │   ├── CloudError          a cloud refused what was asked of it, or does not answer
     │   │   ├── CapacityError   it has no such machine there now, or not for this account
     │   │   └── BootError       a machine did not come up; carries the end of its console
+    │   ├── LimitReached        its time or money was over before it was up
     │   ├── ProcessDied         a scheduler or worker process ended; carries its last lines
     │   └── StartTimeout        a process did not come up in time
     └── MismatchError           environments differ; carries the differences
@@ -259,6 +260,10 @@ class BootError(CloudError):
 
     def __str__(self) -> str:
         return _with_tail(super().__str__(), "the end of its console", self.tail)
+
+
+class LimitReached(ClusterError):  # noqa: N818 - the event is the name
+    """A cluster's time or money was over before it was up."""
 
 
 class JobFailed(BatchError):  # noqa: N818 - the event is the name

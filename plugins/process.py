@@ -18,6 +18,7 @@ The configuration holds::
     wanted       the Report that every process is compared with
     on_mismatch  "raise", "warn" or "ignore"
     report_timeout  seconds that a worker has to report its environment
+    limits       of a scheduler: when it ends by itself; see `limits.Limits`
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ import threading
 import traceback
 from pathlib import Path
 from typing import Any, Dict, Mapping, Sequence
+
+from .limits import ended
 
 __all__ = ["main"]
 
@@ -117,6 +120,10 @@ async def _scheduler(config: Config, folder: str) -> Any:
     if gate is not None:
         gate.install(scheduler)
     await scheduler
+    if config.get("limits"):
+        from .limits import Limits
+
+        Limits(scheduler, config["limits"], _say).install()
     dashboard = scheduler.services.get("dashboard")
     hello = {
         "address": scheduler.address,
@@ -138,6 +145,7 @@ async def _worker(config: Config, folder: str) -> Any:
         module, _, name = (config.get("class") or "distributed.nanny.Nanny").rpartition(".")
         server = getattr(importlib.import_module(module), name)(scheduler, security=security, **options)
     await server
+    server.handlers["envsync_ended"] = ended(_say)
     address = getattr(server, "worker_address", None) or server.address
     hello = {"address": address, "pid": os.getpid(), "differences": []}
     if config.get("wanted") is not None and config.get("on_mismatch", "raise") != "ignore":

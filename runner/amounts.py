@@ -37,7 +37,7 @@ class Money:
 
 
 def seconds(time: Any, what: str = "time") -> float:
-    """Return a time in seconds: of ``"20 min"``, ``"8h"``, ``"1-12:00:00"``, ``"30:00"`` (minutes), or a number.
+    """Return a time in seconds: ``"20 min"``, ``"8h"``, ``"1-12:00:00"``, ``"30:00"`` (minutes), or a number.
 
     Parameters
     ----------

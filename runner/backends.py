@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from envsync.runner.cloud.costs import Bill
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envsync.hooks import Hooks
+    from envsync.runner.amounts import Money
     from envsync.runner.hosts.base import Host
+    from envsync.runner.limits import Limits
     from envsync.runner.session import Lease
 
 __all__ = ["SSH", "Backend", "Local"]
@@ -73,6 +76,32 @@ class Backend(ABC):
     async def release(self) -> None:  # noqa: B027 - most have nothing to end
         """End what `acquire` has made; silent if that is done. The hosts are closed."""
 
+    def limited(self, limits: Limits) -> Backend:
+        """Return the backend of a cluster with limits: what holds on its hosts is taken from them.
+
+        Raises
+        ------
+        TypeError
+            A limit makes no sense here.
+        """
+        if limits.cost is not None:
+            raise TypeError(f"max_cost= is for machines that are rented, and {self} rents none")
+        if limits.client is None:
+            return self
+        changed = copy.copy(self)
+        changed.grace = limits.client
+        return changed
+
+    async def afford(self, limit: Money, n_workers: int | None) -> tuple[Money, float]:
+        """Return a limit in the currency of the prices, and what an hour of a machine costs at most.
+
+        Raises
+        ------
+        CloudError
+            Nobody knows what machines cost, or it is more than the limit.
+        """
+        raise NotImplementedError
+
     async def described(self) -> Mapping[str, Any] | None:
         """Return what a record says of it before a cluster begins: fields of `Record`.
 
@@ -114,6 +143,12 @@ class Local(Backend):
     cache: str | None = None
     grace: float = GRACE
     local: bool = field(default=True, init=False)
+
+    def limited(self, limits: Limits) -> Backend:
+        """See `Backend.limited`."""
+        if limits.cost is not None or limits.client is None:
+            return super().limited(limits)
+        return replace(self, grace=limits.client)
 
     def hosts(self) -> list[Host]:
         """Return this machine."""

@@ -15,10 +15,13 @@ from envsync.errors import BootError, CloudError, ClusterError
 from envsync.runner.amounts import span
 from envsync.runner.backends import GRACE, Backend
 from envsync.runner.cloud.costs import Bill
+from envsync.runner.cloud.plan import MARKETS
+from envsync.runner.cloud.prices import what_it_costs
 from envsync.runner.cloud.provider import Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from envsync.runner.cloud.userdata import LEASE
 from envsync.runner.groups import groups_of
+from envsync.runner.limits import affordable
 from envsync.runner.records import owner
 from envsync.runner.session import Lease
 
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envsync.hooks import Hooks
+    from envsync.runner.amounts import Money
     from envsync.runner.cloud.offering import Offer
     from envsync.runner.cloud.provider import Expected, Machine, Market, Provider
     from envsync.runner.cloud.renting import HostKeys, Spot
     from envsync.runner.groups import Group
     from envsync.runner.hosts.base import Host
+    from envsync.runner.limits import Limits
 
 __all__ = ["EC2", "Cloud"]
 
@@ -120,15 +125,40 @@ class Cloud(Backend):
         self.tags = dict(tags or {})
         self.cache = cache
         self.groups = groups_of({"workers_per_job": workers_per_machine})
-        self.client_timeout = span(client_timeout, "client_timeout")
-        self.lease = Lease(path=LEASE, seconds=self.client_timeout)
-        self.grace = min(GRACE, self.client_timeout / _LAST_HOPE)
+        self._live_by(span(client_timeout, "client_timeout"))
+        self._affordable: float | None = None
         self._provider: Provider | None = None
         self._rented: Rented | None = None
         self._bill = Bill()
 
     def __repr__(self) -> str:
         return f"{self.__class__.__name__}({self.type!r})"
+
+    def _live_by(self, seconds: float) -> None:
+        self.client_timeout = seconds
+        self.lease = Lease(path=LEASE, seconds=seconds)
+        self.grace = min(GRACE, seconds / _LAST_HOPE)
+
+    def limited(self, limits: Limits) -> Backend:
+        """Take a cluster's limits in place of its own: it is one cluster's. See `Backend.limited`."""
+        if limits.client is not None:
+            self._live_by(limits.client)
+        if limits.life is not None:
+            self.max_lifetime = limits.life
+        return self
+
+    def _count(self, n_workers: int | None) -> int:
+        return max(1, math.ceil((n_workers or 1) / self.workers_per_machine))
+
+    async def afford(self, limit: Money, n_workers: int | None) -> tuple[Money, float]:
+        """See `Backend.afford`."""
+        if self._provider is None:
+            self._provider = await asyncio.to_thread(self.provider)
+        prices = await asyncio.to_thread(what_it_costs, self._provider, self.type, MARKETS[self.spot])
+        found, dearest = affordable(limit, prices, self._count(n_workers))
+        if dearest:  # one machine alone would have cost it all by then
+            self._affordable = found.amount / dearest * 3600
+        return found, dearest
 
     @abstractmethod
     def provider(self) -> Provider:
@@ -201,7 +231,6 @@ class Cloud(Backend):
                 where=repr(self),
                 hint="Make one for each cluster.",
             )
-        count = self._count(n_workers)
         deadline = ""
         if self.max_lifetime is not None:
             at = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.max_lifetime)
@@ -209,12 +238,12 @@ class Cloud(Backend):
         expected = await self.expected()
         plan = Plan(
             type=self.type,
-            count=count,
+            count=self._count(n_workers),
             tags=Tags(cluster=cluster, owner=owner(), deadline=deadline, more=tuple(self.tags.items())),
             spot=self.spot,
             disk=self.disk or (expected.disk if expected is not None else 0),
             lease=self.client_timeout,
-            life=self.max_lifetime,
+            life=min([one for one in (self.max_lifetime, self._affordable) if one is not None], default=None),
             boot=self.boot_timeout,
             commands=self.commands,
             private=self.private,

@@ -16,11 +16,12 @@ import dask.config
 from distributed.core import Status
 from distributed.utils import format_dashboard_link
 
-from envsync.errors import ClusterError, EnvsyncError
+from envsync.errors import ClusterError, EnvsyncError, LimitReached
 from envsync.runner.backends import Backend, Local
 from envsync.runner.forwarding import Forwarding, demand_sense
 from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.groups import counts
+from envsync.runner.limits import Limits, Watch, cancel_futures, said
 from envsync.runner.locking import Locks, read_lock
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.options import Options, plain_config, run_name, without_deprecated
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
 __all__ = ["SyncedCluster"]
 
 logger = logging.getLogger("envsync")
+
+_QUEUE = 1e9  # seconds that jobs may wait: for ever
+_CLOSING = 20.0  # seconds that a scheduler has to close when it has said that it does
 
 
 class SyncedCluster(RecordedCluster):
@@ -101,6 +105,17 @@ class SyncedCluster(RecordedCluster):
         Seconds that each process has to come up.
     report_timeout : float
         Seconds that each worker has to report its environment.
+    idle_timeout : float or str, optional
+        How long nothing may be computed until the cluster ends, such as ``"20 min"``, or seconds. The
+        scheduler's process sees to it, whatever becomes of this one; what tasks hold in memory is lost.
+    max_lifetime : float or str, optional
+        How long it may live in all, such as ``"8 h"``.
+    client_timeout : float or str, optional
+        How long there may be no sign of life from here until hosts end what was started there, and rented
+        machines themselves; the backend's own if not given.
+    max_cost : str or float, optional
+        What rented machines may cost in all, such as ``"50 USD"``; a number is in the currency of the prices.
+        The cluster ends before that. It is an error where nobody knows the prices.
     hooks : Hooks, optional
         Told about progress; by default the logger ``envsync`` is.
     env : mapping or str, optional
@@ -174,11 +189,23 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         scheduler_sync_interval: float = 1,
         start_timeout: float = 120,
         report_timeout: float = 60,
+        idle_timeout: float | str | None = None,
+        max_lifetime: float | str | None = None,
+        client_timeout: float | str | None = None,
+        max_cost: float | str | None = None,
         hooks: Hooks | None = None,
         **worker_kwargs: Any,
     ) -> None:
         assert not isinstance(backend, str), "a profile's name has become its backend"
-        self.backend: Backend = backend if backend is not None else Local()
+        backend = backend if backend is not None else Local()
+        limits = Limits.of(
+            idle_timeout=idle_timeout,
+            max_lifetime=max_lifetime if max_lifetime is not None else getattr(backend, "max_lifetime", None),
+            client_timeout=client_timeout,
+            max_cost=max_cost,
+        )
+        self.backend: Backend = backend.limited(limits)
+        self._watch = Watch(limits, self.backend)
         host = without_deprecated(worker_kwargs, host)
         self.image: str | None = None
         self.engine = engine
@@ -257,7 +284,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             if self.status == Status.created:
                 self._provisioning = asyncio.ensure_future(self._provision())
                 try:
-                    await asyncio.wait({self._provisioning})
+                    await self._watch.during(self._provisioning)
                     self._provisioning.result()
                 except BaseException as error:
                     self.ending = f"its start failed: {error}" if str(error) else "its start was interrupted"
@@ -273,6 +300,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                     raise error.__cause__ from None
                 raise
             self._record_soon()  # others see its machines now
+            self._watch.begin(self.scheduler_comm.envsync_cost)
 
     def _while_booting(self, locks: Locks | None) -> contextlib.AbstractAsyncContextManager[None]:
         """Lock for rented machines while they come up."""
@@ -299,6 +327,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
+        await self._watch.demand(self.options.n_workers)
         if self.credentials == "forward":
             self._forwarding = Forwarding(self.backend.profile, self.hooks)
             await self._forwarding.open()
@@ -384,8 +413,13 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 "config": {
                     "options": self.options.scheduler(encrypted=self.trust.encrypted),
                     "addresses": list(places[0].addresses),
+                    "limits": self._watch.to_scheduler(
+                        waits=self._start_timeout if self.queue is None else _QUEUE,
+                        nanny=self.options.nanny,
+                    ),
                 },
                 "reach": self._reach,
+                "said": self._scheduler_said,
             },
         }
         if self.queue is not None:
@@ -421,6 +455,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         try:
             await super()._correct_state_internal()
         except EnvsyncError as error:
+            if self._watch.ended:
+                raise LimitReached(
+                    f"it ended before its workers were up: {self._watch.ended}", where="cluster"
+                ) from error
             self.hooks.failed(error.where or "cluster", error.message)
             if self.queue is not None:
                 self.queue.failures.append(str(error))
@@ -437,6 +475,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self._tell_differences()
 
     async def _close(self) -> None:
+        await self._watch.close()
         try:
             with _unsaid("Cluster closed without starting up"):
                 await super()._close()
@@ -482,6 +521,22 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             with contextlib.suppress(TimeoutError):  # what interrupted us is what its user is to see
                 self._loop_runner.stop()
 
+    def _scheduler_said(self, event: Mapping[str, Any]) -> None:
+        """Tell of a limit that comes near; close when the scheduler ends because of one."""
+        warning, end = said(event)
+        if warning:
+            self.hooks.warning("cluster", warning)
+        if end and not self.ending:
+            self.ending = self._watch.ended = end
+            self.hooks.warning("cluster", f"it ends: {end}")
+            self._cluster_manager_logs.append((datetime.datetime.now(), f"it ends: {end}"))
+            # its process ends in a moment, and the rest with it; not later than that if it hangs
+            self.loop.call_later(_CLOSING, self._close_anyhow)
+
+    def _close_anyhow(self) -> None:
+        if self.status not in (Status.closing, Status.closed, Status.failed):
+            self.loop.add_callback(self._close)
+
     def _process_lost(self, process: DaskProcess) -> None:
         """Report a process that ended by itself, and forget it."""
         if self.status in (Status.closing, Status.closed, Status.failed):
@@ -500,7 +555,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             logger.warning("%s: %s%s", process.where, why, lines)
         self._cluster_manager_logs.append((datetime.datetime.now(), f"{process.where}: {why}"))
         if process is self.scheduler:
-            self.ending = self.ending or "its scheduler was lost"
+            self.ending = self.ending or f"its scheduler was lost: {why}"
+            cancel_futures(self, f"The cluster has ended: {self.ending}.")
             self.shutdown_scheduler = False  # nobody is there to be told
             self.loop.add_callback(self._close)
         elif self.workers.get(process.name) is process:

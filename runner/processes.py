@@ -257,13 +257,28 @@ class SchedulerProcess(DaskProcess):
     ----------
     reach : callable
         Called when it listens, with this object and what it said; returns the address that it has from here.
+    said : callable
+        Told what else it says, while it runs.
     """
 
     role = "scheduler"
 
-    def __init__(self, *, reach: Callable[[SchedulerProcess, Mapping[str, Any]], Any], **rest: Any) -> None:
+    def __init__(
+        self,
+        *,
+        reach: Callable[[SchedulerProcess, Mapping[str, Any]], Any],
+        said: Callable[[Mapping[str, Any]], None],
+        **rest: Any,
+    ) -> None:
         super().__init__(name="scheduler", **rest)
         self._reach = reach
+        self._said = said
+
+    async def start(self) -> None:
+        """See `DaskProcess.start`."""
+        await super().start()
+        assert self.remote is not None
+        self.remote.on_said(self._said)
 
     async def reached(self, hello: Mapping[str, Any]) -> None:
         """Find the address that it has from here."""

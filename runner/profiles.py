@@ -34,6 +34,7 @@ from envsync.runner.batch.jobqueue_config import Mapped, from_jobqueue, says_som
 from envsync.runner.clouds import EC2, Cloud
 from envsync.runner.gce import GCE
 from envsync.runner.hetzner import Hetzner
+from envsync.runner.limits import KEYWORDS, Limits
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.queues import BACKENDS, Batch
 
@@ -50,6 +51,7 @@ _KINDS: dict[str, type[Backend]] = {
 CLUSTER = (
     *("n_workers", "threads_per_worker", "memory_limit", "name", "lock", "store", "env", "engine"),
     *("on_mismatch", "dashboard_address", "local_directory", "start_timeout", "gpu_worker"),
+    *KEYWORDS,
 )
 """Keywords of `SyncedCluster` that a profile may say too."""
 _SECTION = "jobqueue"
@@ -129,6 +131,10 @@ def read_profile(name: str, **changes: Any) -> Profile:
     cluster = {
         key: _fit(key, given.pop(key), "", where) for key in CLUSTER if key in given and key not in known
     }
+    try:
+        Limits.of(**{key: cluster[key] for key in KEYWORDS if key in cluster})
+    except ValueError as error:
+        raise ConfigurationError(str(error), where=where) from error
     asked = {**given, **changes}
     if mapped is not None:
         if "partition" in asked and "partition" in known:

@@ -46,6 +46,7 @@ class Remote:
         self._said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._gone = asyncio.Event()
         self._callbacks: list[Callable[[Remote], None]] = []
+        self._listener: Callable[[dict[str, Any]], None] | None = None
 
     def __repr__(self) -> str:
         state = "running" if self.running else "lost" if self.lost else f"ended {self.returncode}"
@@ -127,6 +128,12 @@ class Remote:
         else:
             callback(self)
 
+    def on_said(self, callback: Callable[[dict[str, Any]], None]) -> None:
+        """Call `callback(what)` with whatever it says from now on, in place of `said`."""
+        self._listener = callback
+        while not self._said.empty():
+            callback(self._said.get_nowait())
+
     async def stop(self, grace: float = 5.0) -> int | None:
         """End it and its process group: its input ends, SIGTERM, and after `grace` seconds SIGKILL.
 
@@ -144,7 +151,9 @@ class Remote:
 
     def _hear(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        if kind == "said":
+        if kind == "said" and self._listener is not None:
+            self._listener(event["data"])
+        elif kind == "said":
             self._said.put_nowait(event["data"])
         elif kind == "log":
             self._tail.extend(event["lines"])

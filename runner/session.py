@@ -155,7 +155,15 @@ class Session:
         session.agent = hello["agent"]
         session.python = hello["python"]
         beat = min(grace / 3, _BEAT)
-        session._wire = Wire(channel, host.name, beat=beat, on_event=session._hear, on_end=session._lost)
+        session._wire = Wire(
+            channel,
+            host.name,
+            beat=beat,
+            # a machine that has not been heard for its lease has not heard us either: it has ended
+            silence=None if lease is None else lease.seconds,
+            on_event=session._hear,
+            on_end=session._lost,
+        )
         try:
             session.facts = await session._wire.first()
             if lease is not None:

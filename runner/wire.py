@@ -74,6 +74,8 @@ class Wire:
         The host's name, for errors.
     beat : float
         Seconds between two signs of life sent to the agent.
+    silence : float, optional
+        Seconds after which an agent that says nothing is given up; a minute at most.
     on_event : callable
         Called with each event that belongs to no request.
     on_end : callable
@@ -91,6 +93,7 @@ class Wire:
         where: str,
         *,
         beat: float,
+        silence: float | None = None,
         on_event: Callable[[dict[str, Any]], None],
         on_end: Callable[[EnvsyncError], None],
     ) -> None:
@@ -99,6 +102,7 @@ class Wire:
         self.ended: EnvsyncError | None = None
         self.secrets: set[str] = set()
         self._beat = beat
+        self._silence = max(_SILENCE, 6 * beat) if silence is None else min(_SILENCE, silence)
         self._on_event = on_event
         self._on_end = on_end
         self._numbers = itertools.count(1)
@@ -233,7 +237,7 @@ class Wire:
             with contextlib.suppress(EnvsyncError):
                 await self._send({"do": "ping"})
             silent = time.monotonic() - self._heard
-            if silent > max(_SILENCE, 6 * self._beat):
+            if silent > self._silence:
                 self._end(
                     AgentError(
                         f"the agent has said nothing for {silent:.0f} s",

@@ -13,7 +13,8 @@ __all__ = ["build"]
 _PACKAGE = "envsync_agent"
 _LEFT_OUT = frozenset({"archive.py"})
 _PLUGINS = (
-    *("__init__.py", "compare.py", "download.py", "gate.py", "process.py", "scan.py", "sources.py"),
+    *("__init__.py", "compare.py", "download.py", "gate.py", "limits.py", "process.py", "scan.py"),
+    "sources.py",
     # what gate.py looks at overlays with
     *("activate.py", "disk.py", "forget.py", "hostlock.py", "unpack.py", "wheel.py", "whole.py"),
 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 from .layout import Problem
 
@@ -35,8 +36,10 @@ class Lease:
         self.path = path
         self.seconds = seconds
         self._renewed = 0.0
+        self._over = False
+        self._writing = threading.Lock()
         try:
-            self._write()
+            self._write(self.seconds)
         except OSError as error:
             raise Problem(
                 "unfit",
@@ -48,15 +51,24 @@ class Lease:
         """Move it on, if that is due; `now` is the monotonic clock's."""
         if now - self._renewed >= self.seconds * _EVERY:
             self._renewed = now
-            with contextlib.suppress(OSError):  # the next one may do it; if none does, the machine ends
-                self._write()
+            # the next one may do it; if none does, the machine ends
+            with self._writing, contextlib.suppress(OSError):
+                if not self._over:
+                    self._write(self.seconds)
 
-    def _write(self) -> None:
+    def end(self, within: float) -> None:
+        """Have the machine end within so many seconds, whoever is heard from now on."""
+        with self._writing, contextlib.suppress(OSError):
+            if not self._over:
+                self._over = True
+                self._write(min(within, self.seconds))
+
+    def _write(self, seconds: float) -> None:
         """Write the time since boot at which it is over: in one piece, as it is read at any time."""
         with open("/proc/uptime", encoding="ascii") as file:  # noqa: PTH123 - no more is imported than that
             up = float(file.read().split()[0])
         handle = os.open(self.path, os.O_WRONLY)
         try:
-            os.pwrite(handle, b"%-20d\n" % int(up + self.seconds), 0)
+            os.pwrite(handle, b"%-20d\n" % int(up + seconds), 0)
         finally:
             os.close(handle)

@@ -229,8 +229,15 @@ class _Server:
             raise Problem("process", f"a process {key} runs already", "Stop it first.")
         from .supervise import spawn
 
-        child = self.children[key] = spawn(self.cache, self.out.emit, request)
+        child = self.children[key] = spawn(self.cache, self._pass_on, request)
         return {"pid": child.pid}
+
+    def _pass_on(self, event: dict[str, Any]) -> None:
+        """Send what a process does; when it says that its cluster has ended, no client keeps the machine."""
+        end = event["data"].get("ended") if event["event"] == "said" else None
+        if isinstance(end, dict) and self.lease is not None:
+            self.lease.end(float(end.get("within", 0)))
+        self.out.emit(event)
 
     def stop(self, request: Mapping[str, Any]) -> None:
         """End a process."""

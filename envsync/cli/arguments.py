@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from envsync.errors import EnvsyncError
 
 __all__ = [
+    "LIMITS",
     "Destinations",
     "demand_hosts",
     "destinations",
+    "limit",
     "lock_or_store",
     "lock_there",
     "lock_to_write",
@@ -33,6 +35,9 @@ __all__ = [
     "scheduler",
     "store_url",
 ]
+
+LIMITS = ("idle_timeout", "max_lifetime", "client_timeout", "max_cost")
+"""The options that `limit` reads."""
 
 _LEAST = 1_000_000  # bytes of memory; less than that is somebody's slip
 _AMOUNTS = "a size such as 4GB or 512MiB, a fraction of the memory such as 0.25, auto, or 0 for no limit"
@@ -65,6 +70,18 @@ def memory_limit(_ctx: object, _parameter: object, value: str | None) -> str | i
     if amount < _LEAST:
         raise click.BadParameter(f"{value!r} is {amount} bytes. Give it a unit, as in 4GB.")
     return amount
+
+
+def limit(_ctx: object, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is no time, or no amount of money."""
+    if value is not None:
+        from envsync.runner.amounts import money, span
+
+        try:
+            (money if parameter.name == "max_cost" else span)(value, str(parameter.name))
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from error
+    return value
 
 
 def lock_there(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.arguments import lock_or_store, memory_limit, other_store
+from envsync.cli.arguments import LIMITS, limit, lock_or_store, memory_limit, other_store
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
@@ -42,6 +42,7 @@ _NOT_EXECUTABLE = 126
         {
             "Where the cluster runs": ("backend", "hosts", "profile"),
             "Workers": ("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
+            "When it ends by itself": LIMITS,
             "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
             "Jobs of a batch system": QUEUE_OPTIONS,
             "Rented machines": (*RENTING_OPTIONS, "dry_run"),
@@ -120,6 +121,28 @@ _NOT_EXECUTABLE = 126
     help="A process whose environment is not the wanted one: never let it run a task (the default), or only "
     "warn of it.",
 )
+@click.option(
+    "--idle-timeout",
+    metavar="TIME",
+    callback=limit,
+    help="End the cluster when nothing was computed for so long: '20 min', 2h.",
+)
+@click.option(
+    "--max-lifetime", metavar="TIME", callback=limit, help="End it when it has lived for so long: 8h."
+)
+@click.option(
+    "--client-timeout",
+    metavar="TIME",
+    callback=limit,
+    help="Hosts end what was started there, and rented machines themselves, after so long without a sign of "
+    "life from here.",
+)
+@click.option(
+    "--max-cost",
+    metavar="AMOUNT",
+    callback=limit,
+    help="End it before rented machines have cost so much: '50 USD'.",
+)
 @queue_options
 @renting_options
 @click.option(
@@ -140,6 +163,10 @@ def command(
     image: str | None,
     engine: str | None,
     on_mismatch: str | None,
+    idle_timeout: str | None,
+    max_lifetime: str | None,
+    client_timeout: str | None,
+    max_cost: str | None,
     cache: str | None,
     dry_run: bool,
     arguments: tuple[str, ...],
@@ -162,6 +189,10 @@ def command(
         "env": image,
         "engine": engine,
         "on_mismatch": on_mismatch,
+        "idle_timeout": idle_timeout,
+        "max_lifetime": max_lifetime,
+        "client_timeout": client_timeout,
+        "max_cost": max_cost,
         "cwd": first_folder(arguments),
     }
     keywords = {**place.cluster, **{key: value for key, value in given.items() if value is not None}}
@@ -207,6 +238,8 @@ def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
     """Refuse an image where there can be none."""
     from envsync.runner.queues import Batch
 
+    if "max_cost" in keywords and place.backend.lease is None:
+        raise click.UsageError("--max-cost is for machines that are rented")
     image = keywords.get("env")
     if not isinstance(image, str):
         if "engine" in keywords:

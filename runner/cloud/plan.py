@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from envsync.runner.cloud.provider import Market, Tags
 
-__all__ = ["HostKeys", "Plan", "Spot"]
+__all__ = ["MARKETS", "HostKeys", "Plan", "Spot"]
 
 Spot = Literal["never", "prefer", "only"]
 HostKeys = Literal["console", "first"]
 
-_MARKETS: dict[Spot, tuple[Market, ...]] = {
+MARKETS: dict[Spot, tuple[Market, ...]] = {
     "never": ("on-demand",),
     "prefer": ("spot", "on-demand"),
     "only": ("spot",),
 }
+"""What to try, in this order."""
 _POLL = 2.0  # seconds between two looks at machines that boot, or end
 _WATCH = 15.0  # seconds between two looks at machines that work
 
@@ -69,4 +70,4 @@ class Plan:
 
     def markets(self, *, first: bool = False) -> tuple[Market, ...]:
         """What to try for a machine, in this order."""
-        return _MARKETS["never" if first and self.spot == "prefer" else self.spot]
+        return MARKETS["never" if first and self.spot == "prefer" else self.spot]

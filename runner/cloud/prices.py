@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 import dask.config
 
-from envsync.errors import ConfigurationError
+from envsync.errors import CloudError, ConfigurationError
 from envsync.runner.cloud.costs import listed_price
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
     from concurrent.futures import Executor, Future
 
     from envsync.hooks import Hooks
     from envsync.runner.cloud.costs import Hired
-    from envsync.runner.cloud.provider import Price, Provider, Shared
+    from envsync.runner.cloud.provider import Market, Price, Provider, Shared
 
-__all__ = ["Prices"]
+__all__ = ["Prices", "what_it_costs"]
 
 
 class Prices:
@@ -73,6 +73,33 @@ class Prices:
     @staticmethod
     def _key(hired: Hired) -> Hashable:
         return (hired.region, hired.zone, hired.type, hired.market)
+
+
+def what_it_costs(provider: Provider, machine_type: str, markets: Sequence[Market]) -> tuple[Price, ...]:
+    """Return what an hour of a machine costs wherever it may be rented, by the user's own table first.
+
+    Raises
+    ------
+    CloudError
+        Nobody knows one of the prices.
+    ConfigurationError
+        The user's table makes no sense.
+    """
+    table = dask.config.get("envsync.cloud.prices", None)
+    found = []
+    for region in provider.regions:
+        for market in markets:
+            price = listed_price(table, provider.name, region, machine_type, market)
+            price = price or provider.price(region, machine_type, market)
+            if price is None:
+                raise CloudError(
+                    f"max_cost needs prices, and nobody tells what {machine_type} ({market}) costs",
+                    where=f"{provider.name} {region}",
+                    hint=f"Write it below envsync: cloud: prices: {provider.name}: in Dask's configuration, "
+                    "or leave max_cost out.",
+                )
+            found.append(price)
+    return tuple(found)
 
 
 def _known(asked: Future[Price | None] | None) -> Price | None:
