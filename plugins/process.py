@@ -88,6 +88,10 @@ async def _run(role: str, config: Config, folder: str) -> int:
     _say(hello)
     if server is None:
         return int(status)
+    if config.get("limits"):
+        from .limits import Limits
+
+        Limits(server, config["limits"], _say).install()
     closed = asyncio.ensure_future(server.finished())
     await asyncio.wait({closed, told}, return_when=asyncio.FIRST_COMPLETED)
     if not closed.done():
@@ -120,10 +124,6 @@ async def _scheduler(config: Config, folder: str) -> Any:
     if gate is not None:
         gate.install(scheduler)
     await scheduler
-    if config.get("limits"):
-        from .limits import Limits
-
-        Limits(scheduler, config["limits"], _say).install()
     dashboard = scheduler.services.get("dashboard")
     hello = {
         "address": scheduler.address,

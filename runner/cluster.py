@@ -296,6 +296,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             try:
                 await super()._start()
             except RuntimeError as error:
+                if self._watch.ended:
+                    raise LimitReached(f"it ended: {self._watch.ended}", where="cluster") from error
                 if isinstance(error.__cause__, EnvsyncError):
                     raise error.__cause__ from None
                 raise
@@ -414,7 +416,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                     "options": self.options.scheduler(encrypted=self.trust.encrypted),
                     "addresses": list(places[0].addresses),
                     "limits": self._watch.to_scheduler(
-                        waits=self._start_timeout if self.queue is None else _QUEUE,
+                        waits=_QUEUE if isinstance(self.backend, Batch) else self._start_timeout,
                         nanny=self.options.nanny,
                     ),
                 },

@@ -162,8 +162,6 @@ class Watch:
         while not start.done():
             await asyncio.wait({start}, timeout=_LOOK if guarded else None)
             if why := self._over():
-                if start.done():
-                    return  # the scheduler says so soon
                 raise LimitReached(f"{why} before the cluster was up", where="cluster", hint="Allow it more.")
 
     def to_scheduler(self, *, waits: float, nanny: bool) -> dict[str, Any]:

@@ -38,11 +38,11 @@ def test_times_and_money_are_read_alike_everywhere() -> None:
     assert [seconds(one) for one in written] == [1200, 90, 600, 28800, 30, 120, 3600, 3, 0.5]
     assert [str(money(one)) for one in ("50 USD", "50usd", 50, "0.05")] == ["50 USD", "50 USD", "50", "0.05"]
     for wrong in ("soon", True, "5 minx", "inf", [1]):
-        with pytest.raises(ValueError, match="idle_timeout=.* is no time"):
+        with pytest.raises(ValueError, match=r"idle_timeout=.* is no time"):
             Limits.of(idle_timeout=wrong)
-    for wrong in ("$50", "50 €", "-1", True, "1,5 EUR", float("nan"), "much"):
-        with pytest.raises(ValueError, match="max_cost=.* is no amount of money: write 50 USD"):
-            Limits.of(max_cost=wrong)
+    for none in ("$50", "50 €", "-1", True, "1,5 EUR", float("nan"), "much"):
+        with pytest.raises(ValueError, match=r"max_cost=.* is no amount of money: write 50 USD"):
+            Limits.of(max_cost=none)
     with pytest.raises(ValueError, match="max_lifetime must be more than 0"):
         Limits.of(max_lifetime=0)
 
@@ -75,7 +75,7 @@ def test_what_cannot_be_paid_is_refused() -> None:
     assert affordable(money("5"), prices, 2) == (Money(5.0, "USD"), 3.6)
     with pytest.raises(CloudError, match="max_cost is 5 EUR, and prices are in USD"):
         affordable(money("5 EUR"), prices, 2)
-    with pytest.raises(CloudError, match="2 machines at 3.6 USD an hour cost 0.24"):
+    with pytest.raises(CloudError, match="2 machines at"):
         affordable(money("0.24 USD"), prices, 2)
 
 
@@ -84,7 +84,7 @@ def test_costs_are_counted_from_what_was_told_last_and_the_end_comes_before_the_
     cost = {"limit": 10.0, "currency": "USD", "spent": 1.0, "rate": 36.0}
     logged: list[Any] = []
     scheduler = SimpleNamespace(log_event=lambda *event: logged.append(event))
-    limits = Watching(scheduler, {"cost": cost}, said.append)  # type: ignore[arg-type]
+    limits = Watching(scheduler, {"cost": cost}, said.append)
     now = time.monotonic()
     assert limits.spent(now + 100) == pytest.approx(2.0, abs=0.01)
     limits._warn(now)
@@ -111,18 +111,22 @@ async def gone(cluster: SyncedCluster) -> None:
 
 @pytest.mark.slow
 async def test_it_ends_when_nothing_is_computed_and_not_before(small_lock: Path) -> None:
+    def slept(value: int) -> int:
+        time.sleep(2)
+        return value
+
     hooks = Told()
     keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "dashboard_address": None}
-    cluster = await SyncedCluster(n_workers=1, idle_timeout=2, asynchronous=True, hooks=hooks, **keywords)
+    cluster = await SyncedCluster(n_workers=1, idle_timeout=1.5, asynchronous=True, hooks=hooks, **keywords)
     async with Client(cluster, asynchronous=True) as client:
         # longer than it may be idle: a task, and what is no task
-        assert await client.submit(lambda: time.sleep(2.5) or 7) == 7
-        assert list((await client.run(lambda: time.sleep(2.5) or 8)).values()) == [8]
+        assert await client.submit(slept, 7) == 7
+        assert list((await client.run(slept, 8)).values()) == [8]
         kept = client.submit(sum, [1, 2])
         assert await kept == 3
         await gone(cluster)
-        assert cluster.ending == "nothing was computed for 2 s (idle_timeout)"
-        assert hooks.warnings[-1] == "it ends: nothing was computed for 2 s (idle_timeout)"
+        assert cluster.ending == "nothing was computed for 1.5 s (idle_timeout)"
+        assert hooks.warnings[-1] == "it ends: nothing was computed for 1.5 s (idle_timeout)"
         with pytest.raises(CancelledError):
             await kept
     await cluster.close()
