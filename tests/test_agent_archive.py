@@ -19,7 +19,16 @@ import envsync.plugins
 from envsync.agent.archive import build
 
 FOLDERS = [Path(next(iter(module.__path__))) for module in (envsync.agent, envsync.plugins)]
-NEED_DISTRIBUTED = {"calls.py", "disk.py", "drain.py", "gate.py", "hub.py", "mend.py", "process.py"}
+NEED_DISTRIBUTED = {
+    "calls.py",
+    "disk.py",
+    "drain.py",
+    "gate.py",
+    "hub.py",
+    "limits.py",
+    "mend.py",
+    "process.py",
+}
 
 
 def test_the_same_sources_give_the_same_bytes() -> None:
