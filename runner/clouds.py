@@ -220,9 +220,6 @@ class Cloud(Backend):
         market: Market = "on-demand" if self.spot == "never" else "spot"
         return offer(self.provider(), self.type, self._count(n_workers), market)
 
-    def _count(self, n_workers: int | None) -> int:
-        return max(1, math.ceil((n_workers or 1) / self.workers_per_machine))
-
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Have all machines made, and return the scheduler's when it is up. See `Backend.acquire`."""
         if self._rented is not None:
