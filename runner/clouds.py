@@ -129,6 +129,7 @@ class Cloud(Backend):
         self._affordable: float | None = None
         self._provider: Provider | None = None
         self._rented: Rented | None = None
+        self._releasing: asyncio.Future[None] | None = None
         self._bill = Bill()
 
     def __repr__(self) -> str:
@@ -294,13 +295,23 @@ class Cloud(Backend):
         return None
 
     async def release(self) -> None:
-        """End the machines; silent if there are none. See `Backend.release`."""
+        """End the machines; silent if there are none. Who comes second waits too. See `Backend.release`."""
         rented, self._rented = self._rented, None
         if rented is not None:
-            try:
-                await rented.close()
-            finally:
-                self._bill = rented.bill()
+            self._releasing = asyncio.ensure_future(self._end(rented))
+        if self._releasing is not None:
+            await asyncio.shield(self._releasing)  # who gives up waiting does not keep them
+
+    async def _end(self, rented: Rented) -> None:
+        try:
+            await rented.close()
+        finally:
+            self._bill = rented.bill()
+
+    @property
+    def held(self) -> bool:
+        """Whether machines are there, or about to end. See `Backend.held`."""
+        return self._rented is not None or (self._releasing is not None and not self._releasing.done())
 
     def hosts(self) -> list[Host]:
         """Return the machines that are up, not connected yet."""

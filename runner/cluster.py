@@ -496,6 +496,19 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             finally:
                 await self._end_record()
 
+    def close(self, timeout: float | None = None) -> Any:
+        """Close the cluster, and wait until what was rented is gone.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait for it.
+        """
+        if self.status == Status.closed and self.backend.held:
+            # it closes by itself, and is not through with that
+            return super().sync(self._close, callback_timeout=timeout)
+        return super().close(timeout)
+
     async def _release(self) -> None:
         """End rented machines. What could not be ended is told, and raised if nothing else is."""
         try:
