@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
 
-from envsync.errors import BootError, EnvsyncError, UnfitHostError
+from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied, UnfitHostError
 from envsync.runner.gpus import demand_one_each, tell_missing
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MachineProcess"]
 
+_LOST = (HostError, AgentError, ProcessDied)  # it may be that the machine was ended
 _MOMENT = 10.0  # seconds for what may have no answer
+_GOODBYE = 1.0  # seconds for letting go of a machine that is gone
 _LAST = 10.0  # seconds before a machine is taken back at which nothing is moved any more
 
 
@@ -129,17 +131,17 @@ class MachineProcess(WorkerGroup):
             self.machines.left(self, why, end)
 
     async def _failed(self, error: EnvsyncError) -> tuple[End, str]:
-        """Return what went wrong before its workers were there: in the cloud's words if it has ended."""
-        if self._gone.is_set():
-            return "failed", f"{self._id} was lost before its workers were there: {self._why}"
+        """Return how it ended before its workers were there: one that the cloud has ended was lost."""
+        ended = self._why if self._gone.is_set() else ""
+        if not ended and self.machine is not None and isinstance(error, _LOST):
+            ended = await self.machines.rented.why(self.machine)
+        if ended:
+            self._dead = True
+            return "taken", f"{self._id} was lost before its workers were there: {ended}"
         why = f"{error.where or self._id}: {error.message}"
         tail = getattr(error, "tail", ())
-        if self.machine is not None and not isinstance(error, BootError):
-            ended = await self.machines.rented.why(self.machine)
-            if ended:
-                return "failed", f"{self._id} was lost before its workers were there: {ended}"
-            if isinstance(error, UnfitHostError):  # cloud-init may not have done what it should
-                tail = await self.machines.rented.tail(self.machine.id)
+        if self.machine is not None and isinstance(error, UnfitHostError):
+            tail = await self.machines.rented.tail(self.machine.id)  # cloud-init may not have done its part
         why = f"{why}; {error.hint}" if error.hint else why
         return "failed", "\n  | ".join([why, *tail])
 
@@ -221,7 +223,8 @@ class MachineProcess(WorkerGroup):
         prepared, self._prepared = self._prepared, None
         names = [worker.name for worker in self.workers]
         if prepared is not None and self._dead:
-            await self._part(prepared)  # nobody there is asked for anything
+            # a machine without power says nothing: its connection stands until somebody has waited in vain
+            prepared.session.give_up(AgentError(self._why or "the machine is lost", where=self._id))
             with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
                 await asyncio.wait_for(self.launch.remove(names), _MOMENT)
         await self.close_workers()
@@ -235,8 +238,8 @@ class MachineProcess(WorkerGroup):
         """Let go of its agent, and of the connection; silent if that is done."""
 
         async def part() -> None:
-            await prepared.session.close(patience=0.0 if self._dead else _MOMENT)
+            await prepared.session.close(patience=_MOMENT)
             await prepared.session.host.close()
 
         with contextlib.suppress(EnvsyncError, OSError, asyncio.TimeoutError, TimeoutError):
-            await asyncio.wait_for(part(), 2 * _MOMENT)
+            await asyncio.wait_for(part(), _GOODBYE if self._dead else 2 * _MOMENT)

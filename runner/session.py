@@ -201,6 +201,11 @@ class Session:
         if self._wire is not None:
             await self._wire.close(patience)
 
+    def give_up(self, error: EnvsyncError) -> None:
+        """Know from elsewhere that the host is gone, and with it all that runs there; then `close`."""
+        if self._wire is not None:
+            self._wire.give_up(error)
+
     def run_folder(self, cluster: str, name: str) -> str:
         """Return the folder that a process of this name has there."""
         return f"{self.cache}/runs/{cluster}/{name}"

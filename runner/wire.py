@@ -182,6 +182,11 @@ class Wire:
             await asyncio.wait_for(self.channel.close(), _MOMENT if self._cut else None)
         self._end(AgentError("the session is closed", where=self.where))
 
+    def give_up(self, error: EnvsyncError) -> None:
+        """Know from elsewhere that the agent is gone: nothing more is asked of it, or waited for."""
+        self._cut = True
+        self._end(error)
+
     async def _send(self, message: dict[str, Any]) -> None:
         line = json.dumps(message, separators=(",", ":")).encode() + b"\n"
         try:
