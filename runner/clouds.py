@@ -276,13 +276,20 @@ class Cloud(Backend):
         done = await host.run("cloud-init status --wait --long", check=False, timeout=self.boot_timeout)
         said = done.stdout.decode(errors="replace")
         if "status: done" not in said:
-            assert self._rented is not None
             raise BootError(
                 f"cloud-init failed there: {' '.join(said.split()) or 'it says nothing'}",
                 where=host.name,
                 hint="Its console, and /var/log/cloud-init-output.log there, say which of commands= failed.",
-                tail=await self._rented.tail(host.name),
+                tail=await self._what_it_wrote(host),
             )
+
+    async def _what_it_wrote(self, host: Host) -> tuple[str, ...]:
+        """Return the end of cloud-init's log; of the console, which comes late, if that is not to be read."""
+        log = await host.run("tail -n 30 /var/log/cloud-init-output.log", check=False, timeout=30)
+        lines = tuple(line for line in log.stdout.decode(errors="replace").splitlines() if line.strip())
+        if lines or self._rented is None:
+            return lines
+        return await self._rented.tail(host.name)
 
     async def expected(self) -> Expected | None:
         """Return what its machines will be, as far as the cloud tells before there are any."""

@@ -140,7 +140,7 @@ async def test_a_start_that_fails_leaves_nothing(cloud: Cloud, keywords: dict[st
     with pytest.raises(BootError, match="cloud-init failed there") as told:
         async with SyncedCluster(backend, n_workers=1, **keywords):
             pass
-    assert any("/unlucky" in line for line in told.value.tail)
+    assert any("/unlucky" in line for line in told.value.tail), told.value.tail
     assert not any("after it" in line for line in told.value.tail)
     assert (cloud.vms(), cloud.api.left()) == ([], {})
 

@@ -128,6 +128,7 @@ def user_data(
                 "gecos": "envsync",
                 "shell": "/bin/sh",
                 "lock_passwd": True,
+                "groups": ["adm"],  # who reads logs
                 "ssh_authorized_keys": [public_key.strip()],
             },
         ],
