@@ -126,6 +126,7 @@ def read_profile(name: str, **changes: Any) -> Profile:
         raise ConfigurationError(f"it is for {said}, not for {kind}", where=where)
     kind = str(said or kind or "")
     known = _keywords(kind, where)
+    changes = there(kind, changes)
     if "queue" in changes:  # it is the same, whatever the system calls it
         given.pop("partition", None)
     cluster = {
@@ -147,11 +148,11 @@ def read_profile(name: str, **changes: Any) -> Profile:
     return Profile(name=name, backend=backend, cluster=cluster, notes=notes, lost=lost)
 
 
-def kind_of(name: str) -> str:
-    """Return which backend a profile says it is for; empty if it says none, or there is no such profile."""
-    profiles = dask.config.get("envsync.profiles", None)
-    found = profiles.get(name) if isinstance(profiles, Mapping) else None
-    return str(found.get("backend") or "") if isinstance(found, Mapping) else ""
+def there(kind: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what options ask by a cloud's own word for a region, where it has another."""
+    cloud = _KINDS.get(kind)
+    word = cloud.where if cloud is not None and issubclass(cloud, Cloud) else "region"
+    return {word if key == "region" else key: value for key, value in asked.items()}
 
 
 def make_backend(kind: str, asked: Mapping[str, Any], *, where: str = "") -> Backend:

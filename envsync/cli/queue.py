@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.arguments import demand_hosts
-from envsync.cli.renting import CLOUDS, option_of, rented
+from envsync.cli.renting import CLOUDS, RENTING, rented
+from envsync.cli.sections import OptionTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from envsync.runner.profiles import Profile
 
-__all__ = ["QUEUE_OPTIONS", "SYSTEMS", "queue_options", "where"]
+__all__ = ["QUEUE", "QUEUE_OPTIONS", "SYSTEMS", "where"]
 
 SYSTEMS = ("slurm", "sge", "pbs", "torque", "lsf", "htcondor", "oar")
 
 _AT_LEAST_ONE = click.IntRange(min=1)
-_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+_ROWS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--via",), {"metavar": "HOST", "help": "The login host, by ssh; this machine if not given."}),
     (("--partition", "--queue", "queue"), {"metavar": "NAME", "help": "The queue."}),
     (("--account",), {"metavar": "NAME", "help": "Who pays."}),
@@ -97,15 +98,9 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         {"metavar": "DIR", "help": "The folder of a node for it, such as '/local/$USER'."},
     ),
 )
-QUEUE_OPTIONS = tuple(names[-1].lstrip("-").replace("-", "_") for names, _ in _OPTIONS)
-"""The keywords that `queue_options` come as."""
-
-
-def queue_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of a batch system; they come as keywords with the names of `Batch`, and ``site``."""
-    for names, attributes in reversed(_OPTIONS):
-        command = click.option(*names, **attributes)(command)
-    return command
+QUEUE = OptionTable(_ROWS)
+QUEUE_OPTIONS = QUEUE.keywords
+"""The keywords that they come as: the names of `Batch`, and ``site``."""
 
 
 def where(
@@ -135,14 +130,15 @@ def where(
             f"Dask's configuration cannot be read: {error}\n  See the files in ~/.config/dask. To YAML the "
             "keys on, off, yes and no are no text unless they are in quotation marks."
         ) from error
-    from envsync.runner.profiles import Profile, kind_of, make_backend, read_profile
+    from envsync.runner.profiles import Profile, make_backend, read_profile, there
     from envsync.runner.queues import Batch
 
     try:
         if profile is not None:
-            found = read_profile(profile, backend=on, **rented(on or kind_of(profile), given))
+            found = read_profile(profile, backend=on, **rented(given))
         else:
-            found = Profile(name="", backend=make_backend(on or "local", rented(on or "", given)))
+            kind = on or "local"
+            found = Profile(name="", backend=make_backend(kind, there(kind, rented(given))))
     except (ConfigurationError, HostError) as error:
         raise click.UsageError(str(error)) from error
     if isinstance(found.backend, Batch):
@@ -159,15 +155,13 @@ def _demand_fitting(on: str, hosts: Sequence[str], given: dict[str, Any]) -> Non
         if "type" not in given:
             raise click.UsageError(f"--on {on} needs --instance-type")
         return
-    renting = next(filter(None, map(option_of, given)), "")
-    if renting:
+    if renting := RENTING.first_of(given):
         raise click.UsageError(
             f"{renting} is for rented machines: --on {'|'.join(CLOUDS)}, or a --profile of some"
         )
     if on not in SYSTEMS and given:
-        name = next(names[0] for (names, _), key in zip(_OPTIONS, QUEUE_OPTIONS, strict=True) if key in given)
         raise click.UsageError(
-            f"{name} is for a batch system: --on {'|'.join(SYSTEMS)}, or a --profile of one"
+            f"{QUEUE.first_of(given)} is for a batch system: --on {'|'.join(SYSTEMS)}, or a --profile of one"
         )
 
 

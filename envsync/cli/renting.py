@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from envsync.cli.sections import OptionTable
 
-__all__ = ["CLOUDS", "RENTING_OPTIONS", "option_of", "rented", "renting_options"]
+__all__ = ["CLOUDS", "RENTING", "rented"]
 
 CLOUDS = ("ec2", "gce", "hetzner")
 
-_OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+_ROWS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--instance-type", "type"), {"metavar": "TYPE", "help": "Of the machines, such as m7i.2xlarge."}),
     (
         ("--region",),
@@ -55,28 +54,9 @@ _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
         },
     ),
 )
-RENTING_OPTIONS = tuple(names[-1].lstrip("-").replace("-", "_") for names, _ in _OPTIONS)
-"""The keywords that `renting_options` come as."""
-
-_CALLED = {"machine_image": "image"}
-_CALLED_THERE = {"hetzner": {"region": "location"}}
+RENTING = OptionTable(_ROWS)
 
 
-def renting_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of rented machines; they come as keywords, see `rented`."""
-    for names, attributes in reversed(_OPTIONS):
-        command = click.option(*names, **attributes)(command)
-    return command
-
-
-def option_of(key: str) -> str:
-    """Return how the option is written that comes as a keyword; empty if it is none of these."""
-    return next(
-        (names[0] for (names, _), one in zip(_OPTIONS, RENTING_OPTIONS, strict=True) if one == key), ""
-    )
-
-
-def rented(kind: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return options by the keywords of a cloud's class."""
-    names = {**_CALLED, **_CALLED_THERE.get(kind, {})}
-    return {names.get(key, key): value for key, value in given.items()}
+def rented(given: dict[str, Any]) -> dict[str, Any]:
+    """Return options by the keywords of a cloud's class; `image` is another option of ``envsync run``."""
+    return {"image" if key == "machine_image" else key: value for key, value in given.items()}

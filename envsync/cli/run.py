@@ -19,8 +19,8 @@ from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
-from envsync.cli.queue import QUEUE_OPTIONS, SYSTEMS, queue_options, where
-from envsync.cli.renting import CLOUDS, RENTING_OPTIONS, renting_options
+from envsync.cli.queue import QUEUE, SYSTEMS, where
+from envsync.cli.renting import CLOUDS, RENTING
 from envsync.cli.sections import sections
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ _NOT_EXECUTABLE = 126
             "Workers": ("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
             "When it ends by itself": LIMITS,
             "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
-            "Jobs of a batch system": QUEUE_OPTIONS,
-            "Rented machines": (*RENTING_OPTIONS, "dry_run"),
+            "Jobs of a batch system": QUEUE.keywords,
+            "Rented machines": (*RENTING.keywords, "dry_run"),
         }
     ),
 )
@@ -143,8 +143,8 @@ _NOT_EXECUTABLE = 126
     callback=limit,
     help="End it before rented machines have cost so much: '50 USD'.",
 )
-@queue_options
-@renting_options
+@QUEUE.add
+@RENTING.add
 @click.option(
     "--dry-run", is_flag=True, help="Say what would be rented, where and at what price, and run nothing."
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
-__all__ = ["sections"]
+__all__ = ["OptionTable", "sections"]
 
 
 def sections(titled: Mapping[str, Sequence[str]]) -> type[click.Command]:
@@ -33,3 +34,33 @@ def sections(titled: Mapping[str, Sequence[str]]) -> type[click.Command]:
                 formatter.write_dl(list(left.values()))
 
     return Command
+
+
+@dataclass(frozen=True)
+class OptionTable:
+    """Options that belong together, as rows: what `click.option` takes.
+
+    Attributes
+    ----------
+    rows : tuple of (names, attributes)
+        The last name of each says as which keyword it comes.
+    """
+
+    rows: tuple[tuple[tuple[str, ...], dict[str, Any]], ...]
+
+    @property
+    def keywords(self) -> tuple[str, ...]:
+        """The keywords that they come as."""
+        return tuple(names[-1].lstrip("-").replace("-", "_") for names, _ in self.rows)
+
+    def add(self, command: Callable[..., Any]) -> Callable[..., Any]:
+        """Add them to a command: a decorator."""
+        for names, attributes in reversed(self.rows):
+            command = click.option(*names, **attributes)(command)
+        return command
+
+    def first_of(self, given: Iterable[str]) -> str:
+        """Return how the first of these options is written that was given; empty if none was."""
+        keys = set(given)
+        written = zip(self.keywords, self.rows, strict=True)
+        return next((names[0] for keyword, (names, _) in written if keyword in keys), "")
