@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import dask.config
-
 from envsync.errors import CapacityError
-from envsync.runner.cloud.costs import listed_price, money
+from envsync.runner.cloud.costs import money
+from envsync.runner.cloud.prices import price_of
 
 if TYPE_CHECKING:
     from envsync.runner.cloud.provider import Market, Price, Provider
@@ -87,8 +86,6 @@ def offer(provider: Provider, machine_type: str, count: int, market: Market) -> 
     for region in provider.regions:
         zones = provider.zones(region, machine_type)
         if zones:
-            table = dask.config.get("envsync.cloud.prices", None)
-            price = listed_price(table, provider.name, region, machine_type, market)
             return Offer(
                 cloud=provider.name,
                 region=region,
@@ -96,7 +93,7 @@ def offer(provider: Provider, machine_type: str, count: int, market: Market) -> 
                 zones=zones,
                 count=count,
                 market=market,
-                price=price or provider.price(region, machine_type, market, zones[0]),
+                price=price_of(provider, region, machine_type, market, zones[0]),
             )
     raise CapacityError(
         f"there is no {machine_type} in {', '.join(provider.regions)}",

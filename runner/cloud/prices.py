@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envsync.runner.cloud.costs import Hired
     from envsync.runner.cloud.provider import Market, Price, Provider, Shared
 
-__all__ = ["Prices", "what_it_costs"]
+__all__ = ["Prices", "price_of", "what_it_costs"]
 
 
 class Prices:
@@ -75,6 +75,23 @@ class Prices:
         return (hired.region, hired.zone, hired.type, hired.market)
 
 
+def price_of(
+    provider: Provider, region: str, machine_type: str, market: Market, zone: str = ""
+) -> Price | None:
+    """Return what an hour of a machine costs, by the user's own table first; None if nobody says.
+
+    Raises
+    ------
+    CloudError
+        The cloud refused to say.
+    ConfigurationError
+        The user's table makes no sense.
+    """
+    table = dask.config.get("envsync.cloud.prices", None)
+    mine = listed_price(table, provider.name, region, machine_type, market)
+    return mine or provider.price(region, machine_type, market, zone)
+
+
 def what_it_costs(provider: Provider, machine_type: str, markets: Sequence[Market]) -> tuple[Price, ...]:
     """Return what an hour of a machine costs wherever it may be rented, by the user's own table first.
 
@@ -85,12 +102,10 @@ def what_it_costs(provider: Provider, machine_type: str, markets: Sequence[Marke
     ConfigurationError
         The user's table makes no sense.
     """
-    table = dask.config.get("envsync.cloud.prices", None)
     found = []
     for region in provider.regions:
         for market in markets:
-            price = listed_price(table, provider.name, region, machine_type, market)
-            price = price or provider.price(region, machine_type, market)
+            price = price_of(provider, region, machine_type, market)
             if price is None:
                 raise CloudError(
                     f"max_cost needs prices, and nobody tells what {machine_type} ({market}) costs",
