@@ -6,8 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from envsync.errors import BootError
 from envsync.runner import EC2, SyncedCluster
 from envsync.runner.cloud.provider import CLUSTER, OWNER
 from tests.lab.cloud import Cloud
+from tests.running import until
 from tests.small import equal_but_for_the_client
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -27,13 +26,6 @@ CANARY = "c4n4ry-in-the-clients-environment-77c1"
 @pytest.fixture
 def keywords(small_lock: Path) -> dict[str, Any]:
     return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
-
-
-async def until(true: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 async def test_two_machines_from_nothing_and_back(
@@ -90,7 +82,7 @@ async def test_two_machines_from_nothing_and_back(
 
         # one is lost: its worker is, the other goes on
         cloud.api.client().terminate_instances(InstanceIds=[machines[1].id])
-        await until(lambda: len(cluster.scheduler_info["workers"]) == 1)
+        await until(lambda: len(cluster.scheduler_info["workers"]) == 1, 60)
         assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
     assert backend.machines == ()
     assert not rented.config.exists()
@@ -118,7 +110,7 @@ async def test_machines_of_a_client_that_was_killed_end_themselves(cloud: Cloud,
         client.kill()
         client.wait()
     await until(lambda: not vm.alive, 40)
-    await until(lambda: "instances" not in cloud.api.left())
+    await until(lambda: "instances" not in cloud.api.left(), 60)
     assert vm.survivors() == []
     (found,) = cloud.api.client().describe_instances(InstanceIds=[identity])["Reservations"][0]["Instances"]
     assert found["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"

@@ -7,8 +7,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
 from envsync.runner import EC2, SyncedCluster
 from tests.lab.cloud import Cloud
+from tests.running import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
@@ -43,13 +42,6 @@ class Heard(Hooks):
 
     def has(self, *words: str) -> bool:
         return any(all(word in text for word in words) for text in self.texts)
-
-
-async def until(true: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 async def test_machines_come_and_go_and_none_of_their_results_is_computed_twice(
@@ -76,8 +68,9 @@ async def test_machines_come_and_go_and_none_of_their_results_is_computed_twice(
         slow = client.map(lambda number: __import__("time").sleep(0.2) or number, range(40))
         taken = cluster.workers["machine-2"].machine
         cloud.interrupt(taken.id, 60)
-        await until(lambda: heard.has(taken.id, "takes this spot machine back"))
-        await until(lambda: taken.id not in {one.id for one in backend.machines})  # long before it was taken
+        await until(lambda: heard.has(taken.id, "takes this spot machine back"), 60)
+        # long before it was taken
+        await until(lambda: taken.id not in {one.id for one in backend.machines}, 60)
         assert not heard.has("run again")
         assert await client.gather(held) == [number**2 for number in range(40)]
         assert await client.gather(slow) == list(range(40))
@@ -88,29 +81,32 @@ async def test_machines_come_and_go_and_none_of_their_results_is_computed_twice(
 
         stories = await client.run_on_scheduler(computed, keys=[future.key for future in (*held, *slow)])
         assert set(stories.values()) == {1}
-        await until(lambda: set(cluster.workers) == {"machine-1", "machine-3"})
+        await until(lambda: set(cluster.workers) == {"machine-1", "machine-3"}, 60)
         await client.wait_for_workers(2)
 
         # one is ended by somebody: told with the cloud's reason, and replaced
         lost = cluster.workers["machine-3"].machine
         cloud.api.client().terminate_instances(InstanceIds=[lost.id])
-        await until(lambda: "machine-4" in cluster.workers)
+        await until(lambda: "machine-4" in cluster.workers, 60)
         assert heard.has("machine-3", "was lost", "Client.UserInitiatedShutdown")
         await until(
-            lambda: "machine-3-0" not in {one["name"] for one in cluster.scheduler_info["workers"].values()}
+            lambda: "machine-3-0" not in {one["name"] for one in cluster.scheduler_info["workers"].values()},
+            60,
         )
 
         # machines that are not wanted any more end while they boot, and while the cluster goes on
         cluster.scale(1)
-        await until(lambda: {one.id for one in backend.machines} == {scheduler.id})
-        await until(lambda: [vm.instance.id for vm in cloud.vms()] == [scheduler.id])
-        await until(lambda: set(cluster.workers) == {"machine-1"})
-        await until(lambda: [one.id for one in backend.bill().hired if one.ended is None] == [scheduler.id])
+        await until(lambda: {one.id for one in backend.machines} == {scheduler.id}, 60)
+        await until(lambda: [vm.instance.id for vm in cloud.vms()] == [scheduler.id], 60)
+        await until(lambda: set(cluster.workers) == {"machine-1"}, 60)
+        await until(
+            lambda: [one.id for one in backend.bill().hired if one.ended is None] == [scheduler.id], 60
+        )
         assert len(backend.bill().hired) == 4
 
         # the scheduler's machine stays without workers
         cluster.scale(0)
-        await until(lambda: not cluster.scheduler_info["workers"])
+        await until(lambda: not cluster.scheduler_info["workers"], 60)
         cluster.scale(1)
         await client.wait_for_workers(1)
         assert [one.id for one in backend.machines] == [scheduler.id]

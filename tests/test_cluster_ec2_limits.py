@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from distributed.core import Status
 
 from envsync.runner import EC2, SyncedCluster
 from tests.lab.cloud import Cloud
+from tests.running import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 DEAR = {"envsync.cloud.prices": {"ec2": {"date": "2026-11-01", "m7i.large": 3600.0}}}
@@ -24,13 +24,6 @@ DEAR = {"envsync.cloud.prices": {"ec2": {"date": "2026-11-01", "m7i.large": 3600
 @pytest.fixture
 def keywords(small_lock: Path) -> dict[str, Any]:
     return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
-
-
-async def until(true: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
 
 
 async def test_money_that_is_spent_ends_it_in_the_middle_of_a_computation(
