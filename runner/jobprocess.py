@@ -17,6 +17,7 @@ from envsync.runner.jobs import NOTICE, let_go
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
+from envsync.runner.timeouts import wait_for
 from envsync.runner.verification import in_words
 from envsync.runner.workergroup import WorkerGroup, all_finished
 
@@ -365,7 +366,7 @@ class JobProcess(WorkerGroup):
     async def _cancel(self) -> None:
         if self.id and not self.jobs.job(self.id).ended:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self.jobs.cancel(self.id), _CLOSE)
+                await wait_for(self.jobs.cancel(self.id), _CLOSE)
 
 
 def leaves_at(time: float, number: int) -> float:

@@ -31,6 +31,7 @@ from envsync.runner.passing import Passing
 from envsync.runner.placement import Placement
 from envsync.runner.places import Place
 from envsync.runner.provision import prepare
+from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Authority
 from envsync.runner.turnstile import Turnstile
 from envsync.runner.workergroup import with_code_of
@@ -631,7 +632,7 @@ class Jobs:
         """Return what is known of a job that ends, or has ended; the system may take a while to say."""
         if not self.job(id_).ended and not self.backend.system.never(self.job(id_)):
             with contextlib.suppress(EnvsyncError, asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._until_ended(id_), _LOOK)
+                await wait_for(self._until_ended(id_), _LOOK)
         return self.job(id_)
 
     async def _until_ended(self, id_: str) -> None:

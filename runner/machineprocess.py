@@ -13,6 +13,7 @@ from envsync.runner.gpus import demand_one_each, tell_missing
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
+from envsync.runner.timeouts import wait_for
 from envsync.runner.workergroup import WorkerGroup, all_finished, with_code_of
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class MachineProcess(WorkerGroup):
             # a machine without power says nothing: its connection stands until somebody has waited in vain
             prepared.session.give_up(AgentError(self._why or "the machine is lost", where=self._id))
             with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self.launch.remove(names), _MOMENT)
+                await wait_for(self.launch.remove(names), _MOMENT)
         await self.close_workers()
         if prepared is not None:
             self.machines.forget(prepared)
@@ -242,4 +243,4 @@ class MachineProcess(WorkerGroup):
             await prepared.session.host.close()
 
         with contextlib.suppress(EnvsyncError, OSError, asyncio.TimeoutError, TimeoutError):
-            await asyncio.wait_for(part(), _GOODBYE if self._dead else 2 * _MOMENT)
+            await wait_for(part(), _GOODBYE if self._dead else 2 * _MOMENT)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from envsync.errors import AgentError, ProcessDied, StartTimeout
 from envsync.plugins.download import UNREACHABLE
+from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Authority
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class Passing:
                     chosen.busy += 1
                     return chosen
                 try:
-                    await asyncio.wait_for(self._changed.wait(), until - time.monotonic() + 0.01)
+                    await wait_for(self._changed.wait(), until - time.monotonic() + 0.01)
                 except (TimeoutError, asyncio.TimeoutError):
                     continue
 

@@ -15,6 +15,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
 from envsync.plugins.compare import Difference
+from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Credentials
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
                 hint="Choose another port, or 0 for any that is free; or end what listens there.",
             )
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError, EnvsyncError):
-            await asyncio.wait_for(self.remote.wait(), GRACE)
+            await wait_for(self.remote.wait(), GRACE)
         return ProcessDied(
             f"it could not start: {error['message']}",
             where=self.where,
@@ -287,7 +288,7 @@ class SchedulerProcess(DaskProcess):
     async def _part(self) -> None:
         assert self.remote is not None
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError, EnvsyncError):
-            await asyncio.wait_for(self.remote.wait(), GRACE)
+            await wait_for(self.remote.wait(), GRACE)
 
 
 class WorkerProcess(DaskProcess):
@@ -330,8 +331,8 @@ class WorkerProcess(DaskProcess):
     async def _part(self) -> None:
         assert self.remote is not None
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError, OSError, EnvsyncError):
-            await asyncio.wait_for(self.launch.terminate(self), GRACE)
-            await asyncio.wait_for(self.remote.wait(), GRACE)
+            await wait_for(self.launch.terminate(self), GRACE)
+            await wait_for(self.remote.wait(), GRACE)
 
 
 _NOT_UP = "Allow it more with start_timeout=, or look at its log, which ends with:"

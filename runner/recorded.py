@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from distributed.core import Status
 from envsync.runner.queued import QueuedCluster
 from envsync.runner.recording import Recording
 from envsync.runner.records import Record, Records, local_records, owner
+from envsync.runner.timeouts import wait_for
 from envsync.stores import open_store
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class RecordedCluster(QueuedCluster):
         found: dict[str, Any] = await self.backend.stands()
         workers: Mapping[str, Any] = self.scheduler_info.get("workers", {})
         if self.status == Status.running and self.scheduler_comm is not None:
-            identity = await asyncio.wait_for(self.scheduler_comm.identity(), 10)
+            identity = await wait_for(self.scheduler_comm.identity(), 10)
             workers = identity["workers"]
             now = time.monotonic()
             if any(map(_computes, workers.values())):

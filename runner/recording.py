@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.errors import EnvsyncError
 from envsync.runner.records import local_records
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -98,7 +99,7 @@ class Recording:
         asked = False
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), self._look)
+                await wait_for(self._changed.wait(), self._look)
             with contextlib.suppress(EnvsyncError):  # the store does not answer: the next look may
                 who = await asyncio.to_thread(self._wished_by)
                 if who and not asked:
@@ -122,7 +123,7 @@ class Recording:
     async def _keep(self, record: Record | None = None) -> None:
         self.record = replace(record or self.record, seen=time.time())
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._write_to, self.record), _ANSWER)
+            await wait_for(asyncio.to_thread(self._write_to, self.record), _ANSWER)
         except (EnvsyncError, asyncio.TimeoutError) as error:
             if not self._missed:
                 self._missed = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envsync.errors import EnvsyncError
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
@@ -53,12 +54,12 @@ async def reachable(
         Seconds.
     """
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(address, port, ssl=context), timeout)
+        _, writer = await wait_for(asyncio.open_connection(address, port, ssl=context), timeout)
     except (OSError, asyncio.TimeoutError, TimeoutError, ssl.SSLError):
         return False
     writer.close()
     with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
-        await asyncio.wait_for(writer.wait_closed(), 0.2)
+        await wait_for(writer.wait_closed(), 0.2)
     return True
 
 

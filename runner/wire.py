@@ -23,6 +23,7 @@ from envsync.errors import (
     RegistryLoginError,
     UnfitHostError,
 )
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -173,13 +174,13 @@ class Wire:
         self._closing = True
         if self.ended is None:
             with contextlib.suppress(EnvsyncError, OSError, asyncio.TimeoutError):
-                await asyncio.wait_for(self.request("quit"), patience)
-                await asyncio.wait_for(self.channel.wait(), patience)
+                await wait_for(self.request("quit"), patience)
+                await wait_for(self.channel.wait(), patience)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.channel.close(), _MOMENT if self._cut else None)
+            await wait_for(self.channel.close(), _MOMENT if self._cut else None)
         self._end(AgentError("the session is closed", where=self.where))
 
     def give_up(self, error: EnvsyncError) -> None:
@@ -197,7 +198,7 @@ class Wire:
             if not self._closing:
                 # The listener learns the agent's last words; give it a moment to find them.
                 with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(asyncio.shield(self._tasks[0]), 5)
+                    await wait_for(asyncio.shield(self._tasks[0]), 5)
             raise self.ended or AgentError(f"the agent is gone: {error}", where=self.where) from error
 
     async def _listen(self) -> None:
@@ -257,7 +258,7 @@ class Wire:
         hint = ""
         if not self._closing:
             with contextlib.suppress(Exception):
-                code = await asyncio.wait_for(self.channel.wait(), 5)
+                code = await wait_for(self.channel.wait(), 5)
                 reason += f" (exit status {code})"
                 tail = (await self.channel.read_stderr()).decode(errors="replace").strip()
                 hint = "\n  ".join(["its last words:", *tail.splitlines()[-10:]]) if tail else ""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from envsync.runner.timeouts import wait_for
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -47,7 +49,7 @@ class WorkerGroup(ProcessInterface):  # type: ignore[misc]
         """Have what only its workers hold moved to others within so many seconds; told if that fails."""
         names = {worker.name for worker in self.workers if worker.status == Status.running}
         with contextlib.suppress(OSError, asyncio.TimeoutError, TimeoutError):
-            names = await asyncio.wait_for(self._move(names), seconds)
+            names = await wait_for(self._move(names), seconds)
         if names:
             text = f"not all that only {self.name} held found a place in time: tasks that need it run again"
             self.launch.hooks.warning(where, text)

@@ -17,6 +17,7 @@ from envsync.errors import AgentError, ConnectError, EnvsyncError, ProcessDied
 from envsync.runner.batch.embedding import NAMES, NO_FOLDER, NO_PYTHON, brought, finding_python
 from envsync.runner.batch.system import NOT_SHARED
 from envsync.runner.hosts.carried import CarriedHost
+from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Credentials
 
 if TYPE_CHECKING:
@@ -309,7 +310,7 @@ if [ -r "$settings" ]; then
         sock = socket.socket()
         try:
             sock.setblocking(False)
-            await asyncio.wait_for(loop.sock_connect(sock, ("127.0.0.1", port)), _CLAIMED)
+            await wait_for(loop.sock_connect(sock, ("127.0.0.1", port)), _CLAIMED)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_sendall(sock, f"{key}\n".encode())
         except BaseException:

@@ -16,6 +16,7 @@ from envsync.errors import BatchError, CommandError, HostError, SubmitError
 from envsync.hooks import Hooks
 from envsync.runner.batch.request import Call, Job, JobRequest, safe_name
 from envsync.runner.batch.system import words
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from envsync.runner.batch.system import BatchSystem
@@ -361,7 +362,7 @@ class Driver:
         assert self._request is not None
         ids: tuple[str, ...] = ()
         with contextlib.suppress(HostError, BatchError, asyncio.TimeoutError, TimeoutError):
-            ids = await asyncio.wait_for(self._search(self._request), self._patience.last)
+            ids = await wait_for(self._search(self._request), self._patience.last)
         self.jobs.update((each, Job(id=each, state="pending")) for each in ids)
         if not ids:
             name = safe_name(self._request.name, self.system.limit)

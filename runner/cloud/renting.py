@@ -29,6 +29,7 @@ from envsync.runner.cloud.plan import HostKeys, Plan, Spot
 from envsync.runner.cloud.prices import Prices
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest
 from envsync.runner.cloud.userdata import host_keys, user_data
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -411,7 +412,7 @@ class Rented:
             asking = asyncssh.get_server_host_key(
                 _address(machine, self.plan), 22, server_host_key_algs=["ssh-ed25519"], config=None
             )
-            key = await asyncio.wait_for(asking, _ANSWER)
+            key = await wait_for(asking, _ANSWER)
         except (OSError, asyncssh.Error, asyncio.TimeoutError):
             return (), console
         return ([key.export_public_key().decode().strip()] if key is not None else ()), console

@@ -40,6 +40,7 @@ from envsync.runner.hosts.base import (
     command_failed,
     command_too_slow,
 )
+from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     import ssl
@@ -128,7 +129,7 @@ class CarriedHost(Host):
                     lambda: link, sock=sock, ssl=context, server_hostname="worker.envsync.invalid"
                 )
             self._link = link
-            await asyncio.wait_for(self._greeted, _HELLO)
+            await wait_for(self._greeted, _HELLO)
             said = str(self.hello.get("token") or "")
             self.hello = {key: value for key, value in self.hello.items() if key != "token"}
             if not hmac.compare_digest(said.encode(), token.encode()):
@@ -154,7 +155,7 @@ class CarriedHost(Host):
         """Run a command to its end. See `Host.run`."""
         channel = self._start(command, input=input is not None)
         try:
-            done = await asyncio.wait_for(channel.communicate(input), timeout)
+            done = await wait_for(channel.communicate(input), timeout)
         except (TimeoutError, asyncio.TimeoutError):
             raise command_too_slow(self.name, command, timeout) from None
         finally:
@@ -190,7 +191,7 @@ class CarriedHost(Host):
         if link is not None and link.open:
             link.send(END)
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await asyncio.wait_for(self._over.wait(), PATIENCE[1])
+                await wait_for(self._over.wait(), PATIENCE[1])
             link.close()
         for task in tuple(self._tasks):
             task.cancel()
@@ -396,12 +397,12 @@ class _CarriedChannel(_Stream, Channel):
         try:
             await self.write_eof()
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError, EnvsyncError):
-                await asyncio.wait_for(asyncio.shield(self._exit), PATIENCE[0])
+                await wait_for(asyncio.shield(self._exit), PATIENCE[0])
         finally:
             self.end(PATIENCE[1])
             if not self._exit.done():
                 with contextlib.suppress(TimeoutError, asyncio.TimeoutError, EnvsyncError):
-                    await asyncio.wait_for(asyncio.shield(self._exit), 2 * PATIENCE[1])
+                    await wait_for(asyncio.shield(self._exit), 2 * PATIENCE[1])
 
 
 async def _all_of(receiver: Receiver) -> bytes:

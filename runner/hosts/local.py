@@ -19,6 +19,7 @@ from envsync.runner.hosts.base import (
     command_failed,
     command_too_slow,
 )
+from envsync.runner.timeouts import wait_for
 
 __all__ = ["Local"]
 
@@ -45,7 +46,7 @@ class Local(Host):
         process = await _spawn(command, stdin=input is not None)
         ended = False
         try:
-            done = await asyncio.wait_for(_communicate(process, input), timeout)
+            done = await wait_for(_communicate(process, input), timeout)
             ended = True
         except (TimeoutError, asyncio.TimeoutError):
             raise command_too_slow(self.name, command, timeout) from None
@@ -118,7 +119,7 @@ class _LocalChannel(Channel):
         try:
             await self.write_eof()
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), PATIENCE[0])
+                await wait_for(self._process.wait(), PATIENCE[0])
             await asyncio.shield(_end(self._process, PATIENCE[1]))
         finally:
             self._drain.cancel()
@@ -194,6 +195,6 @@ async def _end(process: asyncio.subprocess.Process, grace: float = _GRACE) -> No
         os.killpg(process.pid, signal.SIGTERM)
         if process.returncode is None:
             with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                await asyncio.wait_for(process.wait(), grace)
+                await wait_for(process.wait(), grace)
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

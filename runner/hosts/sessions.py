@@ -7,6 +7,7 @@ import contextlib
 from dataclasses import dataclass
 
 from envsync.errors import HostError
+from envsync.runner.timeouts import wait_for
 
 __all__ = ["Session", "Sessions"]
 
@@ -84,7 +85,7 @@ class Sessions:
             if times >= _REFUSALS and all(each.lasting for each in self._taken):
                 raise self._full()
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            await asyncio.wait_for(self._change(), 0.02 * 2**times)
+            await wait_for(self._change(), 0.02 * 2**times)
         async with self._freed:
             await self._wait_for_place()
             self._taken.add(session)

@@ -26,6 +26,7 @@ from envsync.runner.hosts.base import (
 from envsync.runner.hosts.connecting import connect
 from envsync.runner.hosts.options import Address, SSHOptions
 from envsync.runner.hosts.sessions import Session, Sessions
+from envsync.runner.timeouts import wait_for
 
 __all__ = ["SSHHost", "SSHOptions", "shell_line"]
 
@@ -76,7 +77,7 @@ class SSHHost(Host):
     ) -> Completed:
         """Run a command to its end. See `Host.run`."""
         try:
-            done = await asyncio.wait_for(self._run(command, input), timeout)
+            done = await wait_for(self._run(command, input), timeout)
         except (TimeoutError, asyncio.TimeoutError):
             if timeout is None:
                 raise
@@ -142,7 +143,7 @@ class SSHHost(Host):
         if connection is not None:
             connection.close()
             try:
-                await asyncio.wait_for(connection.wait_closed(), _GRACE)
+                await wait_for(connection.wait_closed(), _GRACE)
             except (TimeoutError, asyncio.TimeoutError):
                 connection.abort()
 
@@ -165,7 +166,7 @@ class SSHHost(Host):
             return False
         group = f"kill -s {signal} -- -{running.pid} 2>/dev/null || kill -s {signal} {running.pid}"
         try:
-            await asyncio.wait_for(self._connection.run(shell_line(group), check=False), _GRACE)
+            await wait_for(self._connection.run(shell_line(group), check=False), _GRACE)
         except asyncssh.ChannelOpenError:
             with contextlib.suppress(*_BROKEN):
                 running.process.send_signal(signal)  # no session to be had; not every sshd heeds this
@@ -199,7 +200,7 @@ class SSHHost(Host):
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             with contextlib.suppress(HostError, TimeoutError, asyncio.TimeoutError):
-                await self.end(await asyncio.wait_for(task, _GRACE), _GRACE)
+                await self.end(await wait_for(task, _GRACE), _GRACE)
             raise
 
     async def _begin_surely(self, command: str, session: Session) -> _Running:
@@ -222,7 +223,7 @@ class SSHHost(Host):
             except _BROKEN as error:
                 raise self._lost(error, "while a command was started") from error
         try:
-            return await asyncio.wait_for(self._first_words(process), _SHELL)
+            return await wait_for(self._first_words(process), _SHELL)
         except (*_BROKEN, asyncio.TimeoutError) as error:
             process.close()
             if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
@@ -304,7 +305,7 @@ class _Running:
     async def gone(self, seconds: float) -> bool:
         """Wait that long for its end."""
         with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-            await asyncio.wait_for(self.process.wait_closed(), seconds)
+            await wait_for(self.process.wait_closed(), seconds)
             return True
         return False
 
