@@ -409,17 +409,22 @@ def test_a_registry_that_fails_leaves_no_half_image(project: Project, proxy: Pro
 
 
 def test_a_push_that_is_interrupted_is_taken_up(project: Project, proxy: Proxy, image: str) -> None:
-    hanging, over = threading.Event(), threading.Event()
+    over = threading.Event()
+    layers = Path(project.environment["ENVSYNC_CACHE"]) / "memory/layers"
 
     def hangs(handler: Handler) -> None:
-        hanging.set()
         over.wait(60)
         handler.hang_up()
 
     proxy.fault("PATCH", "*", hangs, times=99)
     process = project.start(*project.arguments(image))
     try:
-        assert hanging.wait(60), process.communicate(timeout=5)
+        deadline = time.monotonic() + 60
+        # one hangs, and a small one has arrived, and is known to have
+        while not (proxy.asked("PATCH") and any(layers.glob("*.json"))):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         _, err = process.communicate(timeout=30)
