@@ -98,8 +98,10 @@ def test_a_command_that_is_not_there_starts_no_cluster(tmp_path: Path) -> None:
 
 
 FORWARD = """
-import os, sys
+import os, signal, sys
 from envsync.cli.run import run_forwarding
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests under nohup ignores it
 
 child = '''
 import signal, sys
@@ -124,7 +126,10 @@ def test_signals_reach_the_command(number: int, code: int) -> None:
         assert one.stdout is not None
         assert one.stdout.readline() == "up\n"
         one.send_signal(number)
-        assert one.wait(timeout=20) == code
+        try:
+            assert one.wait(timeout=20) == code
+        finally:
+            one.kill()
 
 
 def test_a_client_without_arguments_finds_cluster_and_certificates(script: Path) -> None:
