@@ -38,7 +38,11 @@ _HOMES = {
     "verify": "envsync.runner.verifying",
 }
 
+CLOUDS = {name.lower(): name for name in ("EC2", "GCE", "Hetzner")}
+"""The class of each cloud, by what profiles, records and ``--on`` call it: `Cloud.kind`."""
+
 __all__ = [
+    "CLOUDS",
     "EC2",
     "GCE",
     "LSF",

@@ -367,10 +367,9 @@ def open_account(kind: str, account: Mapping[str, Any], regions: Sequence[str] =
     """
     from envsync import runner
 
-    name = next((one for one in runner.__all__ if one.lower() == kind), "")
-    cloud = getattr(runner, name) if name else None
-    if not isinstance(cloud, type) or not issubclass(cloud, Cloud) or cloud is Cloud:
+    if kind not in runner.CLOUDS:
         raise CloudError(f"this envsync knows no cloud {kind!r}", hint="Is a newer one needed?")
+    cloud: type[Cloud] = getattr(runner, runner.CLOUDS[kind])
     try:
         return cloud.reopen(account, regions)
     except TypeError as error:  # a word of another cloud's, such as EC2's profile

@@ -27,13 +27,12 @@ from typing import Any, TypeVar, cast
 
 import dask.config
 
+from envsync import runner
 from envsync.errors import ConfigurationError
 from envsync.hooks import Hooks
 from envsync.runner.backends import SSH, Backend, Local
 from envsync.runner.batch.jobqueue_config import Mapped, from_jobqueue, says_something
-from envsync.runner.clouds import EC2, Cloud
-from envsync.runner.gce import GCE
-from envsync.runner.hetzner import Hetzner
+from envsync.runner.clouds import Cloud
 from envsync.runner.limits import KEYWORDS, Limits
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.queues import BACKENDS, Batch
@@ -44,9 +43,7 @@ _KINDS: dict[str, type[Backend]] = {
     "local": Local,
     "ssh": SSH,
     **BACKENDS,
-    "ec2": EC2,
-    "gce": GCE,
-    "hetzner": Hetzner,
+    **{kind: getattr(runner, name) for kind, name in runner.CLOUDS.items()},
 }
 CLUSTER = (
     *("n_workers", "threads_per_worker", "memory_limit", "name", "lock", "store", "env", "engine"),

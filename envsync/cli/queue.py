@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from envsync.cli.arguments import demand_hosts
-from envsync.cli.renting import CLOUDS, RENTING, rented
+from envsync.cli.renting import RENTING, rented
 from envsync.cli.sections import OptionTable
+from envsync.runner import CLOUDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,9 +8,7 @@ import click
 
 from envsync.cli.sections import OptionTable
 
-__all__ = ["CLOUDS", "RENTING", "rented"]
-
-CLOUDS = ("ec2", "gce", "hetzner")
+__all__ = ["RENTING", "rented"]
 
 _ROWS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("--instance-type", "type"), {"metavar": "TYPE", "help": "Of the machines, such as m7i.2xlarge."}),

@@ -20,8 +20,9 @@ from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
 from envsync.cli.output import command as make_command
 from envsync.cli.queue import QUEUE, SYSTEMS, where
-from envsync.cli.renting import CLOUDS, RENTING
+from envsync.cli.renting import RENTING
 from envsync.cli.sections import sections
+from envsync.runner import CLOUDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
