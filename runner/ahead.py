@@ -1,24 +1,25 @@
 """What is made ready while machines boot: the lock for what they will be, and what they may lack.
 
 The cloud tells what a machine will be, and probing tells what it is. Where these differ the lock is made
-anew, and that is said. Nothing here fails a start: what is wrong is said when a machine is there.
+anew, and that is said. An environment that cannot be locked ends the start at once, and the machines with it;
+nothing else here does: it is tried again when a machine is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from envsync.errors import CloudError, EnvsyncError
+from envsync.errors import BuildError, CaptureError, CloudError, EnvsyncError, ResolveError
 from envsync.hooks import Hooks
 from envsync.runner.locking import lock_for, target_for
 from envsync.store import default_store
 from envsync.target import Target
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Coroutine
 
     from envsync.lock import Lock
     from envsync.runner.cloud.provider import Expected
@@ -30,6 +31,9 @@ __all__ = ["facts_of", "machines_of", "target_there", "while_booting"]
 
 _MOST = 512 * 2**20  # bytes of wheels that come here in advance: machines mostly have the better line
 _KEYS = ("region", "image", "image_owner", "profile")
+_FINAL = (CaptureError, ResolveError, BuildError)  # of the environment: asked again, they say the same
+
+T = TypeVar("T")
 
 
 def facts_of(expected: Expected) -> dict[str, Any] | None:
@@ -93,14 +97,20 @@ async def target_there(url: str, *, python: str, implementation: str) -> Target:
     return Target.from_probe(facts, python=python, implementation=implementation)
 
 
-@contextlib.asynccontextmanager
 async def while_booting(
-    backend: Cloud, locks: Locks, *, cwd: str | None = None, hooks: Hooks | None = None
-) -> AsyncIterator[None]:
+    booting: Coroutine[Any, Any, T],
+    backend: Cloud,
+    locks: Locks,
+    *,
+    cwd: str | None = None,
+    hooks: Hooks | None = None,
+) -> T:
     """Make ready what can be while the machines come up. What is not done then is left to who needs it.
 
     Parameters
     ----------
+    booting : coroutine
+        Has the machines; what it returns is returned.
     backend : Cloud
         Whose machines.
     locks : Locks
@@ -109,13 +119,23 @@ async def while_booting(
         A working directory whose code goes along.
     hooks : Hooks, optional
         Told about progress.
+
+    Raises
+    ------
+    ResolveError, BuildError, CaptureError
+        The environment cannot be locked for such machines: `booting` was cancelled.
     """
     work = asyncio.ensure_future(_make_ready(backend, locks, cwd, hooks or Hooks()))
+    boot = asyncio.ensure_future(booting)
     try:
-        yield
+        await asyncio.wait({work, boot}, return_when=asyncio.FIRST_COMPLETED)
+        if not boot.done():
+            work.result()
+        return await boot
     finally:
         work.cancel()  # a lock that is being made goes on, and is waited for when it is asked for
-        await asyncio.gather(work, return_exceptions=True)
+        boot.cancel()
+        await asyncio.gather(work, boot, return_exceptions=True)
 
 
 async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hooks) -> None:
@@ -124,7 +144,7 @@ async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hook
     from envsync.snapshot import capture
     from envsync.supply import Supply
 
-    with contextlib.suppress(EnvsyncError):
+    try:
         expected = await backend.expected()
         facts = facts_of(expected) if expected is not None else None
         if expected is None or facts is None:
@@ -142,6 +162,11 @@ async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hook
 
         hooks.step("here", f"locking for {expected.name or backend.type} while it boots")
         lock = await locks.of(locks.expected, make)
+    except _FINAL:
+        raise
+    except EnvsyncError:
+        return
+    with contextlib.suppress(EnvsyncError):
         if expected.python != lock.target.minor:
             await Supply(store, settings, snapshot, hooks=hooks).interpreter(lock.target)
         remote = [one for one in lock.artifacts() if one.path is None]

@@ -304,13 +304,18 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self._record_soon()  # others see its machines now
             self._watch.begin(self.scheduler_comm.envsync_cost)
 
-    def _while_booting(self, locks: Locks | None) -> contextlib.AbstractAsyncContextManager[None]:
-        """Lock for rented machines while they come up."""
+    async def _acquire(self, locks: Locks | None) -> list[Host]:
+        """Have the hosts; it is locked for rented machines while they come up."""
+        acquiring = self.backend.acquire(
+            cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
+        )
         if locks is None or not self.backend.rents:
-            return contextlib.nullcontext()
+            return await acquiring
         from envsync.runner.ahead import while_booting
 
-        return while_booting(cast("Cloud", self.backend), locks, cwd=self.cwd, hooks=self.hooks)
+        return await while_booting(
+            acquiring, cast("Cloud", self.backend), locks, cwd=self.cwd, hooks=self.hooks
+        )
 
     async def _provision(self) -> None:
         """Make the environment exist on every host, and lay out what will run there."""
@@ -335,10 +340,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             await self._forwarding.open()
         await self._begin_record(self.options.n_workers)
         locks = Locks(self.hooks) if wanted is None and image is None else None
-        async with self._while_booting(locks):
-            self._hosts = await self.backend.acquire(
-                cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
-            )
+        self._hosts = await self._acquire(locks)
         preparing = partial(
             prepare,
             lock=wanted,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from click.testing import CliRunner
 
 from envsync import snapshot as snapshots
 from envsync.cli import cli
-from envsync.errors import CloudError, EnvsyncError
+from envsync.errors import CloudError, EnvsyncError, NoWheelError, ToolError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
-from envsync.runner import EC2, ahead
+from envsync.runner import EC2, SyncedCluster, ahead
 from envsync.runner.ahead import facts_of, target_there, while_booting
 from envsync.runner.cloud.ec2 import EC2Provider
-from envsync.runner.cloud.provider import Expected
+from envsync.runner.cloud.provider import Expected, Provider
 from envsync.runner.locking import Locks, target_for
+from envsync.runner.records import local_records
 from envsync.target import Target
+from tests.cloud_fake import FakeProvider
+from tests.index_server import write_wheel
 from tests.lab.ec2_api import EC2Api
+from tests.test_resolve import Bench, plain_settings
 
 
 class Heard(Hooks):
@@ -116,15 +121,19 @@ def making(small_lock: Path, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
     return made
 
 
+async def until(true: Callable[[], object]) -> str:
+    while not true():
+        await asyncio.sleep(0.01)
+    return "up"
+
+
+async def never(target: Target) -> Lock:
+    raise EnvsyncError(f"it is made a second time, for {target}")
+
+
 async def test_the_lock_is_there_when_the_machine_is(making: list[Target]) -> None:
     locks, heard = Locks(), Heard()
-
-    async def never(target: Target) -> Lock:
-        raise EnvsyncError(f"it is made a second time, for {target}")
-
-    async with while_booting(Promised(DEBIAN), locks):
-        while not making:
-            await asyncio.sleep(0.01)
+    assert await while_booting(until(lambda: making), Promised(DEBIAN), locks) == "up"
     assert locks.snapshot is not None
     facts = {"system": "Linux", "machine": "x86_64", "libc": ["glibc", "2.36"], "gpus": []}
     target = target_for(facts, locks.snapshot)
@@ -138,9 +147,7 @@ async def test_a_machine_that_is_something_else_is_locked_for_anew_and_that_is_s
     making: list[Target],
 ) -> None:
     locks, heard = Locks(), Heard()
-    async with while_booting(Promised(DEBIAN), locks):
-        while not making:
-            await asyncio.sleep(0.01)
+    await while_booting(until(lambda: making), Promised(DEBIAN), locks)
     assert locks.snapshot is not None
     facts = {"system": "Linux", "machine": "aarch64", "libc": ["glibc", "2.41"], "gpus": []}
     target = target_for(facts, locks.snapshot)
@@ -154,12 +161,54 @@ async def test_a_machine_that_is_something_else_is_locked_for_anew_and_that_is_s
 async def test_a_cloud_that_tells_nothing_and_a_boot_that_is_faster_are_no_trouble(
     making: list[Target],
 ) -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError
+
     locks = Locks()
-    async with while_booting(Promised(None), locks):
-        await asyncio.sleep(0.05)
-    async with while_booting(Promised(DEBIAN), locks):
-        pass
+    await while_booting(asyncio.sleep(0.05), Promised(None), locks)
+    await while_booting(asyncio.sleep(0), Promised(DEBIAN), locks)
     with pytest.raises(ZeroDivisionError):
-        async with while_booting(Promised(DEBIAN), locks):
-            raise ZeroDivisionError
+        await while_booting(fails(), Promised(DEBIAN), locks)
     assert making == []
+
+
+async def test_what_may_go_well_later_is_left_for_later(
+    making: list[Target], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: Any, target: Target, **more: Any) -> Lock:
+        making.append(target)
+        raise ToolError("the index does not answer", returncode=2)
+
+    monkeypatch.setattr(ahead, "lock_for", unreachable)
+    locks = Locks()
+    assert await while_booting(until(lambda: making), Promised(DEBIAN), locks) == "up"
+
+
+class Booting(Promised):
+    """Machines of another kind, which go on booting."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(DEBIAN, machine="aarch64"))
+        self.type = "small"
+        self.cloud = FakeProvider()
+
+    def provider(self) -> Provider:
+        return self.cloud
+
+
+@pytest.mark.slow
+async def test_an_environment_that_cannot_be_locked_ends_the_start_and_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    wheel = write_wheel(tmp_path / "wheels", "compiled", "1.0", tag="py3-none-linux_x86_64")
+    taken = Bench(tmp_path, plain_settings(tmp_path)).environment(str(wheel))
+    monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
+    backend = Booting()
+    with pytest.raises(NoWheelError, match=r"compiled 1\.0.*aarch64") as told:
+        await SyncedCluster(backend, n_workers=2, asynchronous=True)
+    assert {one.state for one in backend.cloud.machines.values()} == {"ended"}
+    assert (len(backend.cloud.machines), backend.cloud.shared, backend.held) == (2, {}, False)
+    (record,) = local_records().ended()
+    assert record.how == f"its start failed: {str(told.value).splitlines()[0]}"
+    assert all(one.ended is not None for one in record.bill.hired)
