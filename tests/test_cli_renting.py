@@ -14,9 +14,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from envsync.cli import cli
+from envsync.errors import CloudError
+from envsync.runner import clouds
+from envsync.runner.amounts import Money
+from envsync.runner.backends import Backend
+from envsync.runner.cloud.provider import Machine
+from envsync.runner.cloud.renting import Plan, Rented
 from envsync.runner.clouds import EC2
 from envsync.runner.hetzner import Hetzner
+from envsync.runner.limits import Limits
 from envsync.runner.profiles import read_profile
+from tests.cloud_fake import FakeProvider
 from tests.lab.cloud import Cloud
 from tests.lab.ec2_api import EC2Api
 
@@ -81,6 +89,90 @@ def test_options_that_make_no_sense_are_refused(words: tuple[str, ...], said: st
     done = run(*words)
     assert done.exit_code == 2, done.output
     assert said in done.output
+
+
+class Asked:
+    """What a start came to before anything was rented, on the fake cloud."""
+
+    def __init__(self) -> None:
+        self.provider = FakeProvider(["north"])
+        self.limits: list[Limits] = []
+        self.plans: list[Plan] = []
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    asked, limited = Asked(), EC2.limited
+
+    def limit(self: EC2, limits: Limits) -> Backend:
+        asked.limits.append(limits)
+        return limited(self, limits)
+
+    class Refusing(Rented):
+        async def start(self) -> Machine:
+            asked.plans.append(self.plan)
+            raise CloudError("not today", where="north")
+
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path))
+    monkeypatch.setattr(EC2, "limited", limit)
+    monkeypatch.setattr(EC2, "provider", lambda self: asked.provider)
+    monkeypatch.setattr(clouds, "Rented", Refusing)
+    return asked
+
+
+ON = ("--on", "ec2", "--instance-type", "small")
+
+
+def test_limits_reach_the_cluster_and_its_machines(asked: Asked) -> None:
+    written = ("--idle-timeout", "20 min", "--max-lifetime", "8h", "--client-timeout", "90s")
+    done = run(*ON, *written, "--max-cost", "2 usd", "-n", "2")
+    assert done.exit_code != 0
+    assert "not today" in done.output
+    (limits,), (plan,) = asked.limits, asked.plans
+    assert limits == Limits(idle=1200, life=28800, client=90, cost=Money(2.0, "USD"))
+    assert (plan.count, plan.lease, plan.life) == (2, 90, 28800)
+    assert plan.tags.deadline
+    # the time in which one machine alone costs all of it, where that is less
+    run(*ON, "--max-lifetime", "40:00:00", "--max-cost", "1.5")
+    assert asked.plans[-1].life == pytest.approx(1.5 / 0.1 * 3600)
+    run(*ON)
+    assert asked.limits[-1] == Limits()
+    assert (asked.plans[-1].lease, asked.plans[-1].life) == (120, None)
+    with dask.config.set({"envsync.profiles": {"day": {**PROFILES["night"], "type": "small"}}}):
+        CliRunner().invoke(cli, ["run", "--profile", "day", "--max-lifetime", "1 h", "--", "true"])
+    assert asked.plans[-1].life == 3600
+    assert asked.provider.machines == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("--idle-timeout", "soon"),
+            "idle_timeout='soon' is no time: write 04:00:00, 2 h, 20 min, or seconds",
+        ),
+        (("--max-lifetime", "0"), "max_lifetime must be more than 0 s"),
+        (("--client-timeout", "-5 min"), "client_timeout='-5 min' is no time"),
+        (("--max-cost", "$50"), "max_cost='$50' is no amount of money: write 50 USD"),
+        (("--max-cost", "0 USD"), "max_cost must be more than 0"),
+        (("--max-cost", "5 EUR"), "max_cost is 5 EUR, and prices are in USD"),
+        (
+            ("--max-cost", "0.001 USD", "-n", "4"),
+            "4 machines at 0.1 USD an hour cost 0.01333 in the 2 min that are kept",
+        ),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_and_nothing_is_rented(
+    asked: Asked, words: tuple[str, ...], said: str
+) -> None:
+    done = run(*ON, *words)
+    assert done.exit_code != 0
+    assert said in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+    assert asked.plans == []
+    local = run("--on", "local", "--max-cost", "5 USD")
+    assert local.exit_code == 2
+    assert "--max-cost is for machines that are rented" in local.output
 
 
 def test_profiles_of_rented_machines() -> None:
