@@ -14,18 +14,18 @@ __all__ = ["found", "remove"]
 
 _STATES = {"shutting-down": "ending", "stopping": "stopped"}
 # kind: what lists it, the list in its answer, its name, when it was made, its state
+_REQUESTS = (
+    "spot request",
+    "describe_spot_instance_requests",
+    "SpotInstanceRequests",
+    "SpotInstanceRequestId",
+    "CreateTime",
+    "State",
+)
 _KINDS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("disk", "describe_volumes", "Volumes", "VolumeId", "CreateTime", "State"),
     ("interface", "describe_network_interfaces", "NetworkInterfaces", "NetworkInterfaceId", "", "Status"),
     ("address", "describe_addresses", "Addresses", "AllocationId", "", ""),
-    (
-        "spot request",
-        "describe_spot_instance_requests",
-        "SpotInstanceRequests",
-        "SpotInstanceRequestId",
-        "CreateTime",
-        "State",
-    ),
     (
         "launch template",
         "describe_launch_templates",
@@ -61,8 +61,12 @@ _IN_USE = frozenset(
 
 
 def found(client: Any) -> tuple[Found, ...]:
-    """Return everything that has the tag `CLUSTER`: machines first, groups and keys last."""
-    return (*_machines(client), *(one for kind in _KINDS for one in _others(client, *kind)))
+    """Return everything that has the tag `CLUSTER`: requests, which make machines, first; keys last."""
+    return (
+        *_others(client, *_REQUESTS),
+        *_machines(client),
+        *(one for kind in _KINDS for one in _others(client, *kind)),
+    )
 
 
 def remove(client: Any, one: Found) -> bool:
@@ -98,8 +102,8 @@ def _others(
     for page in pages:
         for one in page[listed]:
             stands = str(one.get(state, "")) if state else ""
-            # a request that is active has its machine, and goes with it
-            if stands not in _OVER and not (kind == "spot request" and stands == "active"):
+            # a request that has its machine goes with it, unless it would make another
+            if stands not in _OVER and not (stands == "active" and one.get("Type") == "one-time"):
                 yield _found(kind, one, one[name], one.get(made), stands)
 
 

@@ -381,10 +381,28 @@ def test_all_that_belongs_to_clusters_is_found(api: EC2Api, ec2: Account) -> Non
         LaunchTemplateData={"InstanceType": "m7i.large"},
         TagSpecifications=tagged("launch-template"),
     )
+    # one would make another machine when this one ends; of the other, one-time, the machine has gone
+    image = "ami-0000000000000de12"
+    for kind in ("persistent", "one-time"):
+        (made,) = client.request_spot_instances(
+            InstanceCount=1,
+            Type=kind,
+            LaunchSpecification={"ImageId": image, "InstanceType": "m7i.large"},
+            TagSpecifications=tagged("spot-instances-request"),
+        )["SpotInstanceRequests"]
+        machines = [made["InstanceId"]]
+        if kind == "one-time":
+            client.terminate_instances(InstanceIds=machines)
+            continue
+        (request,) = [one for one in ec2.provider.found(ec2.region) if one.kind == "spot request"]
+        assert (request.id, request.state) == (made["SpotInstanceRequestId"], "active")
+        client.terminate_instances(InstanceIds=machines)
+    assert api.left()["requests"] == [request.id]
     there = ec2.provider.found(ec2.region)
     assert {one.kind for one in there} == {
-        *("machine", "disk", "interface", "address", "launch template", "group", "key")
+        *("machine", "disk", "interface", "address", "launch template", "group", "key", "spot request")
     }
+    assert (there[0].id, there[0].state) == (request.id, "open"), "before what it has made"
     assert all(one.cluster == "ada-1" and one.owner == "ada@laptop" for one in there)
     assert all(one.created > 1e9 for one in there if one.kind in ("machine", "disk"))
     for one in (*there, *ec2.provider.found(ec2.region)):
@@ -392,3 +410,5 @@ def test_all_that_belongs_to_clusters_is_found(api: EC2Api, ec2: Account) -> Non
     assert ec2.provider.found(ec2.region) == ()
     assert client.describe_addresses()["Addresses"] == []
     assert client.describe_launch_templates()["LaunchTemplates"] == []
+    assert "requests" not in api.left()
+    assert ec2.provider.remove(ec2.region, request), "it is gone already"

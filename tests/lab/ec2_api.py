@@ -1,8 +1,9 @@
 """EC2's interface on loopback: moto's, made stricter where it lets pass what EC2 refuses.
 
 What moto lacks and envsync relies on is added: a token makes one machine however often it is used, user-data
-has a largest size, groups in use are not deleted, network interfaces get the tags that were asked for. Calls
-can be made to fail.
+has a largest size, groups in use are not deleted, network interfaces get the tags that were asked for, a spot
+request whose machine ended is open again if it is persistent, and closed if not; one that was cancelled stays
+known. Calls can be made to fail.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 DEBIAN, UBUNTU = "136693071363", "099720109477"
 _LARGEST = 16384  # bytes of user-data
+_NO_TOKEN = "ABCDE"  # what moto takes for none
 _GPU = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)"
 _IMAGES = [  # the older first: moto has each made when it is read
     ("ami-0000000000000de11", "debian-12-amd64-20260101-1", DEBIAN, "x86_64"),
@@ -181,6 +183,7 @@ class EC2Api:
         alive = {"Name": "instance-state-name", "Values": ["pending", "running", "stopping", "stopped"]}
         reservations = client.describe_instances(Filters=[alive])["Reservations"]
         groups = client.describe_security_groups()["SecurityGroups"]
+        requests = client.describe_spot_instance_requests()["SpotInstanceRequests"]
         kinds = {
             "instances": [one["InstanceId"] for each in reservations for one in each["Instances"]],
             "volumes": [one["VolumeId"] for one in client.describe_volumes()["Volumes"]],
@@ -188,6 +191,9 @@ class EC2Api:
             "keys": [one["KeyName"] for one in client.describe_key_pairs()["KeyPairs"]],
             "interfaces": [
                 one["NetworkInterfaceId"] for one in client.describe_network_interfaces()["NetworkInterfaces"]
+            ],
+            "requests": [
+                one["SpotInstanceRequestId"] for one in requests if one["State"] in ("open", "active")
             ],
         }
         return {kind: found for kind, found in kinds.items() if found}
@@ -216,6 +222,7 @@ class EC2Api:
     def _patch(self) -> None:
         from moto.ec2.models.instances import Instance, InstanceBackend
         from moto.ec2.models.security_groups import SecurityGroupBackend
+        from moto.ec2.models.spot_requests import SpotRequestBackend
         from moto.ec2.responses import EC2Response
 
         self._replace(EC2Response, "call_action", lambda original: lambda it: self._call(original, it))
@@ -232,6 +239,7 @@ class EC2Api:
             "delete_security_group",
             lambda original: lambda it, **k: self._delete_group(original, it, **k),
         )
+        self._replace(SpotRequestBackend, "cancel_spot_instance_requests", lambda _: _cancel)
 
     def _call(self, original: Callable[..., Any], response: Any) -> Any:
         action = response._get_action()
@@ -251,25 +259,25 @@ class EC2Api:
         self,
         original: Callable[..., Any],
         backend: Any,
-        image: str,
+        image_id: str,
         count: int,
-        data: Any,
-        *rest: Any,
+        user_data: Any,
+        security_group_names: list[str],
         **more: Any,
     ) -> Any:
         from moto.ec2.exceptions import EC2ClientError
 
-        if data and len(base64.b64decode(data.as_bytes())) > _LARGEST:
+        if user_data and len(base64.b64decode(user_data.as_bytes())) > _LARGEST:
             raise EC2ClientError("InvalidParameterValue", "User data is limited to 16384 bytes")
-        token = str(more.get("client_token"))
-        same = (image, count, more.get("instance_type"), more.get("placement"), more.get("subnet_id"))
-        if token in self._tokens and token != "ABCDE":  # what moto takes for none
+        token = str(more.get("client_token", _NO_TOKEN))
+        same = (image_id, count, more.get("instance_type"), more.get("placement"), more.get("subnet_id"))
+        if token in self._tokens and token != _NO_TOKEN:
             asked, answer = self._tokens[token]
             if asked != same:
                 raise EC2ClientError("IdempotentParameterMismatch", "The token was used for something else")
             return answer
         tags = dict(more.get("tags", {}))
-        answer = original(backend, image, count, data, *rest, **more)
+        answer = original(backend, image_id, count, user_data, security_group_names, **more)
         self._tokens[token] = (same, answer)
         for instance in answer.instances:
             for interface in instance.nics.values():
@@ -284,7 +292,11 @@ class EC2Api:
             if instance._state.name == "terminated":
                 return copy.copy(instance._state)
             self.ended(instance)
-            return original(instance, *rest, **more)
+            state = original(instance, *rest, **more)
+            for request in instance.ec2_backend.spot_instance_requests.values():
+                if request.instance is instance:
+                    request.state = "open" if request.type == "persistent" else "closed"
+            return state
 
         return end
 
@@ -305,6 +317,17 @@ class EC2Api:
                     if more.get("group_id") == group.id or more.get("name") == group.name:
                         raise EC2ClientError("DependencyViolation", f"{group.id} has a dependent object")
         return original(backend, **more)
+
+
+def _cancel(backend: Any, identities: list[str]) -> list[Any]:
+    from moto.ec2.exceptions import EC2ClientError
+
+    known = backend.spot_instance_requests
+    for one in identities:
+        if one not in known:
+            raise EC2ClientError("InvalidSpotInstanceRequestID.NotFound", f"There is no request '{one}'")
+        known[one].state = "cancelled"
+    return [known[one] for one in identities]
 
 
 def _import_moto() -> None:
