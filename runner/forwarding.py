@@ -26,9 +26,9 @@ __all__ = ["Forwarding", "demand_sense", "pause", "variables"]
 TOKEN = "aws-token"  # noqa: S105 - a file's name
 """The file in a process's run folder that the SDKs read what opens the endpoint from."""
 
-_AHEAD = 1200.0  # seconds before their end at which new ones are there: SDKs ask 15 minutes before it
 _LOOK = 60.0  # seconds between two looks whether the client's own have changed
-_AGAIN = 30.0  # seconds until what failed is tried again
+_AGAIN = 30.0  # seconds until what failed is tried again, at the latest
+_LEAST = 1.0  # seconds from one renewal to the next, however short those live that are to be had
 _IDENTITIES = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
     *("AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN"),
@@ -97,9 +97,12 @@ def variables(port: int, folder: str, region: str) -> dict[str, str | None]:
 
 
 def pause(current: Temporary) -> float:
-    """Return the seconds until it is time to have others: well before workers ask for them."""
+    """Return the seconds until it is time to have others: half of what these have left."""
     left = current.left()
-    return _LOOK if current.own else max(_LOOK, min(left / 2, left - _AHEAD))
+    if left <= 0:  # the clock here is another than theirs
+        return _LOOK
+    half = max(_LEAST, left / 2)
+    return min(_LOOK, half) if current.own else half  # whoever logs in again is noticed
 
 
 @dataclass(slots=True)
@@ -178,7 +181,7 @@ class Forwarding:
     async def _keep(self, identity: Identity, first: Temporary) -> None:
         """Have others before these end, and send them to all hosts; what fails is tried again."""
         loop = asyncio.get_running_loop()
-        wait = pause(first)
+        current, wait = first, pause(first)
         due = loop.time() + wait
         while True:
             await asyncio.sleep(wait)
@@ -189,7 +192,7 @@ class Forwarding:
                 await self._send_all()
             except EnvsyncError as error:
                 self._warn(f"the workers' could not be renewed, which is tried again: {error}")
-                wait = _AGAIN
+                wait = min(_AGAIN, pause(current))
             else:
                 wait, self._told = max(0.0, due - loop.time()), ""
 

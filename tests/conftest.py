@@ -11,6 +11,7 @@ import pytest
 
 from tests.lab.fixtures import (
     authority,
+    ceph,
     cloud,
     condor,
     docker_engine,
@@ -29,6 +30,7 @@ from tests.small import small_lock
 
 __all__ = [
     "authority",
+    "ceph",
     "cloud",
     "condor",
     "docker_engine",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from distributed import Client
 
 from envsync.agent.credentials import PATH, Endpoint
@@ -26,13 +26,9 @@ from envsync.runner import EC2, SSH, SyncedCluster, forwarding
 from envsync.runner.backends import Local
 from envsync.runner.cloud.sts import Identity, Temporary
 from envsync.runner.forwarding import TOKEN, Forwarding, demand_sense, pause, variables
+from tests.forwarded import lent
+from tests.lab.ceph import Ceph
 from tests.lab.ec2_api import EC2Api
-
-
-def lent(number: int = 1, *, seconds: float = 3600, own: bool = False) -> Temporary:
-    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
-    secret, token = f"s3cr3t-c4n4ry-{number}", f"t0k3n-c4n4ry-{number}"
-    return Temporary(access_key=f"ASIA{number:016}", secret_key=secret, token=token, expires=end, own=own)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +128,12 @@ def test_when_sts_refuses_nothing_long_lived_goes_instead(
 def test_they_are_renewed_before_workers_ask_for_others() -> None:
     assert 1790 < pause(lent(seconds=3600)) <= 1800
     assert 3600 - pause(lent(seconds=3600)) > 15 * 60  # SDKs ask from then on
-    assert pause(lent(seconds=900)) == 60
-    assert pause(lent(seconds=-5)) == 60
+    assert 440 < pause(lent(seconds=900)) <= 450
+    assert 1.9 < pause(lent(seconds=4)) <= 2
+    assert pause(lent(seconds=0.5)) == 1
+    assert pause(lent(seconds=-5)) == 60  # the clock here is wrong
     assert pause(lent(seconds=12 * 3600, own=True)) == 60  # whoever logs in again is noticed
+    assert 14 < pause(lent(seconds=30, own=True)) <= 15
 
 
 # What makes no sense
@@ -266,6 +265,86 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
     with pytest.raises(urllib.error.URLError):
         asked(port, token=secret)
     assert not token.exists()
+
+
+EXPIRES = """
+import json, time
+import boto3, s3fs
+from botocore.exceptions import ClientError
+session = boto3.Session()
+credentials = session.get_credentials()
+first = credentials.get_frozen_credentials()
+named = {"aws_access_key_id": first.access_key, "aws_secret_access_key": first.secret_key}
+kept = boto3.client("s3", aws_session_token=first.token, **named)
+opened, filesystem = session.client("s3"), s3fs.S3FileSystem()
+tokens, read, refused, began = {first.token}, 0, None, time.monotonic()
+while refused is None and time.monotonic() - began < 30:
+    for client in (opened, kept):
+        try:
+            assert client.get_object(Bucket="team", Key="of-the-client")["Body"].read() == b"data"
+            read += 1
+        except ClientError as error:
+            if client is opened:
+                raise
+            refused = [error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]]
+    tokens.add(credentials.get_frozen_credentials().token)
+    time.sleep(0.2)
+filesystem.pipe("team/of-a-worker", filesystem.cat("team/of-the-client") + b", after the end")
+print(json.dumps({"tokens": len(tokens), "read": read, "refused": refused, "method": credentials.method}))
+"""
+"""One client has the credentials that were there at first, the others are as the SDK makes them."""
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+async def test_workers_go_on_past_the_end_of_a_login_that_is_refused_from_then_on(
+    ceph: Ceph, small_lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    for name, value in ceph.login(seconds=4).items():
+        monkeypatch.setenv(name, value)
+    s3 = ceph.client()
+    s3.create_bucket(Bucket="team")
+    s3.put_object(Bucket="team", Key="of-the-client", Body=b"data")
+    (tmp_path / "sdk.py").write_text(EXPIRES)
+    command, hooks = [sys.executable, str(tmp_path / "sdk.py")], Told()
+    keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
+    where = {"AWS_ENDPOINT_URL": ceph.url}
+    async with (
+        SyncedCluster(n_workers=1, credentials="forward", env=where, hooks=hooks, **keywords) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        done: subprocess.CompletedProcess[str] = await client.submit(
+            lambda command: __import__("subprocess").run(command, capture_output=True, text=True), command
+        )
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["method"], told["refused"]) == ("container-role", ["AccessDenied", 403])
+        assert told["tokens"] >= 2
+        assert told["read"] > 2
+    assert s3.get_object(Bucket="team", Key="of-a-worker")["Body"].read() == b"data, after the end"
+    assert [text for text in hooks.warnings if "renewed" in text] == []
+
+
+@pytest.mark.lab
+def test_session_tokens_are_asked_for_where_that_has_to_be_allowed(
+    ceph: Ceph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    for name, value in ceph.variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(CloudError, match=r"STS refused a session token: .*AccessDenied") as told:
+        Identity().temporary()
+    assert "Allow sts:GetSessionToken" in str(told.value)
+    ceph.may_ask_for_sessions()
+    given = Identity().temporary()
+    assert 3500 < given.left() <= 3600
+    names = {"key": given.access_key, "secret": given.secret_key, "token": given.token}
+    assert ceph.client(**names).list_buckets()["Owner"]["ID"] == "ada"
+    for wrong in ({**names, "secret": "x" * 40}, {**names, "token": ""}):
+        with pytest.raises(ClientError) as refused:
+            ceph.client(**wrong).list_buckets()
+        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
 async def test_nothing_is_rented_where_there_is_nothing_to_forward(

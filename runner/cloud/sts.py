@@ -148,7 +148,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        said = error.response.get("Error", {})
+        said = error.response.get("Error") or error.response  # Ceph's gateway has no envelope around it
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
         code = said.get("Code") or f"HTTP {status}"  # some that speak S3 say no more
         raise CloudError(

@@ -10,10 +10,11 @@ from typing import TypeVar
 import pytest
 
 from tests.lab.batch import BatchLab
+from tests.lab.ceph import Ceph
 from tests.lab.cloud import Cloud
 from tests.lab.condor import Condor
 from tests.lab.docker import DockerEngine
-from tests.lab.install import CLOUD, DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
+from tests.lab.install import CEPH, CLOUD, DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
 from tests.lab.oar import OAR
 from tests.lab.registry import Authority, DockerRegistry
@@ -106,6 +107,18 @@ def cloud() -> Iterator[Cloud]:
     demand({**PROGRAMS, **CLOUD})
     with ended(Cloud()) as network, network.api.used():
         yield network
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[Ceph]:
+    """An S3 and an STS whose credentials expire; a module's tests share it."""
+    demand(CEPH)
+    gateway = Ceph()
+    try:
+        yield gateway
+    finally:
+        survivors = gateway.close()
+    assert not survivors, f"Ceph is gone, but these go on: {survivors}"
 
 
 @pytest.fixture(scope="session")

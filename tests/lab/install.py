@@ -49,6 +49,16 @@ PODMAN = {"podman": "podman", "runc": "runc", "skopeo": "skopeo"}
 CLOUD = {"systemd-nspawn": "systemd-container"}
 """What clouds need whose machines boot."""
 
+CEPH = {
+    "ceph-mon": "ceph-mon",
+    "ceph-osd": "ceph-osd",
+    "ceph": "ceph-common",
+    "monmaptool": "ceph-base",
+    "radosgw": "radosgw",
+    "radosgw-admin": "radosgw",
+}
+"""What an S3 needs whose credentials expire: 69 MB to fetch at most."""
+
 ATTEMPTS = 3
 _POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -107,7 +117,7 @@ def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
     why, packages = (
         obstacle(),
-        missing({**PROGRAMS, **ACCOUNTING, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD}),
+        missing({**PROGRAMS, **ACCOUNTING, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD, **CEPH}),
     )
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")

@@ -1,0 +1,56 @@
+"""What processes of a cluster are for AWS: credentials that are made up, and who asks for them there."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from envsync.runner.cloud.sts import Identity, Temporary
+
+if TYPE_CHECKING:
+    import pytest
+
+Answer = tuple[int, dict[str, str], int]
+
+ASK = """
+def ask():
+    import json, os, urllib.error, urllib.request
+    request = urllib.request.Request(os.environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"])
+    try:
+        without = urllib.request.urlopen(request, timeout=5).status
+    except urllib.error.HTTPError as error:
+        without = error.code
+    with open(os.environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
+        request.add_header("Authorization", file.read())
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.status, json.load(answer), without
+"""
+"""What an SDK asks the endpoint of its host; then without its token."""
+
+
+def lent(number: int = 1, *, seconds: float = 3600, own: bool = False) -> Temporary:
+    """Return credentials that nobody takes, and that end after so many seconds."""
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=seconds)
+    secret, token = f"s3cr3t-c4n4ry-{number}", f"t0k3n-c4n4ry-{number}"
+    return Temporary(access_key=f"ASIA{number:016}", secret_key=secret, token=token, expires=end, own=own)
+
+
+def lend(patch: pytest.MonkeyPatch) -> Temporary:
+    """Have clusters forward these; nobody is asked for them."""
+    made = lent()
+    patch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTSTESTSTESTS0")
+    patch.setenv("AWS_SECRET_ACCESS_KEY", "c4n4ry-of-the-forwarding-tests-0123456789")
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        patch.setenv(name, os.devnull)
+    patch.setattr(Identity, "temporary", lambda self: made)
+    return made
+
+
+def asking() -> Callable[[], Answer]:
+    """Return `ASK` as a function that travels by value: the tests' modules are nowhere else."""
+    scope: dict[str, Any] = {"__name__": "__main__"}
+    exec(ASK, scope)  # scripts of tests have the text
+    made: Callable[[], Answer] = scope["ask"]
+    return made
