@@ -74,6 +74,7 @@ def test_agent_imports_nothing_but_the_standard_library() -> None:
                 assert set(tops) <= sys.stdlib_module_names, (path, tops)
 
 
+@pytest.mark.slow
 def test_agent_and_plugins_need_no_newer_python_than_3_8() -> None:
     files = [str(p) for folder in FOLDERS for p in sorted(folder.glob("*.py")) if p.name != "archive.py"]
     command = [
@@ -90,6 +91,7 @@ def test_agent_and_plugins_need_no_newer_python_than_3_8() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_it_runs_under_python_3_8(tmp_path: Path) -> None:
     python = python_of("3.8")
     if python is None:

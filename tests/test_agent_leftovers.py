@@ -152,6 +152,7 @@ def test_unfinished_files_go_when_they_are_old(cache: Cache) -> None:
     assert young.exists()
 
 
+@pytest.mark.slow
 async def test_the_next_agent_removes_the_keys_of_one_that_was_killed(tmp_path: Path) -> None:
     supply = Supply(FolderStore(tmp_path / "store"), IndexSettings())
     files = {"key.pem": b"secret"}

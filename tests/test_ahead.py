@@ -43,6 +43,7 @@ def api() -> Iterator[EC2Api]:
         yield api
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("machine_type", "image", "machine", "libc", "gpus", "driver", "disk"),
     [
@@ -61,6 +62,7 @@ def test_a_type_tells_its_image_and_what_a_machine_will_be(
     assert (found.gpus, found.driver, found.disk) == (gpus, driver, disk)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_named_tells_only_what_its_name_does(api: EC2Api) -> None:
     named = EC2Provider(["eu-west-1"], image="ami-0000000000000ub24").expected("eu-west-1", "g5.xlarge")
     assert (named.libc, named.gpus, named.driver, named.disk) == (("glibc", "2.39"), 1, "", 0)
@@ -69,6 +71,7 @@ def test_an_image_that_is_named_tells_only_what_its_name_does(api: EC2Api) -> No
         EC2Provider(["eu-west-1"], image="nothing-*").expected("eu-west-1", "m7i.large")
 
 
+@pytest.mark.slow
 async def test_a_target_of_machines_that_are_not_there_yet(api: EC2Api) -> None:
     found = await target_there("ec2://g5.xlarge?region=eu-west-1", python="3.11.7", implementation="cpython")
     assert found == Target(

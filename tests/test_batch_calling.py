@@ -53,6 +53,7 @@ def run(board: Switchboard, job: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 async def test_each_member_of_an_array_is_a_host(board: Switchboard) -> None:
     jobs = [run(board, f"17_{index}") for index in range(4)]
     hosts = await asyncio.wait_for(asyncio.gather(*(board.answer(f"17_{n}") for n in range(4))), 60)

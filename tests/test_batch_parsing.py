@@ -131,6 +131,7 @@ def test_a_line_break_cannot_smuggle_an_option(bad: str) -> None:
 texts = st.text(st.characters(exclude_categories=("Cs", "Cc")), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @given(name=st.text(min_size=1), other=st.text(min_size=1))
 def test_names_are_made_safe_and_stay_different(name: str, other: str) -> None:
     for limit in (15, 64):

@@ -46,6 +46,7 @@ async def test_it_says_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert called.last_words()["code"] == called.process.returncode == 0
 
 
+@pytest.mark.slow
 async def test_a_signal_to_the_job_is_told_before_all_ends(tmp_path: Path) -> None:
     mark = f"1000.{time.monotonic_ns()}"
     async with called_back(tmp_path) as called:

@@ -84,6 +84,7 @@ def envsync(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_versions_agree(envsync: Run) -> None:
     import envsync as package
 
@@ -92,6 +93,7 @@ def test_versions_agree(envsync: Run) -> None:
     assert dask.stdout == f"envsync, version {package.__version__}\n"
 
 
+@pytest.mark.slow
 def test_dask_envsync_fails_as_envsync_does(envsync: Run) -> None:
     ours = envsync("diff", "/nonexistent", ".")
     theirs = subprocess.run(
@@ -135,6 +137,7 @@ def test_looking_imports_little() -> None:
     assert int(count) < 220
 
 
+@pytest.mark.slow
 def test_a_lock_and_its_summary(envsync: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
     from envsync.lock import Lock
 
@@ -151,6 +154,7 @@ def test_a_lock_and_its_summary(envsync: Run, prefixes: dict[str, Path], tmp_pat
     assert again.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_cache_folder_of_the_probed_host_can_be_named(
     envsync: Run, prefixes: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -160,6 +164,7 @@ def test_the_cache_folder_of_the_probed_host_can_be_named(
     assert list(there.iterdir())
 
 
+@pytest.mark.slow
 def test_verifying_says_what_was_looked_at(envsync: Run, prefixes: dict[str, Path]) -> None:
     look = ["snapshot", "--no-lock", "--verify", "--python", prefixes["old"]]
     clean = envsync(*look).stdout.splitlines()[-1]
@@ -181,6 +186,7 @@ def test_verifying_says_what_was_looked_at(envsync: Run, prefixes: dict[str, Pat
     assert "verified" not in json.loads(envsync("--json", *look[:2], *look[3:]).stdout)
 
 
+@pytest.mark.slow
 def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
     done = envsync("snapshot", "--json", "--python", prefixes["new"], "-o", "pylock.new.toml")
     assert done.returncode == 0, done.stderr
@@ -243,6 +249,7 @@ def test_what_cannot_be_done_is_said(
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_waited_for_in_the_open(envsync: Run) -> None:
     address = "tcp://127.0.0.1:1"
     began = time.monotonic()
@@ -262,6 +269,7 @@ def test_verbose_errors_have_their_traceback(envsync: Run) -> None:
     assert "envsync.errors.LockError: pylock.none.toml: there is no such lock" in done.stderr
 
 
+@pytest.mark.slow
 def test_diff_of_an_environment_and_its_lock(envsync: Run, prefixes: dict[str, Path]) -> None:
     assert envsync("snapshot", "--python", prefixes["old"]).returncode == 0
     same = envsync("diff", "pylock.envsync.toml", prefixes["old"])
@@ -305,6 +313,7 @@ def test_a_reader_that_goes_away_is_no_error(prefixes: dict[str, Path], tmp_path
     assert process.returncode == 141
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "ignored"),
     [(signal.SIGINT, 130, ""), (signal.SIGTERM, 143, ""), (signal.SIGTERM, 143, "INT HUP")],

@@ -74,6 +74,7 @@ def test_the_first_line_of_a_script_names_its_python(tmp_path: Path, text: str, 
     assert python_of(str(script)) == python
 
 
+@pytest.mark.slow
 def test_a_script_of_another_environment_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "other"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", other], check=True)

@@ -59,6 +59,7 @@ def url(tmp_path: Path) -> str:
     return (tmp_path / "shared").as_uri()
 
 
+@pytest.mark.slow
 def test_push_twice_and_look_after_it(envsync: Run, lock: Path, url: str, tmp_path: Path) -> None:
     first = envsync("push", "--lock", lock, url)
     assert first.returncode == 0, first.stderr

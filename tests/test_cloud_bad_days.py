@@ -53,6 +53,7 @@ def rented(**more: Any) -> Rented:
     return Rented(EC2Provider((REGION,)), plan(**more))
 
 
+@pytest.mark.slow
 async def test_an_interface_that_is_too_busy_is_asked_again(api: EC2Api) -> None:
     for action in ("RunInstances", "DescribeInstances", "TerminateInstances", "DeleteSecurityGroup"):
         api.fail(action, "RequestLimitExceeded", times=2)
@@ -62,6 +63,7 @@ async def test_an_interface_that_is_too_busy_is_asked_again(api: EC2Api) -> None
     assert all(not faults for faults in api._faults.values()), "each of them was met"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -78,6 +80,7 @@ async def test_a_quota_that_is_reached_is_said(api: EC2Api, code: str, words: st
     assert "quota" in told.value.hint
 
 
+@pytest.mark.slow
 async def test_no_zone_has_room(api: EC2Api) -> None:
     api.fail("RunInstances", "InsufficientInstanceCapacity", "no room here", times=99)
     with pytest.raises(CapacityError, match=r"2 x m7i\.large .* could not be had anywhere: .*no room here"):
@@ -86,11 +89,13 @@ async def test_no_zone_has_room(api: EC2Api) -> None:
     assert len({each.get("Placement.AvailabilityZone") for each in asked}) >= 3
 
 
+@pytest.mark.slow
 async def test_a_type_that_nobody_knows(api: EC2Api) -> None:
     with pytest.raises(CapacityError, match=r"has no m99\.large"):
         await rented(type="m99.large").start()
 
 
+@pytest.mark.slow
 async def test_credentials_that_expire_half_way(api: EC2Api) -> None:
     machines = rented()
     await machines.start()
@@ -252,6 +257,7 @@ def identity(api: EC2Api) -> Iterator[Identity]:
         yield Identity(api, patch)
 
 
+@pytest.mark.slow
 def test_the_documented_policy_is_enough_and_no_more(identity: Identity) -> None:
     needed = documented()
     identity.may(needed)

@@ -127,6 +127,7 @@ def envsync(tmp_path: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None:
     url = (tmp_path / "store").as_uri()
     nothing = envsync("ls", "--store", url)

@@ -179,6 +179,7 @@ def swapped(lock: Lock) -> dict[str, tuple[str, str]]:
 CPU = ("torch==2.5.1+cpu", "torchvision==0.20.1+cpu", "sympy==1.13.0", "plain")
 
 
+@pytest.mark.slow
 def test_a_cpu_client_gets_the_builds_of_the_nodes_driver(bench: Bench, server: IndexServer) -> None:
     snapshot, here = installed(bench, server, *CPU), local_index(bench, server)
     before = here.lock(snapshot)
@@ -252,6 +253,7 @@ def test_a_driver_that_no_cuda_build_is_for(bench: Bench, server: IndexServer) -
     assert "--allow-substitutes" in caught.value.hint
 
 
+@pytest.mark.slow
 def test_another_version_if_that_is_allowed(bench: Bench, server: IndexServer, wheels: Path) -> None:
     snapshot, here = installed(bench, server, "torch==2.5.1+cpu"), local_index(bench, server)
     for path in wheels.glob("torch-*+cu*"):
@@ -266,6 +268,7 @@ def test_another_version_if_that_is_allowed(bench: Bench, server: IndexServer, w
     assert any("1.13.1+cu117 is locked in place" in warning for warning in here.hooks.warnings)
 
 
+@pytest.mark.slow
 def test_an_index_of_cuda_builds_beside_others(bench: Bench, tmp_path: Path) -> None:
     """As people configure them: an index for each CUDA, explicit, and a mirror in the place of uv's own."""
     every = torch_index(tmp_path / "every")
@@ -303,6 +306,7 @@ def test_an_index_of_cuda_builds_beside_others(bench: Bench, tmp_path: Path) -> 
             assert found["plain"] == ("1.0", rest.url)
 
 
+@pytest.mark.slow
 def test_the_plain_version_where_it_brings_cuda(bench: Bench, server: IndexServer, wheels: Path) -> None:
     snapshot, here = installed(bench, server, "torch==2.5.1+cpu"), local_index(bench, server)
     for path in wheels.glob("torch-*+cu*"):
@@ -335,6 +339,7 @@ def test_machines_that_have_no_such_driver(bench: Bench, server: IndexServer, wh
     assert versions(here.lock(snapshot, MAC))["torch"] == "2.5.1+cpu"
 
 
+@pytest.mark.slow
 def test_on_the_clients_own_machine_what_is_installed_is_meant(bench: Bench, server: IndexServer) -> None:
     snapshot, here = installed(bench, server, *CPU), local_index(bench, server)
     driven = replace(snapshot, target=with_driver(snapshot.target, "550.54.14"))
@@ -418,6 +423,7 @@ def test_a_driver_is_part_of_a_target_where_the_lock_differs(bench: Bench, serve
     assert target_of(there, own) is own.target
 
 
+@pytest.mark.slow
 def test_a_client_and_the_builds_of_its_nodes_are_no_mismatch(bench: Bench, server: IndexServer) -> None:
     here = local_index(bench, server)
     for number, (build, driver) in enumerate((("cpu", "550.54.14"), ("cu121", "470.57.02"))):

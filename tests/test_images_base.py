@@ -64,6 +64,7 @@ def layers(tmp_path: Path, *files: dict[str, bytes | Path | str]) -> Facts:
     return Base.open(layout, TAG, PLATFORM).facts
 
 
+@pytest.mark.slow
 def test_a_layer_hides_what_is_below_it(tmp_path: Path) -> None:
     files = files_of_here()
     hidden: dict[str, bytes | Path | str] = {f"usr/local/bin/.wh.python{MINOR}": b""}

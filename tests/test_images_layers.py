@@ -279,6 +279,7 @@ print(layer.plain, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     """160 MiB in one file, which takes little in the wheel."""
     wheel = packed(make_wheel(tmp_path, "huge", "1", {"huge/zeros": bytes(160 << 20)}), tmp_path / "packed")

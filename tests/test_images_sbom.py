@@ -87,6 +87,7 @@ def components(found: dict[str, Any], kind: str) -> dict[str, dict[str, Any]]:
     return {one["name"]: one for one in found["components"] if one["type"] == kind}
 
 
+@pytest.mark.slow
 def test_it_says_what_the_image_is_made_of(bench: Bench) -> None:
     from cyclonedx.schema import SchemaVersion
     from cyclonedx.validation.json import JsonStrictValidator
@@ -136,6 +137,7 @@ sys.stdout.buffer.write(sbom(bench.plan("B = 2"), bench.store))
 """
 
 
+@pytest.mark.slow
 def test_the_same_everywhere_and_of_no_machine(bench: Bench, tmp_path: Path) -> None:
     mine = sbom(bench.plan(), bench.store)
     assert isinstance(bench.base.images, Layout)

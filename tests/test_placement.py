@@ -164,6 +164,7 @@ async def test_a_node_with_an_older_libc_than_the_login_host_is_told(tmp_path: P
     assert "constraint=" in error.value.hint
 
 
+@pytest.mark.slow
 async def test_one_copy_leaves_the_login_host_and_the_rest_goes_from_node_to_node(opened: Opener) -> None:
     first = await opened("login")
     nodes = [await opened(f"node{number}") for number in range(4)]

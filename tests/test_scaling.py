@@ -207,6 +207,7 @@ def test_adaptive_rounds_to_whole_jobs_and_does_not_go_in_circles() -> None:
     run(test)
 
 
+@pytest.mark.slow
 def test_a_group_adapts_to_the_tasks_that_ask_for_it() -> None:
     async def test() -> None:
         groups = {"cpu": {}, "gpu": {"gpus": 1}}

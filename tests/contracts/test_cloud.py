@@ -245,6 +245,7 @@ def test_the_security_group_lets_in_ssh_and_its_own_machines(api: EC2Api, ec2: A
     assert [one["GroupId"] for one in rules[0, 65535]["UserIdGroupPairs"]] == [group]
 
 
+@pytest.mark.slow
 def test_throttled_calls_and_lost_answers_are_made_again_and_make_one_machine(
     api: EC2Api, ec2: Account
 ) -> None:
