@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from envsync.runner.azure import Azure
     from envsync.runner.backends import SSH, Backend, Local
     from envsync.runner.clouds import EC2, Cloud
     from envsync.runner.cluster import SyncedCluster
@@ -24,6 +25,7 @@ _HOMES = {
     "EC2": "envsync.runner.clouds",
     "Cloud": "envsync.runner.clouds",
     "SSH": "envsync.runner.backends",
+    "Azure": "envsync.runner.azure",
     "Backend": "envsync.runner.backends",
     "GCE": "envsync.runner.gce",
     "Hetzner": "envsync.runner.hetzner",
@@ -38,7 +40,7 @@ _HOMES = {
     "verify": "envsync.runner.verifying",
 }
 
-CLOUDS = {name.lower(): name for name in ("EC2", "GCE", "Hetzner")}
+CLOUDS = {name.lower(): name for name in ("EC2", "GCE", "Azure", "Hetzner")}
 """The class of each cloud, by what profiles, records and ``--on`` call it: `Cloud.kind`."""
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "PBS",
     "SGE",
     "SSH",
+    "Azure",
     "Backend",
     "Batch",
     "Cloud",

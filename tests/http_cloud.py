@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 if TYPE_CHECKING:
+    import ssl
     from types import TracebackType
 
     from typing_extensions import Self
@@ -42,6 +43,11 @@ class Refused(Exception):  # noqa: N818 - it is an answer
 class HttpCloud:
     """A server on loopback; `close` ends it. One call is dealt with at a time.
 
+    Parameters
+    ----------
+    tls : SSLContext, optional
+        For https.
+
     Attributes
     ----------
     url : str
@@ -50,7 +56,7 @@ class HttpCloud:
         The calls so far.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.asked: list[Call] = []
         self._faults: list[tuple[str, Refused | None, bool]] = []
         self._lock = threading.RLock()
@@ -70,9 +76,11 @@ class HttpCloud:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.url = f"http{'s' if tls else ''}://127.0.0.1:{self._server.server_port}"
 
     def close(self) -> None:
         """End it."""

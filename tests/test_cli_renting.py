@@ -17,6 +17,7 @@ from envsync.cli import cli
 from envsync.errors import CloudError
 from envsync.runner import clouds
 from envsync.runner.amounts import Money
+from envsync.runner.azure import Azure
 from envsync.runner.backends import Backend
 from envsync.runner.cloud.provider import Machine
 from envsync.runner.cloud.renting import Plan, Rented
@@ -39,6 +40,7 @@ PROFILES: dict[str, Any] = {
         "n-workers": 3,
     },
     "empty": {"backend": "ec2"},
+    "west": {"backend": "azure", "type": "Standard_D4s_v5", "region": "westeurope", "zones": [1, 3]},
     "cheap": {"backend": "hetzner", "type": "ccx23", "host-keys": "first"},
 }
 PRICES = {"ec2": {"date": "2026-11-01", "source": "our contract", "m7i.large": 0.1, "m7i.large spot": 0.04}}
@@ -80,6 +82,7 @@ def test_what_would_be_rented_is_said_and_nothing_is(api: EC2Api) -> None:
         (("--on", "slurm", "--region", "x"), "--region is for rented machines"),
         (("--on", "ec2", "--instance-type", "m7i.large", "--time", "2h"), "on ec2 there is no time"),
         (("--on", "ec2", "--instance-type", "m", "--cloud-option", "zonse=a"), "Did you mean zones?"),
+        (("--on", "azure", "--instance-type", "m", "--cloud-option", "subnets=a"), "Did you mean subnet?"),
         (("--on", "ec2", "--instance-type", "m", "--disk", "big"), "big"),
         (("--profile", "empty"), "it names no type of machine"),
         (("--on", "local", "--dry-run"), "--dry-run is for rented machines"),
@@ -182,6 +185,8 @@ def test_profiles_of_rented_machines() -> None:
     assert (night.backend.spot, night.backend.max_lifetime, night.backend.disk) == ("never", 28800.0, 19)
     assert night.cluster == {"n_workers": 3}
     assert isinstance(cheap.backend, Hetzner)
+    with dask.config.set({"envsync.profiles": PROFILES}):
+        assert isinstance(read_profile("west", subscription="1-2").backend, Azure)
 
 
 SCRIPT = """

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from envsync.errors import CapacityError, CloudError
-from envsync.runner.cloud import ec2_prices
+from envsync.runner.cloud import azure, ec2_prices
+from envsync.runner.cloud.azure import AzureProvider
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.gce import GCEProvider
 from envsync.runner.cloud.hetzner import HetznerProvider
@@ -26,6 +27,7 @@ from envsync.runner.cloud.provider import (
     Provider,
     Tags,
 )
+from tests.azure_api import AzureApi
 from tests.cloud_fake import FakeProvider
 from tests.gce_api import GCEApi
 from tests.hetzner_api import HetznerApi
@@ -74,7 +76,7 @@ class Account:
         return {one.id for one in found if one.state not in ("ending", "ended")}
 
 
-@pytest.fixture(params=["ec2", "gce", "hetzner", "fake"])
+@pytest.fixture(params=["ec2", "azure", "gce", "hetzner", "fake"])
 def account(request: pytest.FixtureRequest) -> Iterator[Account]:
     if request.param == "fake":
         yield Account(FakeProvider(), "north", "small")
@@ -82,6 +84,11 @@ def account(request: pytest.FixtureRequest) -> Iterator[Account]:
     if request.param == "gce":
         with GCEApi(request.getfixturevalue("tmp_path")) as gce, gce.used():
             yield Account(GCEProvider(["europe-west1"]), "europe-west1", "n2-standard-4")
+        return
+    if request.param == "azure":
+        request.getfixturevalue("monkeypatch").setattr(azure, "_LOOK", 0.0)
+        with AzureApi(request.getfixturevalue("tmp_path")) as rm, rm.used():
+            yield Account(AzureProvider(["westeurope"]), "westeurope", "Standard_D4s_v5")
         return
     if request.param == "hetzner":
         with HetznerApi() as hetzner, hetzner.used():
