@@ -57,6 +57,8 @@ def test_without_a_record_what_runs_is_left_and_what_is_left_behind_is_ended() -
     assert judged(thing("group", created=0.0), thing("key")).ends
     assert not judged(thing("group", created=0.0), thing("key", created=NOW - 60)).ends  # it may be starting
     assert judged(thing(state="ending"), thing("key")).ends
+    assert judged(thing(state="stopped"), thing("group", created=0.0)).ends  # and may cost
+    assert not judged(thing(state="stopped"), thing(id="machine-2")).ends  # another of it goes on
     assert not judged(thing("key"), sure=False).ends  # its record may be where nobody could look
 
 

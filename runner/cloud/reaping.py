@@ -214,7 +214,8 @@ def _decide(
     deadline = max((_time(one.deadline) for one in things), default=0.0)
     if deadline and now > deadline + _SLACK:
         return True, f"its time was over {duration(now - deadline)} ago"
-    if any(one.kind == "machine" and one.state != "ending" for one in things):
+    # one that is stopped has ended itself, and nobody starts it again: at some clouds it costs as before
+    if any(one.kind == "machine" and one.state not in ("stopped", "ending") for one in things):
         return False, (
             "no record of it here, and its machines run: they end themselves when nobody uses them "
             "(`envsync stop` ends them now; --store names another store)"
