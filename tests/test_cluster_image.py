@@ -42,6 +42,7 @@ from envsync.store import default_store
 from envsync.supply import Supply
 from envsync.trees import pack
 from tests.elsewhere import Elsewhere
+from tests.forwarded import asking, lend
 from tests.images import tar_of
 from tests.lab.bases import TAG, base_layout, put_image
 from tests.lab.docker import DockerEngine
@@ -124,7 +125,9 @@ def keywords(made: Made) -> dict[str, Any]:
     }
 
 
-def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) -> None:
+def test_a_cluster_here(
+    keywords: dict[str, Any], made: Made, podman: Podman, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
 
     class Listening(Hooks):
@@ -141,7 +144,9 @@ def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) ->
         "n_workers": 2,
         "hooks": Listening(),
         "cwd": str(made.code),
+        "credentials": "forward",
     }
+    lent = lend(monkeypatch)
     with SyncedCluster(**keywords) as cluster, Client(cluster) as client:
         assert [what for what in said if what.startswith("pulling ")] == [
             f"pulling {made.name}@{made.digest} with podman"
@@ -155,6 +160,7 @@ def test_a_cluster_here(keywords: dict[str, Any], made: Made, podman: Podman) ->
         assert set(where.values()) == {("/opt/envsync/env", True)}
         assert client.run_on_scheduler(lambda: sys.prefix) == "/opt/envsync/env"
         assert client.submit(sum, [1, 2]).result() == 3
+        assert [*client.run(asking()).values()] == [(200, lent.to_dict(), 403)] * 2
         verification = cluster.verify(on_mismatch="ignore")
         assert equal_but_for_the_client(verification)
         assert verification.summary().startswith("1 scheduler, 2 workers and 1 client")

@@ -21,6 +21,7 @@ from envsync.errors import ConnectError
 from envsync.plugins.compare import CORE
 from envsync.runner import SSH, SyncedCluster
 from envsync.uv import find_uv
+from tests.forwarded import asking, lend
 from tests.lab.machines import Lab, Machine
 from tests.small import equal_but_for_the_client
 
@@ -51,10 +52,11 @@ def keywords(small_lock: Path) -> dict[str, Any]:
 
 
 async def test_three_bare_hosts(
-    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], tmp_path: Path
+    ssh: Any, keywords: dict[str, Any], hosts: list[Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    lent = lend(monkeypatch)
     async with (
-        SyncedCluster(ssh(), **keywords) as cluster,
+        SyncedCluster(ssh(), **keywords, credentials="forward") as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         first = hosts[0]
@@ -65,6 +67,8 @@ async def test_three_bare_hosts(
         assert {prefix.rpartition("/")[0] for _, prefix in where.values()} == {"/root/.cache/envsync/envs"}
         assert all(address.startswith("tls://") for address in where)
         assert await client.submit(sum, [1, 2]) == 3
+        answers = await client.run(asking())  # each host's own agent
+        assert [*answers.values()] == [(200, lent.to_dict(), 403)] * 3
 
         # the dashboard is on the host's loopback, and one link away
         assert cluster.dashboard_link.startswith("http://127.0.0.1:")

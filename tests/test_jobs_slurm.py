@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.forwarded import ASK
 from tests.lab.fixtures import ended
 from tests.lab.slurm import Slurm
 from tests.nvml import MISMATCH, Card, driver_library
@@ -26,9 +27,10 @@ from envsync import SyncedCluster
 from envsync.errors import EnvsyncError
 from envsync.runner import Slurm
 
-def start(n_workers, **options):
+def start(n_workers, credentials="none", **options):
     asked = {"partition": "debug", "cores": 1, "memory": "400 MB", "poll": 1, **options}
-    return SyncedCluster(Slurm(**asked), n_workers=n_workers, dashboard_address="127.0.0.1:0")
+    more = {"dashboard_address": "127.0.0.1:0", "credentials": credentials}
+    return SyncedCluster(Slurm(**asked), n_workers=n_workers, **more)
 
 def until(condition, seconds=30):
     end = time.monotonic() + seconds
@@ -43,10 +45,23 @@ def where():
 
 WHOLE = (
     BEGIN
+    + ASK
     + """
+import datetime
+from envsync.runner.cloud import sts
+
+class Lent:
+    region = ""
+    def __init__(self, profile):
+        pass
+    def temporary(self):
+        end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+        return sts.Temporary(access_key="A", secret_key="c4n4ry-1", token="c4n4ry-2", expires=end, own=False)
+
+sts.Identity = Lent  # there is no botocore here
 with open("mine.py", "w") as file:
     file.write("VALUE = 'local code'\\n")
-with start(3, time="10:00") as cluster:
+with start(3, time="10:00", credentials="forward") as cluster:
     client = cluster.get_client()
     client.wait_for_workers(3, timeout=60)
     assert cluster.verify().ok
@@ -55,6 +70,8 @@ with start(3, time="10:00") as cluster:
     assert len({job for _, job, *_ in found}) == 3
     assert all(prefix.startswith(os.environ["ENVSYNC_CACHE"]) for *_, prefix, _ in found)
     assert {value for *_, value in found} == {"local code"}
+    answers = [(code, given["Token"], without) for code, given, without in client.run(ask).values()]
+    assert answers == [(200, "c4n4ry-2", 403)] * 3, "each job's own agent gives them out"
     rows = cluster.jobs
     assert len({row.id.split("_")[0] for row in rows}) == 1, "one submission"
     assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 3
