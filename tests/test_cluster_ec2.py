@@ -6,6 +6,8 @@ import asyncio
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,14 @@ import pytest
 from distributed import Client
 
 from envsync.errors import BootError
+from envsync.indexes import read_settings
+from envsync.lock import Lock
 from envsync.runner import EC2, SyncedCluster
 from envsync.runner.cloud.provider import CLUSTER, OWNER
+from envsync.runner.storing import gather
+from envsync.snapshot import capture
+from envsync.stores import open_store
+from envsync.stores.pushing import push
 from tests.lab.cloud import Cloud
 from tests.running import until
 from tests.small import equal_but_for_the_client
@@ -28,10 +36,25 @@ def keywords(small_lock: Path) -> dict[str, Any]:
     return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
 
 
+def contents(folder: Path) -> Iterator[bytes]:
+    """Return all that is written below a folder, and what wheels there hold."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            yield file.name.encode() + b"\0" + file.read_bytes()
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as wheel:
+                    yield from map(wheel.read, wheel.namelist())
+
+
 async def test_two_machines_from_nothing_and_back(
-    cloud: Cloud, keywords: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    cloud: Cloud, keywords: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", CANARY)
+    store = open_store(tmp_path.as_uri())
+    lock = Lock.read(keywords["lock"])
+    made = await gather(capture(), lock=lock, settings=read_settings(), supplies=False)
+    await asyncio.to_thread(push, made.lock, made.manifests, made.store, store, name="analysis")
+    keywords["store"] = tmp_path.as_uri()
     cloud.api.fail("RunInstances", "InsufficientInstanceCapacity")  # of the first zone
     backend = EC2("m7i.large", region="eu-west-1", spot="prefer", client_timeout="90 s", max_lifetime="1 h")
     async with (
@@ -86,6 +109,11 @@ async def test_two_machines_from_nothing_and_back(
         assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
     assert backend.machines == ()
     assert not rented.config.exists()
+    written = [*contents(tmp_path)]
+    for secret in secrets:
+        assert not [one[:80] for one in written if secret.encode() in one]
+    assert any(b"dask/__init__.py,sha256=" in one for one in written), "wheels are looked into"
+    assert {part.name for part in (tmp_path / "clusters").iterdir()} >= {"ended"}, "so are records"
     assert (cloud.vms(), cloud.api.left()) == ([], {})
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from tests.lab.install import find
 from tests.lab.machines import LabError
+from tests.small import processes_in
 
 _PATIENCE = 60.0
 # a map is agreed on at once, not after a second in which there may be more to agree on
@@ -133,7 +134,7 @@ class Ceph:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
-        survivors = [process.pid for process in self._running if process.poll() is None]
+        survivors = [*processes_in(self.folder)]
         shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
 
