@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envsync.runner.existing import SyncEnvironment
     from envsync.runner.gce import GCE
     from envsync.runner.hetzner import Hetzner
+    from envsync.runner.openstack import OpenStack
     from envsync.runner.profiles import backend_from_config
     from envsync.runner.queues import LSF, OAR, PBS, SGE, Batch, HTCondor, Slurm, Torque
     from envsync.runner.verification import Verification
@@ -30,6 +31,7 @@ _HOMES = {
     "GCE": "envsync.runner.gce",
     "Hetzner": "envsync.runner.hetzner",
     "Local": "envsync.runner.backends",
+    "OpenStack": "envsync.runner.openstack",
     **dict.fromkeys(
         ("Batch", "HTCondor", "LSF", "OAR", "PBS", "SGE", "Slurm", "Torque"), "envsync.runner.queues"
     ),
@@ -40,7 +42,7 @@ _HOMES = {
     "verify": "envsync.runner.verifying",
 }
 
-CLOUDS = {name.lower(): name for name in ("EC2", "GCE", "Azure", "Hetzner")}
+CLOUDS = {name.lower(): name for name in ("EC2", "GCE", "Azure", "Hetzner", "OpenStack")}
 """The class of each cloud, by what profiles, records and ``--on`` call it: `Cloud.kind`."""
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "HTCondor",
     "Hetzner",
     "Local",
+    "OpenStack",
     "Slurm",
     "SyncEnvironment",
     "SyncedCluster",

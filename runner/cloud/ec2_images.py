@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.errors import CloudError
 from envsync.runner.cloud.provider import Expected
+from envsync.runner.cloud.systems import system_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,13 +25,6 @@ _GPU = {
 _GPU_DISK = 100  # GiB: the image is some 50, and an environment with CUDA is there twice, packed and not
 _TOO_OLD = frozenset({"V100", "K80", "M60", "K520"})  # NVIDIA's open kernel modules do not drive them
 _MACHINES = {"arm64": "aarch64"}
-# the systems that an image's name tells, each with its glibc and its Python
-_SYSTEMS = (
-    (re.compile(r"debian-12"), "2.36", "3.11"),
-    (re.compile(r"debian-13"), "2.41", "3.13"),
-    (re.compile(r"ubuntu.*22\.04", re.IGNORECASE), "2.35", "3.10"),
-    (re.compile(r"ubuntu.*24\.04", re.IGNORECASE), "2.39", "3.12"),
-)
 # the driver from an image's date on, as AWS's release notes have it; what is older is not told
 _DRIVERS = (
     ("20260901", "595.91.07"),
@@ -72,13 +66,13 @@ def expected(client: Any, region: str, machine_type: str, *, image: str, owner: 
         owner = owner or ("" if image else AMAZON if gpus else DEBIAN)
         chosen = _newest(client, region, pattern, architecture, owner)
     name = str(chosen.get("Name", ""))
-    system = next((each for each in _SYSTEMS if each[0].search(name)), None)
+    system = system_of(name)
     return Expected(
         image=str(chosen["ImageId"]),
         name=name,
         machine=_MACHINES.get(architecture, architecture),
-        libc=("glibc", system[1]) if system else None,
-        python=system[2] if system else "",
+        libc=("glibc", system.libc) if system else None,
+        python=system.python if system else "",
         gpus=sum(int(one.get("Count", 1)) for one in gpus),
         driver=_driver(name) if gpus else "",
         disk=_GPU_DISK if gpus and not image else 0,

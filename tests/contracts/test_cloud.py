@@ -1,9 +1,13 @@
-"""What every provider of machines does: EC2 on moto, others on imitations of what they call, and the fake."""
+"""What every provider of machines does: EC2 on moto, others on imitations of what they call, and the fake.
+
+OpenStack runs on an imitation, and on a real nova whose hypervisor is a fake.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +20,7 @@ from envsync.runner.cloud.azure import AzureProvider
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.gce import GCEProvider
 from envsync.runner.cloud.hetzner import HetznerProvider
+from envsync.runner.cloud.openstack import OpenStackProvider
 from envsync.runner.cloud.provider import (
     CLUSTER,
     DEADLINE,
@@ -32,6 +37,8 @@ from tests.cloud_fake import FakeProvider
 from tests.gce_api import GCEApi
 from tests.hetzner_api import HetznerApi
 from tests.lab.ec2_api import EC2Api
+from tests.lab.nova import INSTANCES
+from tests.openstack_api import OpenStackApi, nova_refusal
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
 TAGS = Tags(cluster="ada-1", owner="ada@laptop", deadline="2026-11-29T18:00:00Z", more=(("team", "x"),))
@@ -49,6 +56,7 @@ class Account:
     region: str
     type: str
     spot: bool = True
+    says: str = ""  # on the console of a machine that has said nothing
     run: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def request(
@@ -75,8 +83,28 @@ class Account:
         found = self.provider.describe(self.region, tags.cluster)
         return {one.id for one in found if one.state not in ("ending", "ended")}
 
+    def gone(self, tags: Tags = TAGS) -> None:
+        """Wait until machines that were ended are."""
+        deadline = time.monotonic() + 30
+        while any(one.state != "ended" for one in self.provider.describe(self.region, tags.cluster)):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
-@pytest.fixture(params=["ec2", "azure", "gce", "hetzner", "fake"])
+    def cleared(self) -> None:
+        """End what a test left."""
+        for name in (TAGS.cluster, "bob-1"):
+            tags = replace(TAGS, cluster=name)
+            self.provider.terminate(self.region, [*self.alive(tags)])
+            self.gone(tags)
+            assert self.provider.close(self.region, name) == ()
+
+
+@pytest.fixture(
+    params=[
+        *("ec2", "azure", "gce", "hetzner", "fake", "openstack"),
+        pytest.param("nova", marks=[pytest.mark.lab, pytest.mark.slow]),
+    ]
+)
 def account(request: pytest.FixtureRequest) -> Iterator[Account]:
     if request.param == "fake":
         yield Account(FakeProvider(), "north", "small")
@@ -94,12 +122,29 @@ def account(request: pytest.FixtureRequest) -> Iterator[Account]:
         with HetznerApi() as hetzner, hetzner.used():
             yield Account(HetznerProvider(["fsn1"]), "fsn1", "cx33", spot=False)
         return
+    if request.param == "openstack":
+        with OpenStackApi() as openstack, openstack.used():
+            yield Account(OpenStackProvider(), "R1", "m1.small", spot=False)
+        return
+    if request.param == "nova":
+        yield request.getfixturevalue("real")
+        return
     request.getfixturevalue("api")
     account = Account(EC2Provider(["eu-west-1"]), "eu-west-1", "m7i.large")
     yield account
-    for name in (TAGS.cluster, "bob-1"):
-        account.provider.terminate(account.region, [*account.alive(replace(TAGS, cluster=name))])
-        assert account.provider.close(account.region, name) == ()
+    account.cleared()
+
+
+@pytest.fixture
+def real(nova: OpenStackApi, monkeypatch: pytest.MonkeyPatch) -> Iterator[Account]:
+    """OpenStack with a real nova."""
+    monkeypatch.setattr("envsync.runner.cloud.openstack._POLL", 0.05)
+    says = "FAKE CONSOLE OUTPUT\nANOTHER\nLAST LINE"
+    account = Account(OpenStackProvider(), "R1", "m1.tiny", spot=False, says=says)
+    nova.asked.clear()
+    yield account
+    account.cleared()
+    assert nova.left() == {}
 
 
 def test_a_machine_is_made_tagged_found_and_ended(account: Account) -> None:
@@ -133,6 +178,7 @@ def test_what_is_shared_is_made_once_and_removed_when_nothing_uses_it(account: A
     made = account.provider.create(request)
     assert account.provider.close(account.region, TAGS.cluster) != ()  # in use
     account.provider.terminate(account.region, [made.id])
+    account.gone()
     assert account.provider.close(account.region, TAGS.cluster) == ()
     assert account.provider.close(account.region, TAGS.cluster) == ()
 
@@ -165,7 +211,8 @@ def test_spot_machines_say_that_they_are(account: Account) -> None:
 
 
 def test_a_console_that_says_nothing_is_empty(account: Account) -> None:
-    assert account.provider.console(account.region, account.provider.create(account.request()).id) == ""
+    made = account.provider.create(account.request())
+    assert account.provider.console(account.region, made.id) == account.says
     assert account.provider.console(account.region, "i-0123456789abcdef0") == ""
 
 
@@ -187,19 +234,65 @@ def test_what_has_our_tags_is_found_and_ended_one_by_one(account: Account) -> No
 
     there = found("ada-1")
     (machine,) = [one for one in there if one.kind == "machine"]
-    assert (machine.id, machine.state) == (ours.id, account.find(ours.id).state)
+    assert (machine.id, machine.state in ("pending", "running")) == (ours.id, True)
     assert {(one.owner, one.deadline) for one in there} == {("ada@laptop", TAGS.deadline)}
     assert {one.kind for one in there} >= {"machine", "group"}
     (group,) = [one for one in there if one.kind == "group"]
     assert not account.provider.remove(account.region, group)  # in use
     assert account.provider.remove(account.region, machine)
     assert account.provider.remove(account.region, machine)  # gone already
+    account.gone()
     for one in found("ada-1"):
         assert account.provider.remove(account.region, one)
         assert account.provider.remove(account.region, one)
     assert found("ada-1") == []
     assert theirs.id in {one.id for one in found("bob-1")}
     assert {(one.owner, one.deadline) for one in found("bob-1")} == {("bob@desk", "")}
+
+
+# -- a real nova alone
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_nova_itself_refuses_and_says_so_late(nova: OpenStackApi, real: Account) -> None:
+    huge = replace(real, type="m1.xlarge")
+    request = huge.request()
+    with pytest.raises(CapacityError, match="No valid host was found") as told:
+        real.provider.create(request)
+    assert told.value.scope == "zone"
+    real.gone()  # what found no host is not kept
+    with pytest.raises(CloudError, match=r"user_data.*too long"):
+        real.provider.create(replace(real.request(token="long"), user_data="x" * 50_000))
+    for number in range(INSTANCES):
+        real.provider.create(real.request(token=f"n{number}"))
+    with pytest.raises(CapacityError, match="Quota exceeded for instances") as told:
+        real.provider.create(real.request(token="one more"))
+    assert told.value.scope == "region"
+    assert len(real.alive()) == INSTANCES
+
+
+@pytest.mark.lab
+@pytest.mark.slow
+def test_a_lost_answer_of_novas_makes_one_server_and_one_that_stops_is_known(
+    nova: OpenStackApi, real: Account
+) -> None:
+    nova.fail("POST /compute/v2.1/servers$", nova_refusal(503, "busy"))
+    nova.fail("POST /compute/v2.1/servers$", None, after=True)
+    made = real.provider.create(real.request())
+    assert real.alive() == {made.id}
+    (asked,) = [one for one in nova.asked if (one.method, one.path) == ("POST", "/compute/v2.1/servers")][-1:]
+    (port,) = nova.kept["ports"].values()
+    assert port["security_groups"] == [asked.body["server"]["security_groups"][0]["name"]]
+    assert port["device_id"] == made.id
+    client = real.provider._account.at("R1").compute  # type: ignore[attr-defined]
+    client.wait_for_server(client.get_server(made.id), wait=30, interval=0.1)
+    client.stop_server(made.id)  # as a machine that shuts itself down does
+    deadline = time.monotonic() + 30
+    while real.find(made.id).state != "stopped":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert real.find(made.id).reason == "it is SHUTOFF"
 
 
 # -- EC2 alone

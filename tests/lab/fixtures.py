@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import pytest
 
@@ -16,10 +16,13 @@ from tests.lab.condor import Condor
 from tests.lab.docker import DockerEngine
 from tests.lab.install import CEPH, CLOUD, DOCKER, IMAGES, PROGRAMS, REGISTRY, SLURM, missing, obstacle
 from tests.lab.machines import Lab, Machine
+from tests.lab.network import LabError
+from tests.lab.nova import Nova
 from tests.lab.oar import OAR
 from tests.lab.registry import Authority, DockerRegistry
 from tests.lab.sge import SGE
 from tests.lab.slurm import Slurm
+from tests.openstack_api import OpenStackApi
 
 AnyLab = TypeVar("AnyLab", bound=Lab)
 
@@ -40,9 +43,13 @@ def demand(programs: Mapping[str, str] = PROGRAMS) -> None:
     if not why and missing(programs):
         why = f"the lab lacks {' '.join(missing(programs))}: run `python -m tests.lab.install`"
     if why:
-        if os.environ.get("CI", "").lower() in ("1", "true"):
-            pytest.fail(f"in CI the lab must stand, but {why}", pytrace=False)
-        pytest.skip(why)
+        _do_without(why)
+
+
+def _do_without(why: str) -> NoReturn:
+    if os.environ.get("CI", "").lower() in ("1", "true"):
+        pytest.fail(f"in CI the lab must stand, but {why}", pytrace=False)
+    pytest.skip(why)
 
 
 @pytest.fixture(scope="session")
@@ -119,6 +126,22 @@ def ceph() -> Iterator[Ceph]:
     finally:
         survivors = gateway.close()
     assert not survivors, f"Ceph is gone, but these go on: {survivors}"
+
+
+@pytest.fixture(scope="module")
+def nova() -> Iterator[OpenStackApi]:
+    """An OpenStack whose nova is a real one; a module's tests share it, and the SDK here uses it."""
+    with OpenStackApi() as api:
+        try:
+            process = Nova(api)
+        except LabError as error:
+            _do_without(str(error))
+        try:
+            with api.used():
+                yield api
+        finally:
+            survivors = process.close()
+    assert not survivors, f"nova is gone, but these go on: {survivors}"
 
 
 @pytest.fixture(scope="session")
