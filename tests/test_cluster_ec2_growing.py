@@ -210,7 +210,7 @@ async def test_whenever_a_client_dies_nothing_runs_once_its_lease_is_over(
         those = [
             (one.id, one._state.name, one.id in vms, cloud.text(one)[-500:]) for one in cloud.api.machines
         ]
-        raise AssertionError(f"not all machines ended: {those}; the lab: {cloud._broken}") from None
+        raise AssertionError(f"not all machines ended: {those}; the lab: {cloud.broken}") from None
     # nobody was there to remove what cost nothing
     provider = EC2("m7i.large", region="eu-west-1").provider()
     for cluster in {one.cluster for one in provider.found("eu-west-1")}:

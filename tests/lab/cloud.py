@@ -100,15 +100,18 @@ class Cloud(Lab):
         Its interface, and what goes wrong there.
     more : dict of str to Path
         Files that images have besides, by where they lie there: of the machines that are made from now on.
+    broken : list of str
+        What went wrong here, and not in what is tested; `close` raises it.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._tree = root_tree("cloud")
         self._vms: dict[str, VM] = {}
+        self._unplugged: set[str] = set()
         self._changing = threading.RLock()
         self._booting: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._broken: list[str] = []
+        self.broken: list[str] = []
         self.unbootable = 0
         self.more: dict[str, Path] = {}
         self.api = _Api(self)
@@ -123,7 +126,7 @@ class Cloud(Lab):
             if identity in self._vms:
                 return self._vms[identity]
             time.sleep(0.02)
-        raise LabError(f"{identity} was not booted; {self._broken}")
+        raise LabError(f"{identity} was not booted; {self.broken}")
 
     def vms(self) -> list[VM]:
         """Return the machines that run."""
@@ -145,7 +148,10 @@ class Cloud(Lab):
         for vm in self.vms():
             self.unplug(vm.instance)
         self.api.close()
-        return super().close()
+        survivors = super().close()
+        if self.broken:
+            raise LabError(f"the lab's own defects: {self.broken}")
+        return survivors
 
     # -- what the interface says
 
@@ -165,8 +171,9 @@ class Cloud(Lab):
         self._booting.put((number, instance))
 
     def unplug(self, instance: Any) -> None:
-        """End an instance as if its power was cut."""
+        """End an instance as if its power was cut; if it is not booted yet, it never is."""
         with self._changing:
+            self._unplugged.add(instance.id)
             vm = self._vms.pop(instance.id, None)
         if vm is not None:
             vm.metadata.close()
@@ -183,10 +190,11 @@ class Cloud(Lab):
         while (asked := self._booting.get()) is not None:
             number, instance = asked
             try:
-                if instance._state.name == "pending":
+                if instance.id not in self._unplugged:
                     self._boot(number, instance)
-            except (LabError, OSError) as error:
-                self._broken.append(str(error))
+            except Exception as error:  # the others are booted all the same
+                self.broken.append(f"{instance.id} was not booted: {type(error).__name__}: {error}")
+                self._say_ended(instance, "Server.InternalError", "Internal error on launch")
 
     def _boot(self, number: int, instance: Any) -> None:
         folder = self.folder / instance.id
@@ -198,28 +206,31 @@ class Cloud(Lab):
         (self.folder / f"{instance.id}.console").symlink_to(folder / "log")
         if self.unbootable:
             self.unbootable -= 1
-            instance._state.name, instance._state.code = "running", 16
+            self._say_running(instance)
             return
         script = _INIT.format(lower=self._tree, folder=shlex.quote(str(folder)), name=instance.id)
-        self._number, self._instance = number, instance
-        vm = self._launch(instance.id, instance.private_ip, script, kind=VM)
+        self._instance = instance
+        vm = self._launch(instance.id, instance.private_ip, script, number=number, kind=VM)
         assert isinstance(vm, VM)
-        with self._changing:
-            if instance._state.name != "pending":  # ended meanwhile
-                vm.metadata.close()
-                vm.kill()
-                return
-            self._vms[instance.id] = vm
-            instance._state.name, instance._state.code = "running", 16
+        if not self._say_running(instance, vm):
+            vm.metadata.close()
+            vm.kill()
+            return
         threading.Thread(target=self._await_end, args=(vm,), daemon=True).start()
+
+    def _say_running(self, instance: Any, vm: VM | None = None) -> bool:
+        """Let it be seen that an instance runs; return False if it was ended before it did."""
+        with self._changing:  # whoever ends it comes before, and says so after, or comes after
+            if instance.id in self._unplugged:
+                return False
+            if vm is not None:
+                self._vms[instance.id] = vm
+            instance._state.name, instance._state.code = "running", 16
+            return True
 
     def _connect(self, machine: Machine) -> None:
         """Lay the cable, and have somebody answer at its metadata service before it looks."""
-        started, self._started = self._started, self._number  # its cable is named by it
-        try:
-            super()._connect(machine)
-        finally:
-            self._started = started
+        super()._connect(machine)
         assert isinstance(machine, VM)
         machine.inside("ip", "addr", "add", f"{ADDRESS}/32", "dev", "lo")
         machine.block(source=self.gateway)  # as its security group says: from outside, sshd and nothing else
@@ -229,16 +240,26 @@ class Cloud(Lab):
     def _await_end(self, vm: VM) -> None:
         """Do with a machine that shut itself down what was asked for."""
         vm._process.wait()
-        with self._changing:
-            if self._vms.pop(vm.instance.id, None) is None:
-                return  # it was ended from outside
-        vm.metadata.close()
-        vm.kill()
         instance = vm.instance
-        stopping = instance.instance_initiated_shutdown_behavior != "terminate"
-        instance.stop() if stopping else instance.terminate()
-        instance.state_reason.code = "Client.InstanceInitiatedShutdown"
-        instance.state_reason.message = "Client.InstanceInitiatedShutdown: Instance initiated shutdown"
+        with self._changing:
+            if self._vms.pop(instance.id, None) is None:
+                return  # it was ended from outside
+            self._unplugged.add(instance.id)
+        try:
+            vm.metadata.close()
+            vm.kill()
+        except Exception as error:  # the interface says that it ended all the same
+            self.broken.append(f"{instance.id} could not be cleared away: {type(error).__name__}: {error}")
+        self._say_ended(instance, "Client.InstanceInitiatedShutdown", "Instance initiated shutdown")
+
+    def _say_ended(self, instance: Any, code: str, why: str) -> None:
+        """Let it be seen that an instance ended by itself, and why."""
+        stopping = instance.instance_initiated_shutdown_behavior != "terminate" and code.startswith("Client")
+        try:
+            instance.stop() if stopping else instance.terminate()
+            instance.state_reason.code, instance.state_reason.message = code, f"{code}: {why}"
+        except Exception as error:  # nobody waits for this thread
+            self.broken.append(f"{instance.id} did not end for moto: {type(error).__name__}: {error}")
 
     def _take_back(self, vm: VM) -> None:
         if self._vms.get(vm.instance.id) is vm:

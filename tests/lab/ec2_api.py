@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,7 @@ class EC2Api:
         self.machines: list[Any] = []
         self._faults: dict[str, list[Fault]] = defaultdict(list)
         self._tokens: dict[str, tuple[object, Any]] = {}
+        self._making, self._removing = threading.Lock(), threading.Lock()
         self._undo: list[Callable[[], None]] = []
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._patch()
@@ -230,7 +232,7 @@ class EC2Api:
         self._replace(
             InstanceBackend,
             "run_instances",
-            lambda original: lambda it, *a, **k: self._run(original, it, *a, **k),
+            lambda original: lambda it, *a, **k: self._alone(self._run, original, it, *a, **k),
         )
         for name in ("terminate", "stop"):
             self._replace(Instance, name, self._ending)
@@ -254,6 +256,11 @@ class EC2Api:
         error = f"<Error><Code>{fault.code}</Code><Message>{fault.message}</Message></Error>"
         body = f"<Response><Errors>{error}</Errors><RequestID>lab</RequestID></Response>"
         return fault.status, {"Content-Type": "text/xml"}, body
+
+    def _alone(self, make: Callable[..., Any], *a: Any, **k: Any) -> Any:
+        """Make one after the other: a token may be used again while its first call is still on its way."""
+        with self._making:
+            return make(*a, **k)
 
     def _run(
         self,
@@ -289,14 +296,15 @@ class EC2Api:
 
     def _ending(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def end(instance: Any, *rest: Any, **more: Any) -> Any:
-            if instance._state.name == "terminated":
-                return copy.copy(instance._state)
             self.ended(instance)
-            state = original(instance, *rest, **more)
-            for request in instance.ec2_backend.spot_instance_requests.values():
-                if request.instance is instance:
-                    request.state = "open" if request.type == "persistent" else "closed"
-            return state
+            with self._removing:  # two may end it at once: moto would fail the second, and forget to say so
+                if instance._state.name == "terminated":
+                    return copy.copy(instance._state)
+                state = original(instance, *rest, **more)
+                for request in instance.ec2_backend.spot_instance_requests.values():
+                    if request.instance is instance:
+                        request.state = "open" if request.type == "persistent" else "closed"
+                return state
 
         return end
 

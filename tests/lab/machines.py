@@ -336,7 +336,7 @@ class Lab:
             self._introduce(machine)
             _await_sshd(machine, process)
 
-        return self._launch(name, address, script, behind=behind, ready=ready)
+        return self._launch(name, address, script, number=self._started, behind=behind, ready=ready)
 
     def _launch(
         self,
@@ -344,12 +344,16 @@ class Lab:
         address: str,
         script: str,
         *,
+        number: int,
         environment: Mapping[str, str] = SYSTEM,
         behind: Machine | None = None,
         ready: Callable[[Machine, subprocess.Popen[bytes]], None] = lambda machine, process: None,
         kind: type[Machine] = Machine,
     ) -> Machine:
-        """Run a script in namespaces of its own, which reads a line once its cable is there; wait for it."""
+        """Run a script in namespaces of its own, which reads a line once its cable is there; wait for it.
+
+        The number is its own in this lab: its cable is named by it.
+        """
         folder = self.folder / name
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -363,6 +367,7 @@ class Lab:
         try:
             machine = kind(self, name, address, process, _first_child(process))
             machine.via = behind
+            machine.link = f"{self._bridge}-{number}"
             self._connect(machine)
             assert process.stdin is not None
             process.stdin.write(b"go\n")
@@ -412,7 +417,6 @@ class Lab:
 
     def _connect(self, machine: Machine) -> None:
         """Lay the cable: to the bridge, or to an inner bridge on the machine in front of it."""
-        machine.link = f"{self._bridge}-{self._started}"
         pid = str(machine.pid)
         gateway, bridge = self.gateway, self._bridge
         if machine.via is None:

@@ -230,7 +230,8 @@ class Slurm(Lab):
                 f"mkdir -p {folder}/tmp/{at}; mount --bind {path} {folder}/tmp/{at}" for path, at in inner
             ),
         )
-        return self._launch(name, address, script, environment={**SYSTEM, **self.environment})
+        environment = {**SYSTEM, **self.environment}
+        return self._launch(name, address, script, number=self._started, environment=environment)
 
     def _make_gpus(self, count: int) -> None:
         """Slurm sets CUDA_VISIBLE_DEVICES where the file is a device, whether or not a driver answers."""

@@ -92,3 +92,51 @@ def test_a_machine_boots_and_ends_as_on_ec2(cloud: Cloud) -> None:
     assert vm.survivors() == []
     assert cloud.api.left() == {"keys": ["k"]}
     client.delete_key_pair(KeyName="k")
+
+
+def test_machines_are_made_and_ended_while_others_boot(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has an address and a cable of its own; what is ended before it boots, or meanwhile, never runs."""
+    client = cloud.api.client()
+    made: list[str] = []
+    turns: list[str] = []
+    connect = Cloud._connect
+
+    def run() -> str:
+        asked = {"ImageId": IMAGE, "InstanceType": "m7i.large", "MinCount": 1, "MaxCount": 1}
+        (one,) = client.run_instances(**asked)["Instances"]
+        made.append(one["InstanceId"])
+        return made[-1]
+
+    def meanwhile(lab: Cloud, machine: Any) -> None:
+        turns.append(machine.name)
+        if len(turns) == 1:
+            until(lambda: made)
+            run()
+        connect(lab, machine)
+        if len(turns) == 3:
+            until(lambda: len(made) == 3)
+            client.terminate_instances(InstanceIds=[run(), machine.name])  # one that waits, and this one
+        if len(turns) == 4:
+            raise OSError("the lab's own trouble")
+
+    def states() -> list[str]:
+        found = client.describe_instances(InstanceIds=made)["Reservations"]
+        by_id = {one["InstanceId"]: one["State"]["Name"] for each in found for one in each["Instances"]}
+        return [by_id[one] for one in made]
+
+    monkeypatch.setattr(Cloud, "_connect", meanwhile)
+    run()
+    first, second = cloud.vm(made[0]), until(lambda: len(made) == 2 and cloud.vm(made[1]))
+    assert first.address != second.address
+    assert first.link != second.link
+    run()
+    until(lambda: len(made) == 4)
+    run()
+    until(lambda: states() == ["running", "running", "terminated", "terminated", "terminated"])
+    assert turns == [made[0], made[1], made[2], made[4]]
+    (told,) = cloud.broken
+    assert "the lab's own trouble" in told
+    cloud.broken.clear()
+    until(lambda: {vm.name for vm in cloud.vms()} == {first.name, second.name})
+    client.terminate_instances(InstanceIds=made)
+    assert (cloud.vms(), cloud.api.left()) == ([], {})
