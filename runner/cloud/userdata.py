@@ -35,13 +35,13 @@ _LARGEST = 16384  # bytes, of EC2; others take more
 
 # /run forgets at every boot, and this runs at every boot. The switch has no default dependencies: it is armed
 # while much of the machine is not there yet, and goes on while it shuts down. The lease may be written by
-# anybody on the machine: our user is not made yet.
+# anybody on the machine (our user is not made yet), but not before the switch is armed: an agent that cannot
+# renew it says so, and the machine is not used. A console that hangs keeps no check waiting for long.
 _ARM = """set -eu
 umask 022
 mkdir -p /run/envsync /run/systemd/system
 read -r up rest < /proc/uptime
 printf '%-20s\\n' $((${{up%.*}} + {first})) > {lease}
-chmod 666 {lease}
 {life}
 cat > /run/envsync/check <<'END'
 read -r up rest < /proc/uptime
@@ -53,9 +53,9 @@ if [ -r /run/envsync/life ]; then
   [ "$life" -ge "$until" ] || until=$life
 fi
 [ "$up" -ge "$until" ] || exit 0
-echo 'envsync: nobody has renewed the lease of this machine, or its time is over: it ends' > /dev/console
 if [ "$up" -ge $((until + {patience})) ]; then systemctl --force --force poweroff; fi
 systemctl --no-block poweroff
+echo 'envsync: nobody has renewed the lease of this machine, or its time is over: it ends' > /dev/console
 END
 cat > /run/systemd/system/envsync-lease.service <<'END'
 [Unit]
@@ -63,6 +63,7 @@ Description=End this machine when its lease is over
 DefaultDependencies=no
 [Service]
 Type=oneshot
+TimeoutStartSec=30
 ExecStart=/bin/sh /run/envsync/check
 END
 cat > /run/systemd/system/envsync-lease.timer <<'END'
@@ -83,7 +84,9 @@ Type=oneshot
 ExecStart=/bin/sh -c 'exec > /dev/console; echo; echo {begin}; cat /etc/ssh/ssh_host_*_key.pub; echo {end}'
 END
 systemctl daemon-reload
-systemctl --no-block start envsync-lease.timer envsync-host-keys.service
+systemctl start envsync-lease.timer
+chmod 666 {lease}
+systemctl --no-block start envsync-host-keys.service
 """
 
 
