@@ -104,7 +104,8 @@ class JobAdaptive(Adaptive):  # type: ignore[misc]
         surplus = len(names) - target
         if surplus <= 0:
             self.close_counts.clear()
-            return {"status": "up", "n": target} if surplus else {"status": "same"}
+            more = surplus < 0 and self.cluster.fleet.jobs.may_grow
+            return {"status": "up", "n": target} if more else {"status": "same"}
         there = self.observed
         going = self.cluster.fleet.first_to_go(name for name in names if name not in there)[:surplus]
         if len(going) < surplus:

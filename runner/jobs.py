@@ -84,6 +84,9 @@ class Jobs:
 
     failure = JobFailed
     """What is raised where workers are waited for that will not come."""
+    noun = "jobs"
+    may_grow = True
+    """Whether it makes sense to ask for more by itself: queues have room, some day."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
 
-from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied, UnfitHostError
+from envsync.errors import AgentError, CapacityError, EnvsyncError, HostError, ProcessDied, UnfitHostError
 from envsync.runner.gpus import demand_one_each, tell_missing
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
@@ -139,6 +139,8 @@ class MachineProcess(WorkerGroup):
         if ended:
             self._dead = True
             return "taken", f"{self._id} was lost before its workers were there: {ended}"
+        if isinstance(error, CapacityError):
+            self.machines.lacks_room()
         why = f"{error.where or self._id}: {error.message}"
         tail = getattr(error, "tail", ())
         if self.machine is not None and isinstance(error, UnfitHostError):

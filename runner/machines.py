@@ -34,6 +34,7 @@ __all__ = ["MachineFleet", "Machines"]
 _KEPT = 200  # failures that are remembered
 _OFTEN = 600.0  # seconds within which not more machines are replaced than
 _REPLACED = 8  # so many, or as many as there should be if that is more
+_FULL = 60.0  # seconds after which is adapted again to more where there was no room
 
 
 class Machines:
@@ -65,6 +66,7 @@ class Machines:
 
     failure = CloudError
     """What is raised where workers are waited for that will not come."""
+    noun = "machines"
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class Machines:
         self._processes: dict[str, MachineProcess] = {}
         self._leaving: set[MachineProcess] = set()
         self._replaced: deque[float] = deque()
+        self._full = 0.0  # until then nobody asks by himself: there was no room
         self.passing: Passing | None = None
         if backend.passes_on and first.container is None:
             self.passing = Passing(first.session, first.lock, cluster=launch.cluster, hooks=launch.hooks)
@@ -134,6 +137,15 @@ class Machines:
         """Return a name for a machine that no other had."""
         self._numbers += 1
         return f"machine-{self._numbers}"
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether it makes sense to ask for more by itself."""
+        return time.monotonic() >= self._full
+
+    def lacks_room(self) -> None:
+        """Hear that a machine was not to be had."""
+        self._full = time.monotonic() + _FULL
 
     def withdraw(self, names: Collection[str]) -> None:
         """Nothing: what is asked for is asked for at once."""
@@ -179,7 +191,7 @@ class Machines:
                 end = "failed"
         if end == "failed":
             self.failures.append(f"{process.name}: {why}")
-            self.failures_in_a_row += not process.came_up
+            self.failures_in_a_row += not process.came_up and self.may_grow
         self._left(process, why, end)
 
     def _may_be_replaced(self) -> bool:

@@ -78,7 +78,8 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
         """Ask for no more jobs by itself where many in a row have failed."""
         if self.queue is not None and self.queue.failures_in_a_row >= _FAILURES and self._adapts:
             self._adaptive.stop()
-            self.hooks.failed("cluster", f"{_FAILURES} jobs in a row failed: nothing adapts any more")
+            what = f"{_FAILURES} {self.queue.noun} in a row failed: nothing adapts any more"
+            self.hooks.failed("cluster", what)
 
     async def _wait_for_workers(self, n_workers: int = 0, timeout: Any = None) -> None:
         """Wait as SpecCluster does, but not for those whose jobs have failed."""

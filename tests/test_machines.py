@@ -1,0 +1,155 @@
+"""Rented machines that are lost, do not come up, or are too many: what is rented then, and what ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from envsync.errors import CloudError
+from envsync.hooks import Hooks
+from envsync.runner import machines
+from envsync.runner.cloud.provider import Machine
+from tests.running import until
+from tests.simulated_cloud import RentingCluster
+from tests.test_cloud_renting import Booting, alive
+
+
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, where: str, text: str) -> None:
+        self.texts.append(text)
+
+    def failed(self, where: str, why: str) -> None:
+        self.texts.append(why)
+
+    def has(self, *words: str) -> bool:
+        return any(all(word in text for word in words) for text in self.texts)
+
+
+@contextlib.asynccontextmanager
+async def cluster_of(n_workers: int, **asked: Any) -> AsyncIterator[tuple[Booting, RentingCluster]]:
+    provider = Booting(["north"])
+    async with RentingCluster(provider, n_workers, **asked) as cluster:
+        yield provider, cluster
+    assert (alive(provider), provider.shared) == ([], {})
+
+
+def lose(provider: Booting, machine: Machine) -> None:
+    """End a machine from outside."""
+    provider.machines[machine.id] = replace(machine, state="ended", reason="Server.SpotInstanceTermination")
+
+
+def others(cluster: RentingCluster) -> list[Any]:
+    """Return the machines that have workers, but for the scheduler's."""
+    return [one for one in cluster.workers.values() if not one.on_first and one.working]
+
+
+async def another(provider: Booting, cluster: RentingCluster) -> Machine:
+    """Wait until the one machine beside the scheduler's has its workers, and return it."""
+
+    def there() -> Machine | None:
+        rest = [one for one in alive(provider) if one.id != cluster.queue.scheduler_machine.id]
+        return rest[0] if rest and [one.machine.id for one in others(cluster)] == [rest[0].id] else None
+
+    found: Machine = await until(there)
+    return found
+
+
+async def test_machines_that_are_lost_again_and_again_are_not_rented_for_ever() -> None:
+    told = Told()
+    async with cluster_of(2, hooks=told) as (provider, cluster):
+        for _ in range(8):
+            lose(provider, await another(provider, cluster))
+        await another(provider, cluster)
+        assert len(provider.machines) == 2 + 8
+        lose(provider, await another(provider, cluster))
+        await until(lambda: told.has("not replaced: too many were within 10 min. scale() asks for another"))
+        with pytest.raises(CloudError, match="too many were within 10 min"):
+            await cluster._wait_for_workers(2, 20)
+        assert len(alive(provider)) == 1
+        cluster.scale(2)  # its user has seen to it
+        await until(lambda: len(others(cluster)) == 1)
+        assert len(provider.machines) == 2 + 8 + 1
+
+
+async def test_what_never_comes_up_is_not_asked_for_for_ever_while_it_adapts() -> None:
+    told = Told()
+    async with cluster_of(1, hooks=told, boot=0.03) as (provider, cluster):
+        provider.mute = 1000
+        cluster.adapt(minimum=2, maximum=4, interval="20 ms")
+        await until(lambda: told.has("10 machines in a row failed: nothing adapts any more"))
+        await until(lambda: len(cluster.workers) == len(alive(provider)) == 1)
+        made = len(provider.machines)
+        assert made <= 1 + 2 * 10 + 2, "each and its replacement, and one that was on its way"
+        await asyncio.sleep(0.2)
+        assert len(provider.machines) == made
+
+
+async def test_adapting_to_less_ends_machines_and_the_schedulers_stays() -> None:
+    async with cluster_of(1) as (provider, cluster), Client(cluster, asynchronous=True) as client:
+        (first,) = alive(provider)
+        cluster.adapt(minimum=0, maximum=3, interval="20 ms", wait_count=3, target_duration="100 ms")
+        futures = client.map(slow, range(60), pure=False)
+        await until(lambda: len(cluster.workers) == 3)
+        assert sum(await client.gather(futures)) == sum(range(60))
+        del futures
+        await until(lambda: alive(provider) == [first])
+        await until(lambda: not cluster.workers)
+        assert await client.submit(slow, 7, pure=False) == 7
+        assert [one.on_first for one in cluster.workers.values()] == [True]
+        assert alive(provider) == [first]
+
+
+async def test_a_replacement_that_finds_no_room_is_told_and_the_others_go_on() -> None:
+    told = Told()
+    async with cluster_of(2, hooks=told) as (provider, cluster), Client(cluster, asynchronous=True) as client:
+        lost = await another(provider, cluster)
+        provider.room.update({("north-a", "on-demand"): 0, ("north-b", "on-demand"): 0})
+        lose(provider, lost)
+        await until(lambda: told.has("machine-3", "no small there"))
+        assert told.has("was lost", "Server.SpotInstanceTermination")
+        with pytest.raises(CloudError, match="no small there"):
+            await cluster._wait_for_workers(2, 20)
+        await asyncio.sleep(0.1)
+        assert sum("no small there" in text for text in told.texts) == 1, "it is asked for once"
+        assert await client.submit(slow, 7) == 7
+        provider.room.clear()
+        cluster.scale(2)
+        await until(lambda: others(cluster))
+    assert len(provider.machines) == 3
+
+
+async def test_where_there_is_no_room_it_adapts_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_FULL", 0.05)
+    told = Told()
+    async with cluster_of(1, hooks=told) as (provider, cluster):
+        provider.room.update({("north-a", "on-demand"): 0, ("north-b", "on-demand"): 0})
+        cluster.adapt(minimum=2, maximum=2, interval="10 ms")
+        await until(lambda: sum("no small there" in text for text in told.texts) > 12)
+        provider.room.clear()
+        await until(lambda: others(cluster))
+    assert len(provider.machines) == 2
+
+
+async def test_a_start_whose_replacement_finds_no_room_leaves_nothing() -> None:
+    provider = Booting(["north"], room={("north-a", "on-demand"): 1, ("north-b", "on-demand"): 0}, mute=1)
+    with pytest.raises(CloudError, match="no small there"):
+        async with RentingCluster(provider, 1, boot=0.03):
+            pass
+    assert len(provider.machines) == 1
+    assert (alive(provider), provider.shared) == ([], {})
+
+
+def slow(number: int) -> int:
+    import time
+
+    time.sleep(0.02)
+    return number
