@@ -5,19 +5,28 @@ moto imitates it on loopback; nothing boots, but consoles say what a machine tha
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import pytest
 
 from envsync.errors import CapacityError, CloudError
+from envsync.hooks import Hooks
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.provider import MachineRequest, Tags
 from envsync.runner.cloud.renting import Plan, Rented
+from envsync.runner.options import run_name
+from envsync.runner.records import Record, Records
+from envsync.runner.stopping import Clusters, Reaped, Reaper
+from envsync.stores import open_store
 from tests.lab.ec2_api import EC2Api
 
 REGION = "eu-west-1"
@@ -134,6 +143,67 @@ async def test_a_group_of_that_name_that_is_somebody_elses_is_left_alone(api: EC
     (group,) = client.describe_security_groups(GroupIds=[theirs])["SecurityGroups"]
     assert group["IpPermissions"] == [], "nothing was opened in it"
     client.delete_security_group(GroupId=theirs)
+
+
+async def test_a_machine_that_somebody_ends_while_it_boots_is_not_replaced(api: EC2Api) -> None:
+    """It was told to stop from elsewhere, and cannot read that: the store does not answer."""
+
+    class Stopped(EC2Provider):
+        def console(self, region: str, identity: str) -> str:
+            self.terminate(region, [identity])
+            return ""
+
+    api.asked.clear()
+    with pytest.raises(CloudError, match=r"somebody has ended i-.* Client\.UserInitiatedShutdown"):
+        await Rented(Stopped((REGION,)), plan(count=1)).start()
+    assert [action for action, _ in api.asked].count("RunInstances") == 1
+
+
+async def test_two_clients_with_one_name_have_two_clusters(api: EC2Api) -> None:
+    first, second = (
+        rented(tags=Tags(cluster=run_name("study"), owner="ada@laptop"), count=1) for _ in range(2)
+    )
+    await asyncio.gather(first.start(), second.start())
+    await first.close()
+    left = api.left()
+    assert left["instances"] == [one.id for one in second.machines]
+    assert (len(left["groups"]), len(left["keys"])) == (1, 1)
+    await second.close()
+
+
+async def test_what_a_dead_client_left_and_never_had_a_switch_is_reaped(api: EC2Api, tmp_path: Path) -> None:
+    """Nothing boots here, so nothing ends itself. The client's clock was a day wrong, either way."""
+    machines = rented()
+    await machines.start()
+    assert machines._watching is not None
+    machines._watching.cancel()  # it is dead
+    machines._introduced.close()
+    cluster, provider = machines.plan.tags.cluster, machines.provider
+    records = Records(open_store(tmp_path.as_uri()))
+
+    def look() -> tuple[Reaper, Reaped]:
+        reaper = Reaper(Clusters(tmp_path.as_uri()), Hooks())
+        return reaper, reaper.look(provider, [REGION])
+
+    with dask.config.set({"envsync.owner": "ada@laptop"}):
+        for wrong in (-86400.0, 86400.0):
+            seen = time.time() + wrong
+            record = Record(
+                cluster=cluster, name="ada", owner="ada@laptop", backend="ec2", regions=(REGION,),
+                begun=seen - 60, seen=seen, patience=300.0, bill=machines.bill(),
+            )  # fmt: skip
+            records.keep(record)
+            assert [(one.ends, one.why[:15]) for one in look()[1].verdicts] == [(False, "its client live")]
+        os.utime(tmp_path / f"clusters/alive/{cluster}.json", (time.time() - 400,) * 2)
+        reaper, found = look()
+        (verdict,) = found.verdicts
+        assert (verdict.ends, verdict.counted.partition(",")[0]) == (True, "2 machines")
+        reaper.end(found)
+        assert api.left() == {}
+        (lost,) = reaper.lost([found])
+        reaper.close(lost, {cluster})
+    assert records.alive() == []
+    assert [one.ended is not None for one in records.ended()[0].bill.hired] == [True, True]
 
 
 # -- what an identity has to be allowed to do

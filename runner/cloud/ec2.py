@@ -395,6 +395,7 @@ def _machine(found: Mapping[str, Any], region: str) -> Machine:
         public_address=found.get("PublicIpAddress") or "",
         private_address=found.get("PrivateIpAddress") or "",
         reason=found.get("StateReason", {}).get("Message") or found.get("StateTransitionReason") or "",
+        called_off=found.get("StateReason", {}).get("Code") == "Client.UserInitiatedShutdown",
         tags={one["Key"]: one["Value"] for one in found.get("Tags", ())},
     )
 

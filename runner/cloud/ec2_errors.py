@@ -20,7 +20,8 @@ _DENIED = frozenset({"UnauthorizedOperation", "AccessDenied", "AccessDeniedExcep
 _UNKNOWN = frozenset(
     {"AuthFailure", "InvalidClientTokenId", "SignatureDoesNotMatch", "UnrecognizedClientException"}
 )
-_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired"})
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException"})
+_SKEWED = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFuture"})
 _AGAIN = frozenset(
     {"RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure"}
 ) | {"Unavailable", "ServiceUnavailable"}
@@ -102,6 +103,11 @@ def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudEr
         )
     hints: list[tuple[Callable[[], bool], str]] = [
         (lambda: code in _DENIED, "Give this identity the permissions that docs/howto-ec2.md lists."),
+        (
+            lambda: code in _SKEWED,
+            "Set this machine's clock: AWS refuses what is minutes off. If it is right, "
+            "the credentials have expired: log in again, then start again.",
+        ),
         (lambda: code in _UNKNOWN, "The credentials are not valid: look at `aws sts get-caller-identity`."),
         (lambda: code in _EXPIRED, "The credentials have expired: log in again, then start again."),
         (

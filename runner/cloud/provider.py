@@ -140,6 +140,8 @@ class Machine:
         Empty where it has none (yet).
     reason : str
         Why it is in that state, in the provider's words.
+    called_off : bool
+        Whether somebody has ended it through the cloud's interface; False where the cloud does not tell.
     tags : mapping of str to str
         Its tags.
     """
@@ -153,6 +155,7 @@ class Machine:
     public_address: str = ""
     private_address: str = ""
     reason: str = ""
+    called_off: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -351,6 +351,12 @@ class Rented:
         while True:
             found = {one.id: one for one in await self._describe(made.region)}
             now = found.get(made.id, made)
+            if now.state in _OVER and now.called_off:  # by stop or reap, and our record is not to be read
+                raise CloudError(
+                    f"somebody has ended {made.id} while it was booting: {now.reason}",
+                    where=self._where,
+                    hint="Nothing is rented in its place. Was it `envsync stop`, or `envsync reap`?",
+                )
             if now.state in _OVER:
                 raise BootError(
                     f"{made.id} ended while it was booting: {now.reason or now.state}",

@@ -377,7 +377,8 @@ def test_what_another_place_may_have_is_told_apart(api: EC2Api, ec2: Account, co
     ("code", "hint"),
     [
         ("UnauthorizedOperation", "permissions"),
-        ("RequestExpired", "log in again"),
+        ("ExpiredToken", "log in again"),
+        ("RequestExpired", "clock"),
         ("AuthFailure", "sts get-caller-identity"),
     ],
 )
