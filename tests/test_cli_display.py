@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import io
 import json
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,8 +15,8 @@ import pytest
 from rich.console import Console
 
 from envsync import errors
-from envsync.cli.display import JsonLines, Live, Plain
-from envsync.cli.output import Output, exit_code, say_error
+from envsync.cli.display import JsonLines, Live, LogLines, Plain
+from envsync.cli.output import Output, exit_code, say_error, watch
 from envsync.hooks import Hooks
 from envsync.plugins.compare import Difference
 from envsync.runner.table import table
@@ -67,6 +70,34 @@ def test_json_lines() -> None:
     assert events[0] == {"event": "step", "where": "node1", "what": "connecting"}
     assert {"event": "done", "where": "node1", "what": "installed 34 packages", "seconds": 1.23} in events
     assert events[-1] == {"event": "failed", "where": "node2", "why": "no route to host\nand more"}
+
+
+def test_what_libraries_log_is_json_too() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("urllib3")
+    logger.addHandler(LogLines(stream))
+    logger.warning("a connection %s", "broke\nand came back")
+    assert json.loads(stream.getvalue()) == {
+        "event": "log",
+        "level": "warning",
+        "text": "a connection broke\nand came back",
+    }
+
+
+def test_what_distributed_leaves_in_a_loop_that_ends_is_nobodys_business(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def leave(error: Exception) -> None:
+        loop = asyncio.new_event_loop()
+        loop.create_future().set_exception(error)
+        loop.close()
+        gc.collect()
+
+    with click.Context(click.Command("sync"), obj=Output()), watch():
+        leave(TimeoutError("Timeout"))
+        assert caplog.messages == []
+        leave(OSError("a disk broke"))
+    assert "a disk broke" in caplog.text
 
 
 def test_live_has_one_line_for_each_host() -> None:

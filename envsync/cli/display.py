@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from copy import copy
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from rich.spinner import Spinner
     from typing_extensions import Self
 
-__all__ = ["JsonLines", "Live", "Plain"]
+__all__ = ["JsonLines", "Live", "LogLines", "Plain"]
 
 _REFRESH = 10  # times a second
 
@@ -61,6 +62,28 @@ class JsonLines(Hooks):
 
     def warning(self, where: str, text: str) -> None:
         self._write("warning", where=where, text=text)
+
+    def log(self, level: str, text: str) -> None:
+        """Tell what a library logs."""
+        self._write("log", level=level, text=text)
+
+
+class LogLines(logging.Handler):
+    """What libraries log as JSON lines too: whoever reads these can read all of stderr.
+
+    Parameters
+    ----------
+    stream : text stream
+        Usually stderr.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._lines = JsonLines(stream)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        self._lines.log(record.levelname.lower(), self.format(record))
 
 
 class Plain(Hooks):

@@ -17,6 +17,7 @@ from envsync import errors
 from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
+    import logging
     from collections.abc import Callable, Iterator
     from types import FrameType
 
@@ -146,15 +147,20 @@ def say_ended(number: int) -> None:
 @contextmanager
 def watch() -> Iterator[Hooks]:
     """Show progress while the block runs, as the user asked; yields the hooks to report to."""
-    output = current()
-    if output.verbose:
-        import logging
+    import logging
 
-        logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
+    from envsync.cli.display import JsonLines, Live, LogLines, Plain
+
+    output = current()
+    if output.verbose or output.json:
+        handler = LogLines(sys.stderr) if output.json else logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        level = logging.INFO if output.verbose else logging.WARNING
+        logging.basicConfig(handlers=[handler], level=level)
+    logging.getLogger("asyncio").addFilter(_is_news)
     if output.quiet:
         yield Hooks()
         return
-    from envsync.cli.display import JsonLines, Live, Plain
 
     hooks: Hooks
     if output.json:
@@ -166,6 +172,13 @@ def watch() -> Iterator[Hooks]:
     hooks.verbose = output.verbose
     with hooks if isinstance(hooks, Live) else nullcontext():
         yield hooks
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Tell whether it is more than what distributed leaves in a loop that ends: a wait for its next batch."""
+    error = record.exc_info[1] if record.exc_info else None
+    left = type(error).__name__ == "TimeoutError" and str(error) == "Timeout"  # tornado's words
+    return not (left and str(record.msg).startswith("Future exception was never retrieved"))
 
 
 @contextmanager
