@@ -145,10 +145,14 @@ class Told(Hooks):
 def partition():
     return os.environ["SLURM_JOB_PARTITION"]
 
+def hasten(dask_scheduler):  # ten minutes take long
+    dask_scheduler.handlers["envsync_cost"].__self__.idle = 0.1
+
 told = Told()
 groups = {"one": {}, "two": {"partition": "urgent", "cores": 2, "workers_per_job": 2}}
 backend = Slurm(cores=1, memory="400 MB", poll=1, groups=groups)
-with SyncedCluster(backend, n_workers={"one": 1, "two": 2}, hooks=told) as cluster:
+asked = {"n_workers": {"one": 1, "two": 2}, "idle_timeout": "10 min"}
+with SyncedCluster(backend, hooks=told, **asked) as cluster:
     client = cluster.get_client()
     client.wait_for_workers(3, timeout=60)
     names = sorted(info["name"] for info in client.scheduler_info()["workers"].values())
@@ -162,6 +166,9 @@ with SyncedCluster(backend, n_workers={"one": 1, "two": 2}, hooks=told) as clust
     assert "cancelled" in told.failures[0].lower(), told.failures
     assert any(row.state == "cancelled" and row.reason for row in cluster.jobs), cluster.jobs
     assert sum(client.gather(client.map(abs, range(10)))) == 45
+    client.run_on_scheduler(hasten)
+    until(lambda: cluster.status.name == "closed")
+    assert cluster.ending == "nothing was computed for 0.1 s (idle_timeout)", cluster.ending
 """
 )
 
