@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import subprocess
 import sys
@@ -186,19 +185,24 @@ async def test_whenever_a_client_dies_nothing_runs_once_its_lease_is_over(
         )
         for moment in moments
     }
+
+    async def dies(moment: str) -> None:
+        client = clients[moment]
+        if moment in ("after", "twice"):
+            assert (await asyncio.to_thread(client.stdout.readline)).strip() == "up"
+        if moment == "after":
+            assert cloud.vms()
+            client.kill()
+        if moment == "twice":
+            assert (await asyncio.to_thread(client.stdout.readline)).strip() == "ending"
+            while client.poll() is None:
+                client.send_signal(signal.SIGINT)
+                await asyncio.sleep(0.5)
+        status = await asyncio.to_thread(client.wait, 120)
+        assert status == -(signal.SIGINT if moment == "twice" else signal.SIGKILL), moment
+
     try:
-        for moment in ("after", "twice"):
-            assert (await asyncio.to_thread(clients[moment].stdout.readline)).strip() == "up"
-        assert cloud.vms()
-        clients["after"].kill()
-        assert (await asyncio.to_thread(clients["twice"].stdout.readline)).strip() == "ending"
-        for _ in range(2):
-            with contextlib.suppress(ProcessLookupError):
-                clients["twice"].send_signal(signal.SIGINT)
-            await asyncio.sleep(0.5)
-        for moment in moments:
-            status = await asyncio.to_thread(clients[moment].wait, 30)
-            assert status == -(signal.SIGINT if moment == "twice" else signal.SIGKILL), moment
+        await asyncio.gather(*map(dies, moments))
     finally:
         for client in clients.values():
             client.kill()
