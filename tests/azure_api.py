@@ -7,7 +7,6 @@ at once and not ready at the first look; what is deleted is gone at the next one
 from __future__ import annotations
 
 import base64
-import functools
 import itertools
 import re
 import ssl
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from envsync.runner.tls import Authority
+from tests.azure_models import unknown_field
 from tests.http_cloud import Call, HttpCloud, Refused
 
 SUBSCRIPTION = "11111111-2222-3333-4444-555555555555"
@@ -252,8 +252,8 @@ class AzureApi(HttpCloud):
     def _put(self, group: str, kind: str, name: str, call: Call) -> tuple[int, Any]:
         identity = self._id(group, kind, name)
         model = self._models[kind]
-        model()
-        _strict(call.body, model, kind)
+        if unknown := unknown_field(call.body, model, kind):
+            raise refusal("InvalidRequestContent", f"Could not find member {unknown}", 400)
         self._check_tags(call.body)
         if call.body["location"] not in REGIONS:
             raise refusal("LocationNotAvailableForResourceType", status=400)
@@ -416,31 +416,6 @@ class AzureApi(HttpCloud):
 
 def _group_of(one: dict[str, Any]) -> str:
     return str(one["id"]).split("/")[4].lower()
-
-
-def _strict(body: Any, model: Any, where: str) -> None:
-    """See that all fields are the model's, and theirs."""
-    fields = {field._rest_name: field for field in model._attr_to_rest_field.values()}
-    for key, value in body.items():
-        if key not in fields:
-            raise refusal("InvalidRequestContent", f"Could not find member '{key}' of {where}", 400)
-        inner = _model_of(fields[key]._type)
-        if inner is None:
-            continue
-        inner()
-        for one in value if isinstance(value, list) else [value]:
-            _strict(one, inner, f"{where}.{key}")
-
-
-def _model_of(kind: Any) -> Any:
-    """Return the model that a field is of, through what reads it; None for plain values and for maps."""
-    if getattr(kind, "_is_model", False):
-        return kind
-    if isinstance(kind, functools.partial):
-        if "dict" in kind.func.__name__:
-            return None
-        return next((found for one in kind.args if (found := _model_of(one)) is not None), None)
-    return None
 
 
 def price(service: str, name: str, amount: float, product: str, **more: Any) -> dict[str, Any]:

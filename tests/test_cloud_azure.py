@@ -17,7 +17,7 @@ import stamina
 
 from envsync.errors import CapacityError, CloudError
 from envsync.runner import Azure
-from envsync.runner.cloud import azure
+from envsync.runner.cloud import azure, azure_messages
 from envsync.runner.cloud.azure import AzureProvider
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Market, Tags
 from envsync.runner.cloud.renting import Plan, Rented
@@ -341,6 +341,22 @@ def test_the_role_that_the_docs_give_is_enough_and_no_more(api: AzureApi, provid
     assert len(registering) == 2
     for one in api.role - registering - api.authorised:
         raise AssertionError(f"nothing needs {one}")
+
+
+def test_the_imitation_knows_the_fields_that_there_are(api: AzureApi, provider: AzureProvider) -> None:
+    wanted = request(provider)
+    call = azure_messages.machine_to_make
+
+    def misspelt(*rest: Any, **more: Any) -> dict[str, Any]:
+        made = call(*rest, **more)
+        (interface,) = made["properties"]["networkProfile"]["networkInterfaceConfigurations"]
+        interface["properties"]["deleteOptions"] = interface["properties"].pop("deleteOption")
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(azure_messages, "machine_to_make", misspelt)
+        with pytest.raises(CloudError, match=r"networkInterfaceConfigurations\.properties\.deleteOptions"):
+            provider.create(wanted)
 
 
 async def test_machines_of_a_cluster_come_up_wherever_there_is_room_and_leave_nothing(

@@ -193,8 +193,11 @@ class AzureProvider(Provider):
         with translated(region):
             listed, powers = self._listed(group, cluster)
             if any(one["name"] not in self._addresses for one in listed):
+                network = self._account.network
                 with gone():
-                    self._look_addresses_up(group)
+                    outer = self._account.listed(network.public_ip_addresses.list, group)
+                    inner = self._account.listed(network.network_interfaces.list, group)
+                    self._addresses |= azure_found.addresses_of(inner, outer, public=self._public)
         return tuple(
             azure_found.machine_of(
                 one, region, powers.get(one["name"], ""), self._addresses.get(one["name"], ("", ""))
@@ -364,21 +367,6 @@ class AzureProvider(Provider):
             if powers.get(name, "") in ("", "starting"):  # it was seen running: this view is older
                 powers[name] = "running"
         return listed, powers
-
-    def _look_addresses_up(self, group: str) -> None:
-        network = self._account.network
-        public = {
-            one["id"].lower(): one.get("properties", {}).get("ipAddress") or ""
-            for one in self._account.listed(network.public_ip_addresses.list, group)
-        }
-        for one in self._account.listed(network.network_interfaces.list, group):
-            inner = one.get("properties", {})
-            _, name = azure_found.place_of((inner.get("virtualMachine") or {}).get("id", ""))
-            for address in inner.get("ipConfigurations") or ():
-                said = address.get("properties", {})
-                outer = public.get((said.get("publicIPAddress") or {}).get("id", "").lower(), "")
-                if name and said.get("privateIPAddress") and (outer or not self._public):
-                    self._addresses[name] = (outer, said["privateIPAddress"])
 
     def _group_of_machine(self, name: str) -> str:
         """Return the resource group that a machine of envsync's is in; empty if there is no such machine."""

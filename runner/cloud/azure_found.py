@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from envsync.runner.cloud.provider import State
 
 __all__ = [
+    "addresses_of",
     "expected_of",
     "failure_of",
     "found_as",
@@ -193,6 +194,31 @@ def machine_of(
         reason=said,
         tags=read_tags(found),
     )
+
+
+def addresses_of(
+    interfaces: Iterable[Mapping[str, Any]], addresses: Iterable[Mapping[str, Any]], *, public: bool
+) -> dict[str, tuple[str, str]]:
+    """Return the public and the private address of each machine that has them by now, by its name.
+
+    Parameters
+    ----------
+    interfaces, addresses : iterable of mapping
+        The interfaces, and the public addresses.
+    public : bool
+        Whether machines have public ones.
+    """
+    known = {one["id"].lower(): one.get("properties", {}).get("ipAddress") or "" for one in addresses}
+    found = {}
+    for one in interfaces:
+        inner = one.get("properties", {})
+        _, name = place_of((inner.get("virtualMachine") or {}).get("id", ""))
+        for address in inner.get("ipConfigurations") or ():
+            said = address.get("properties", {})
+            outer = known.get((said.get("publicIPAddress") or {}).get("id", "").lower(), "")
+            if name and said.get("privateIPAddress") and (outer or not public):
+                found[name] = (outer, str(said["privateIPAddress"]))
+    return found
 
 
 def found_as(kind: str, found: Mapping[str, Any], created: str, state: str) -> Found:
