@@ -1,7 +1,8 @@
 """One scheduler or worker process of a cluster, as its configuration file says.
 
 ``process scheduler|worker CONFIG.json`` starts distributed's Scheduler, or its Nanny, in the interpreter that
-runs this. It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
+runs this. With ``-`` it imports what that takes, and then reads the file's name: a line of standard input.
+It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
 ``@envsync {"error": ...}`` when it cannot, and closes gracefully when its standard input ends or on SIGTERM.
 Where the variable ``ENVSYNC_PATIENT`` is set (in jobs) no signal ends it: what it holds is saved first.
 
@@ -42,6 +43,7 @@ __all__ = ["main"]
 
 PORT_TAKEN = 3
 MISMATCH = 4
+_METHOD = "distributed.worker.multiprocessing-method"
 
 Config = Dict[str, Any]
 
@@ -52,6 +54,12 @@ def main(argv: Sequence[str]) -> int:
         print("usage: process scheduler|worker CONFIG.json", file=sys.stderr)  # noqa: T201
         return 2
     role, path = argv
+    began = dict(os.environ)
+    if path == "-":
+        importlib.import_module("distributed")
+        path = _line()
+        if not path:
+            return 0
     config: Config = json.loads(Path(path).read_text(encoding="utf-8"))
     for variable, value in (config.get("env") or {}).items():
         os.environ.pop(variable, None)
@@ -63,6 +71,10 @@ def main(argv: Sequence[str]) -> int:
     import dask.config
 
     dask.config.update(dask.config.config, config.get("dask") or {}, priority="new")
+    if role == "worker" and _has_nanny(config) and dask.config.get(_METHOD, None) == "spawn":
+        from .spare import keep
+
+        keep("distributed", began)
     try:
         return asyncio.run(_run(role, config, str(Path(path).resolve().parent)))
     except Exception as error:  # noqa: BLE001 - whatever it is, whoever started us must hear of it
@@ -73,6 +85,22 @@ def main(argv: Sequence[str]) -> int:
             return PORT_TAKEN
         _say({"error": {"kind": "start", "message": _reason(error)}})
         return 1
+
+
+def _line() -> str:
+    """Return the next line of standard input, and no byte more; empty at its end."""
+    line = b""
+    while not line.endswith(b"\n"):
+        data = os.read(0, 1)
+        if not data:
+            return ""
+        line += data
+    return line.decode().strip()
+
+
+def _has_nanny(config: Config) -> bool:
+    """Return whether it is a Nanny of distributed's own."""
+    return not config.get("class") and config.get("cuda") is None
 
 
 async def _run(role: str, config: Config, folder: str) -> int:

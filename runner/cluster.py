@@ -33,6 +33,7 @@ from envsync.runner.recorded import RecordedCluster
 from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
+from envsync.runner.warming import Warm, begin_first
 from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
@@ -383,6 +384,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             retire=self._retire,
             remove=self._remove,
             forwarding=self._forwarding,
+            warm=Warm(self._run_name),
         )
         if self.backend.rents:
             from envsync.runner.machines import Machines
@@ -428,11 +430,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         }
         if self.queue is not None:
             self._plan_jobs(self.queue.fleet(self.worker_spec, self.workers))
-            return
-        assert self.seats is not None
-        self.new_spec = self._spec(*self.seats.form())
-        for _ in range(self.seats.initial):
-            self.worker_spec.update(self.new_worker_spec())
+        else:
+            assert self.seats is not None
+            self.new_spec = self._spec(*self.seats.form())
+            for _ in range(self.seats.initial):
+                self.worker_spec.update(self.new_worker_spec())
+        begin_first(self)
 
     async def _want(self, prepared: Prepared) -> None:
         """Have the scheduler want of a node's processes what was locked for that node."""
@@ -474,6 +477,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 if worker.status == Status.failed:
                     del self.workers[name]
                     self.worker_spec.pop(name, None)
+            if self.launch is not None and self.launch.warm is not None:
+                await self.launch.warm.close()
             if self.queue is not None and self.status == Status.closing:
                 await self.queue.close_leaving()  # these are not among its workers any more
         self._tell_differences()
@@ -639,6 +644,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hello.get("dashboard"),
             inside=self.options.dashboard_host(encrypted=self.trust.encrypted),
             context=self.security.get_connection_args("client").get("ssl_context"),
+            straight=not self.backend.rents,  # from outside, rented machines are sshd and nothing else
             hooks=self.hooks,
         )
         self._dashboard = way.dashboard

@@ -10,11 +10,13 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import dask.config
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
 from envsync.plugins.compare import Difference
+from envsync.plugins.spare import AT_START
 from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Credentials
 
@@ -25,13 +27,23 @@ if TYPE_CHECKING:
     from envsync.runner.forwarding import Forwarding
     from envsync.runner.places import Place
     from envsync.runner.remote import Remote
+    from envsync.runner.warming import Warm
 
-__all__ = ["DaskProcess", "Launch", "SchedulerProcess", "WorkerProcess"]
+__all__ = [
+    "DaskProcess",
+    "Launch",
+    "SchedulerProcess",
+    "WorkerProcess",
+    "process_name",
+    "worker_variables",
+]
 
 GRACE = 5.0
 """Seconds that a process has to close by itself before it is made to."""
 
 _CONFIG = "config.json"
+_BEFORE = "distributed.nanny.pre-spawn-environ"
+_SEED, _DASKS_SEED = "PYTHONHASHSEED", "6640"  # that of all workers, if nobody says another one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +72,8 @@ class Launch:
         Tells the scheduler that workers are lost, by their names: it would notice after minutes.
     forwarding : Forwarding or None
         The user's short-lived AWS credentials, if processes are lent them.
+    warm : Warm or None
+        Processes of workers that were started ahead.
     """
 
     cluster: str
@@ -72,6 +86,7 @@ class Launch:
     retire: Callable[[Collection[str | int]], Awaitable[set[str | int]]] = field(repr=False)
     remove: Callable[[Collection[str | int]], Awaitable[None]] = field(repr=False)
     forwarding: Forwarding | None = field(default=None, repr=False)
+    warm: Warm | None = field(default=None, repr=False)
 
 
 class DaskProcess(ProcessInterface):  # type: ignore[misc]
@@ -148,7 +163,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         if credentials is not None:
             config["tls"] = Credentials.config()
             files.update(credentials.files())
-        name = re.sub(r"[^A-Za-z0-9._-]", "_", self.label)
+        name = process_name(self.label)
         if self.launch.forwarding is not None:
             folder = self.place.session.run_folder(self.launch.cluster, name)
             lent, more = await self.launch.forwarding.on(self.place.session, folder)
@@ -156,9 +171,11 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
             files.update(more)
         files[_CONFIG] = json.dumps(config).encode()
         argv, env, after = self._command(name, config.get("options") or {})
-        self.remote = await self.place.session.spawn(
-            name, argv, env=env, files=files, cluster=self.launch.cluster, after=after
-        )
+        if not await self._was_ahead(name, env, config, files):
+            self.remote = await self.place.session.spawn(
+                name, argv, env=env, files=files, cluster=self.launch.cluster, after=after
+            )
+        assert self.remote is not None
         try:
             hello = await self.remote.said(self.launch.start_timeout)
         except ProcessDied as error:
@@ -185,7 +202,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         session, container = self.place.session, self.place.container
         if container is None:
             argv = [self.place.python, session.agent, "process", self.role, _CONFIG]
-            return argv, self.place.environment(), []
+            return argv, {**self.place.environment(), **self.variables()}, []
         from envsync.runner.containers import container_name, folders_of
 
         folder = session.run_folder(self.launch.cluster, name)
@@ -193,10 +210,33 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         argv = container.command(
             called,
             [session.agent, "process", self.role, f"{folder}/{_CONFIG}"],
-            env={"ENVSYNC_HOST": self.place.name},
+            env={"ENVSYNC_HOST": self.place.name, **self.variables()},
             **folders_of(session, folder, options),
         )
         return argv, {}, container.removal(called)
+
+    async def _was_ahead(
+        self,
+        name: str,
+        env: Mapping[str, str | None],
+        config: Mapping[str, Any],
+        files: Mapping[str, bytes],
+    ) -> bool:
+        """Have the process that was started ahead go on, if there is one that can be this."""
+        if self.launch.warm is None:
+            return False
+        self.remote = await self.launch.warm.take(self.place, name, env)
+        if self.remote is None:
+            return False
+        if any(variable.startswith(AT_START) for variable in config.get("env") or {}):
+            await self.remote.stop(0.5)
+            return False
+        await self.remote.hand(files, _CONFIG)
+        return True
+
+    def variables(self) -> dict[str, str]:
+        """Return what its interpreter has to start with, beside what every process of its place has."""
+        return {}
 
     async def _failure(self, error: Mapping[str, Any]) -> EnvsyncError:
         """Return the exception for what a process said before it ended."""
@@ -328,11 +368,27 @@ class WorkerProcess(DaskProcess):
         self.memory_limit = memory_limit
         self.workers = [self]  # of what SpecCluster calls a worker: a job has several
 
+    def variables(self) -> dict[str, str]:
+        """Have the nanny hash as its worker will, which may be a copy of it; see `plugins/spare.py`."""
+        return worker_variables(self.launch.common)
+
     async def _part(self) -> None:
         assert self.remote is not None
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError, OSError, EnvsyncError):
             await wait_for(self.launch.terminate(self), GRACE)
             await wait_for(self.remote.wait(), GRACE)
+
+
+def worker_variables(common: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the interpreter of a worker has to start with, by what all processes are told."""
+    given = dask.config.get(_BEFORE, default=None, config=common.get("dask") or {}) or {}
+    seed = str(given.get(_SEED) or 0)
+    return {_SEED: seed if seed != "0" else _DASKS_SEED}
+
+
+def process_name(label: str) -> str:
+    """Return what a process is called on its host, by what people call it."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", label)
 
 
 _NOT_UP = "Allow it more with start_timeout=, or look at its log, which ends with:"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import collections
 import contextlib
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import AgentError, EnvsyncError, ProcessDied, StartTimeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from envsync.runner.session import Session
 
@@ -120,6 +121,24 @@ class Remote:
             returncode=self.returncode,
             tail=self.tail(),
         )
+
+    async def hand(self, files: Mapping[str, bytes], line: str) -> None:
+        """Give it what it waits for.
+
+        Parameters
+        ----------
+        files : mapping of str to bytes
+            Written into its folder, for its user only (0600).
+        line : str
+            What it then reads on its standard input.
+
+        Raises
+        ------
+        AgentError
+            They could not be written, or it reads nothing any more.
+        """
+        packed = {name: base64.b64encode(data).decode() for name, data in files.items()}
+        await self.session.request("hand", key=self._key, files=packed, line=line)
 
     def on_exit(self, callback: Callable[[Remote], None]) -> None:
         """Call `callback(remote)` once when it ends or is lost; at once if it has."""

@@ -98,6 +98,23 @@ async def test_files_and_variables_reach_it_privately(session: Session) -> None:
     assert [path.name for path in Path(remote.folder).iterdir()] == ["log"]  # keys do not stay on the disk
 
 
+async def test_what_it_waits_for_is_handed_to_it(session: Session) -> None:
+    command = 'read -r name; cat "$name"; echo; ls -l "$name" | cut -c1-10; cat > /dev/null; exit 5'
+    remote = await session.spawn("w", ["sh", "-c", f"trap '' TERM; {command}"], cluster="c")
+    await remote.hand({"config.json": b"content"}, "config.json")
+    until = time.monotonic() + 10
+    while len(remote.tail()) < 2 and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    assert remote.tail() == ("content", "-rw-------")
+    with pytest.raises(AgentError, match="cannot name a process"):
+        await remote.hand({"../elsewhere": b""}, "")
+    assert await remote.stop(10) == 5
+    assert [path.name for path in Path(remote.folder).iterdir()] == ["log"]
+    with pytest.raises(AgentError):
+        await remote.hand({"config.json": b"a key"}, "config.json")
+    assert [path.name for path in Path(remote.folder).iterdir()] == ["log"]
+
+
 async def test_no_python_variables_of_the_agent_lead_it_astray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ _PACKAGE = "envsync_agent"
 _LEFT_OUT = frozenset({"archive.py"})
 _PLUGINS = (
     *("__init__.py", "compare.py", "download.py", "gate.py", "limits.py", "process.py", "scan.py"),
-    "sources.py",
+    *("sources.py", "spare.py"),
     # what gate.py looks at overlays with
     *("activate.py", "disk.py", "forget.py", "hostlock.py", "unpack.py", "wheel.py", "whole.py"),
 )

@@ -89,6 +89,7 @@ class _Server:
             "have_image": self.have_image,
             "allot_gpus": self.allot_gpus,
             "heed": self.heed,
+            "hand": self.hand,
             "stop": self.stop,
         }
 
@@ -231,6 +232,10 @@ class _Server:
 
         child = self.children[key] = spawn(self.cache, self._pass_on, request)
         return {"pid": child.pid}
+
+    def hand(self, request: Mapping[str, Any]) -> None:
+        """Give a process what it waits for."""
+        self._child(request).hand(request["files"], str(request["line"]))
 
     def _pass_on(self, event: dict[str, Any]) -> None:
         """Send what a process does; when it says that its cluster has ended, no client keeps the machine."""

@@ -107,7 +107,7 @@ def spawn(cache: Cache, emit: Emit, request: Mapping[str, Any]) -> Child:
         failing.callback(log.close)
         popen = _start(request, name, folder)
         failing.pop_all()
-    return Child(f"{cluster}/{name}", popen, log, given, emit, after)
+    return Child(f"{cluster}/{name}", popen, log, folder, given, emit, after)
 
 
 def _start(request: Mapping[str, Any], name: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -152,6 +152,8 @@ class Child:
         The leader of its own process group.
     log : binary file
         Closed at its end.
+    folder : Path
+        Its run folder.
     files : list of Path
         What it was given to read, and whose it is; removed at its end, since keys are among it.
     emit : callable
@@ -165,6 +167,7 @@ class Child:
         key: str,
         popen: subprocess.Popen[bytes],
         log: Any,
+        folder: Path,
         files: list[Path],
         emit: Emit,
         after: list[str],
@@ -174,6 +177,7 @@ class Child:
         self.ended = threading.Event()
         self._popen = popen
         self._log = log
+        self._folder = folder
         self._files = files
         self._emit = emit
         self._after = after
@@ -190,6 +194,34 @@ class Child:
             if not self._reaped:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(self.pid, number)
+
+    def hand(self, files: Mapping[str, str], line: str) -> None:
+        """Give it files, whose contents are in base64, then a line of its standard input.
+
+        Raises
+        ------
+        Problem
+            They could not be written, or it reads nothing any more.
+        """
+        paths = {self._folder / checked_name(name): data for name, data in files.items()}
+        assert self._popen.stdin is not None
+        if self.ended.is_set():
+            raise Problem("process", f"process {self.key} has ended")
+        try:
+            # first: whatever follows can be swept
+            write_owner(self._folder, files=[path.name for path in paths], after=self._after)
+            self._files += paths
+            for path, data in paths.items():
+                _write(path, base64.b64decode(data))
+            self._popen.stdin.write(line.encode() + b"\n")
+            self._popen.stdin.flush()
+        except ValueError as error:  # it was told to end
+            raise Problem("process", f"process {self.key} ends") from error
+        except OSError as error:
+            raise disk_problem(error, f"process {self.key} could not be given what it waits for") from error
+        finally:
+            if self.ended.is_set():  # meanwhile: who removes what it was given has been here
+                _remove_all([*paths, self._folder / "owner"])
 
     def stop(self, grace: float) -> None:
         """End it: end of its input and SIGTERM, `grace` seconds, SIGKILL; what left its group, too."""
