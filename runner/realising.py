@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.errors import RealiseError, ToolError, UnfitHostError
 from envsync.runner.hosts.local import Local
+from envsync.runner.imported import imported
 from envsync.runner.session import Environment
 from envsync.target import Target
 
@@ -103,6 +104,7 @@ def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
             for artifact in lock.artifacts()
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
+        "compile": imported(),
         "online": online,
         "here": False,
         "environment": {},

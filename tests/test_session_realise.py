@@ -46,6 +46,19 @@ async def test_made_once_then_found_and_checked(makes: Makes) -> None:
     assert litter(makes.cache) == []
 
 
+async def test_what_is_imported_first_is_compiled(makes: Makes, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["alpha/__init__.py", "missing.py", "../../../../../outside.py"]
+    monkeypatch.setattr("envsync.runner.realising.imported", lambda: names)
+    (makes.cache / "outside.py").parent.mkdir(parents=True, exist_ok=True)
+    (makes.cache / "outside.py").write_text("")
+    made = await (await makes.session()).realise(makes.lock(makes.artifact("alpha"), makes.artifact("beta")))
+    compiled = {path.name.partition(".")[0] for path in Path(made.prefix).glob("lib/*/*/*/__pycache__/*.pyc")}
+    parents = {path.parent.parent.name for path in Path(made.prefix).glob("lib/*/*/*/__pycache__/*.pyc")}
+    assert (compiled, parents) == ({"__init__"}, {"alpha"})
+    assert not (makes.cache / "__pycache__").exists()
+    assert says(made, "import alpha; print(alpha.VALUE, alpha.__file__)").startswith(f"alpha {made.prefix}/")
+
+
 async def test_uv_is_asked_for_only_where_it_is_needed(makes: Makes, uv_asked_for: list[Target]) -> None:
     """It comes from the index: a host that has the environment must not need that."""
     lock = makes.lock(makes.artifact("alpha"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from pathlib import Path
 from typing import Any, Mapping
 
@@ -15,6 +17,13 @@ from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp
 from .running import Runner
 
 __all__ = ["Build"]
+
+_COMPILERS = 8  # processes at most
+_COMPILE = """
+import py_compile, sys
+for file in sys.argv[1:]:
+    py_compile.compile(file, quiet=2)
+"""
 
 
 class Build:
@@ -77,6 +86,7 @@ class Build:
             return problem
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
+        compiling = self._begin_to_compile(site)
         facts = look_at(building, self.prefix, self.python)
         state = {
             "schema": SCHEMA,
@@ -89,6 +99,8 @@ class Build:
             "traces": traces_of(building, self.prefix),
         }
         remember(building, state)
+        for thread in compiling:
+            thread.join()
         self._swap(building)
         return answer(self.prefix, facts, created=True, notes=self.notes)
 
@@ -124,6 +136,24 @@ class Build:
             self.emit({"event": "note", "text": text})
             return {"lacking": failed, "uv": False, "python": False, "failed": True}
         raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
+
+    def _begin_to_compile(self, site: Path) -> list[threading.Thread]:
+        """Compile what is imported first, on all cores: each process that starts would compile all of it.
+
+        It is no matter if that fails.
+        """
+        files = [str(site / name) for name in self.request.get("compile", ()) if ".." not in name.split("/")]
+        files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
+        count = min(len(files), len(os.sched_getaffinity(0)), _COMPILERS)
+        shares = [files[number::count] for number in range(count)]
+        threads = [threading.Thread(target=self._compile, args=(share,), daemon=True) for share in shares]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _compile(self, files: list[str]) -> None:
+        with contextlib.suppress(Problem):
+            self.runner.run([self.python["executable"], "-I", "-S", "-c", _COMPILE, *files], {})
 
     def _were_here(self) -> bool:
         """Return whether uv was given all of these wheels as files before, and knows them by their paths."""
