@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import platform
 import re
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from envsync.agent.archive import build
-from envsync.errors import AgentError, EnvsyncError, UnfitHostError
+from envsync.errors import AgentError, EnvsyncError, HostError, UnfitHostError
 from envsync.runner.hosts.local import Local
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ for name in @HINTS@ @NAMES@ "$cache"/pythons/*/bin/python3 /usr/local/bin/python
   version=$("$path" -c "$which" </dev/null 2>/dev/null) && unfit="$unfit@envsync unfit $version $path
 "
 done
+if [ -n "$python" ] && [ ! -f "$agent" ] && [ @SIZE@ -gt 0 ]; then
+  say want
+  part=$cache/bin/.agent-@PART@
+  if (umask 077; head -c @SIZE@ > "$part") 2>/dev/null && [ "$(wc -c < "$part")" -eq @SIZE@ ]; then
+    mv -f "$part" "$agent"
+  fi
+  rm -f "$part"
+fi
 if [ -n "$python" ] && [ -f "$agent" ]; then
   become
 fi
@@ -128,7 +137,13 @@ except OSError:
 
 
 def script(
-    digest: str, *, cache: str | None, grace: float, hints: Sequence[str] = (), known: bool = True
+    digest: str,
+    *,
+    cache: str | None,
+    grace: float,
+    hints: Sequence[str] = (),
+    known: bool = True,
+    size: int = 0,
 ) -> str:
     """Return the shell text that becomes the agent, or says what is lacking.
 
@@ -144,6 +159,9 @@ def script(
         Interpreters that are known to be there.
     known : bool
         Whether the one that ran the agent the last time is taken without looking at it.
+    size : int
+        Bytes of the agent's file, which it reads from its input after it has said ``want``; 0 if they will
+        not come that way.
     """
     names = ["python3", *(f"python3.{minor}" for minor in range(_NEWEST, 7, -1)), "python3.7", "python"]
     values = {
@@ -153,6 +171,8 @@ def script(
         "KNOWN": "yes" if known else "no",
         "HINTS": shlex.join(hints),
         "NAMES": " ".join(names),
+        "SIZE": str(size),
+        "PART": secrets.token_hex(6),
     }
     return _filled(_SCRIPT, values)
 
@@ -225,9 +245,11 @@ async def start_agent(
     tried: set[str] = set()
     known = True
     while True:
-        channel = await host.start(script(digest, cache=cache, grace=grace, hints=hints, known=known))
+        size = 0 if "agent" in tried else len(data)
+        text = script(digest, cache=cache, grace=grace, hints=hints, known=known, size=size)
+        channel = await host.start(text)
         try:
-            hello, findings = await _first_words(channel)
+            hello, findings = await _first_words(channel, data)
             if hello is not None:
                 return channel, hello
             code = await channel.wait()
@@ -265,11 +287,15 @@ def _here(supply: Supply) -> list[str]:
     return found
 
 
-async def _first_words(channel: Channel) -> tuple[dict[str, Any] | None, Findings]:
+async def _first_words(channel: Channel, agent: bytes) -> tuple[dict[str, Any] | None, Findings]:
+    """Read what the shell found, or the agent's hello; the shell is sent the agent if it wants it."""
     findings = Findings()
     while line := await channel.readline():
         text = line.decode(errors="replace").rstrip("\n")
-        if text.startswith(_MARK):
+        if text == f"{_MARK}want":
+            with contextlib.suppress(HostError):  # it could not keep it, and will say more
+                await channel.write(agent)
+        elif text.startswith(_MARK):
             findings.add(text[len(_MARK) :])
         elif text.startswith('{"event":"hello"'):
             return json.loads(text), findings

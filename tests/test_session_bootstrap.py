@@ -100,9 +100,10 @@ async def test_a_host_with_a_python_gets_the_agent(tmp_path: Path, open_session:
     assert Path(session.agent).is_file()
     assert Path(session.agent).stat().st_mode & 0o077 == 0
     assert session.facts["hostname"]
-    first = len(host.commands)
+    assert len(host.commands) == 1  # the shell that looks for a Python takes the agent, too
+    assert [path.name for path in (tmp_path / "cache" / "bin").glob(".*")] == []
     await open_session(host)
-    assert len(host.commands) == first + 1  # one round trip when all is there
+    assert len(host.commands) == 2
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -128,6 +129,16 @@ async def test_a_host_without_gzip_is_sent_it_unpacked(
 ) -> None:
     supply.pack(tmp_path, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     await open_session(bare(tmp_path, without=("gzip",)))
+
+
+async def test_a_shell_that_cannot_take_the_agent_is_given_it_as_a_file(
+    tmp_path: Path, open_session: Open
+) -> None:
+    host = bare(tmp_path, without=("head",))
+    (tmp_path / "bin" / "python3").symlink_to(sys.executable)
+    assert Path((await open_session(host)).agent).is_file()
+    assert len(host.commands) == 3
+    assert [path.name for path in (tmp_path / "cache" / "bin").glob(".*")] == []
 
 
 async def test_a_host_without_tar(tmp_path: Path, supply: Ships, open_session: Open) -> None:
