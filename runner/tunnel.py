@@ -64,7 +64,7 @@ async def reachable(
 
 
 async def reach(
-    host: Host, address: str, port: int, context: ssl.SSLContext | None = None
+    host: Host, address: str, port: int, context: ssl.SSLContext | None = None, *, straight: bool = True
 ) -> tuple[str, int, bool]:
     """Return an address and port here that lead to a port of a host, and whether they are a tunnel's.
 
@@ -76,13 +76,15 @@ async def reach(
         What to reach, as the host itself would.
     context : ssl.SSLContext, optional
         See `reachable`.
+    straight : bool
+        Whether the straight way may be open.
 
     Raises
     ------
     HostError
         No tunnel could be made either.
     """
-    if await reachable(address, port, context):
+    if straight and await reachable(address, port, context):
         return address, port, False
     return "127.0.0.1", await host.forward(address, port), True
 
@@ -94,6 +96,7 @@ async def reach_scheduler(
     *,
     inside: str | None,
     context: ssl.SSLContext | None,
+    straight: bool = True,
     hooks: Hooks,
 ) -> Way:
     """Find the way to a scheduler and its dashboard.
@@ -110,6 +113,8 @@ async def reach_scheduler(
         Where the dashboard listens on its host, if not where the scheduler does.
     context : ssl.SSLContext or None
         What clients speak TLS with.
+    straight : bool
+        Whether the straight way may be open; trying one that a firewall silently closes takes `PATIENCE`.
     hooks : Hooks
         Told about tunnels.
 
@@ -121,8 +126,8 @@ async def reach_scheduler(
     scheme, _, rest = address.partition("://")
     ip, _, port = rest.rpartition(":")
     ip = ip.strip("[]")
-    way, there, tunnel = await reach(host, ip, int(port), context)
-    if tunnel:
+    way, there, tunnel = await reach(host, ip, int(port), context, straight=straight)
+    if tunnel and straight:
         hooks.note(host.name, f"port {port} cannot be reached from here: going through ssh")
     found = None
     if dashboard is not None:
@@ -130,7 +135,7 @@ async def reach_scheduler(
             if inside is not None:
                 found = ("127.0.0.1", await host.forward(inside, dashboard))
             else:
-                page, page_port, through = await reach(host, ip, dashboard)
+                page, page_port, through = await reach(host, ip, dashboard, straight=straight)
                 found = (page, page_port) if through else None
         except EnvsyncError as error:
             hooks.warning(host.name, f"the dashboard cannot be reached: {error}")

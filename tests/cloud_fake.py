@@ -77,8 +77,8 @@ class FakeProvider(Provider):
             type=request.type,
             state="running",
             market=request.market,
-            public_address=f"192.0.2.{number}",
-            private_address=f"10.255.0.{number}",
+            public_address=f"127.255.0.{number}",
+            private_address=f"127.254.0.{number}",
             tags=request.tags.to_dict(),
         )
         self.machines[made.id] = made

@@ -14,6 +14,7 @@ import pytest
 
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
+from envsync.runner.cloud import renting
 from envsync.runner.cloud.provider import Machine, MachineRequest, Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from tests.cloud_fake import FakeProvider
@@ -83,6 +84,29 @@ async def test_machines_are_up_and_known_and_then_gone() -> None:
     assert rented.bill().rate(time.time()) == 0
     assert (alive(provider), provider.shared) == ([], {})
     assert not rented.key.exists()
+    await rented.close()
+
+
+async def test_a_machine_whose_sshd_answers_is_looked_at_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    provider = Booting(mute=1)
+    knocked: list[str] = []
+
+    async def banner(address: str) -> None:
+        knocked.append(address)
+        if len(knocked) < 2:
+            raise ConnectionRefusedError
+        [machine] = alive(provider)
+        asyncio.get_running_loop().call_later(0.05, provider.consoles.update, {machine.id: SAID})
+
+    monkeypatch.setattr(renting, "_banner", banner)
+    rented = Rented(provider, plan(1, poll=60))
+    began = time.monotonic()
+    machine = await rented.start()
+    assert time.monotonic() - began < 30
+    assert knocked == [machine.public_address] * 2  # once it has answered, it is known
+    rented.plan = plan(1)
     await rented.close()
 
 

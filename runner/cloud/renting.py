@@ -44,6 +44,8 @@ T = TypeVar("T")
 _WHY = 10.0  # seconds that a cloud has to say that a machine has ended, and why
 _GONE = 300.0  # seconds that machines may take to be gone, and what they shared to be removable
 _AT_ONCE = 32  # calls: all machines of a usual cluster are asked for at the same time
+_KNOCK = 1.0  # seconds that an sshd has to say what it is
+_SOON, _SOON_TRIES = 0.2, 20  # seconds between two looks once it does, and how many there are at that pace
 _ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
 _TAIL = 30  # lines of a console
 _TOGETHER = 0.05  # seconds: what is to end within them is one call
@@ -348,6 +350,7 @@ class Rented:
         """Wait until a machine runs and has said its host keys."""
         deadline = time.monotonic() + self.plan.boot
         console = ""
+        answering = 0  # looks since its sshd answered
         while True:
             found = {one.id: one for one in await self._describe(made.region)}
             now = found.get(made.id, made)
@@ -378,7 +381,22 @@ class Rented:
                     hint="The image needs systemd and cloud-init; boot_timeout= gives it longer.",
                     tail=_tail(console),
                 )
-            await asyncio.sleep(self.plan.poll)
+            if answering:  # its keys have been said, or will be in a moment
+                answering += 1
+                await asyncio.sleep(min(_SOON, self.plan.poll) if answering < _SOON_TRIES else self.plan.poll)
+            else:
+                answering += await self._answers(_address(now, self.plan))
+
+    async def _answers(self, address: str) -> bool:
+        """Wait until it is time to look again, or sshd answers at an address; return whether it does."""
+        until = time.monotonic() + self.plan.poll
+        while (left := until - time.monotonic()) > 0:
+            if address:
+                with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
+                    await wait_for(_banner(address), min(_KNOCK, left))
+                    return True
+            await asyncio.sleep(min(_SOON, max(0.0, until - time.monotonic())))
+        return False
 
     async def _describe(self, region: str) -> tuple[Machine, ...]:
         """Describe the machines, once however many ask at the same time."""
@@ -508,6 +526,15 @@ class Rented:
                     f"{self.plan.lease:g} s after the last sign of life from here.",
                 )
             await asyncio.sleep(0 if anew else self.plan.poll)
+
+
+async def _banner(address: str) -> None:
+    """Read the first word of an sshd, and say nothing."""
+    reader, writer = await asyncio.open_connection(address, 22)
+    try:
+        await reader.readexactly(4)
+    finally:
+        writer.close()
 
 
 def _address(machine: Machine, plan: Plan) -> str:
