@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, Mapping
@@ -202,7 +203,7 @@ class Build:
             # A copy: the blob's own mode is not to change.
             part = fresh(self.cache.bin, ".uv-")
             with taken_back(part):
-                part.write_bytes(self.cache.blob(digest).read_bytes())
+                shutil.copyfile(self.cache.blob(digest), part)
                 part.chmod(0o700)
                 part.replace(path)
         return str(path)
