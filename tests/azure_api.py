@@ -295,7 +295,7 @@ class AzureApi(HttpCloud):
         shown: dict[str, Any] = {"privateIPAddress": f"10.89.0.{number + 3}"}
         asked = address["properties"].get("publicIPAddressConfiguration")
         if asked:
-            public = {"ipAddress": f"192.0.2.{number}"}
+            public = {"ipAddress": f"127.255.0.{number}"}
             outer = self._add(group, _ADDRESSES, f"{asked['name']}-{number}", asked, public)
             shown["publicIPAddress"] = {"id": outer.upper()}  # it writes ids as it likes
         values = {

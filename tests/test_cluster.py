@@ -57,10 +57,10 @@ def test_it_stands_where_localcluster_stands(keywords: dict[str, Any], cache: Pa
         assert prefix.startswith(str(cache))
         assert prefix != sys.prefix
         # copies of nannies that began with the scheduler; one that is started again is a new interpreter
-        commands = client.run(lambda: open("/proc/self/cmdline").read().split("\0")[-4:-1])
+        commands = client.run(lambda: Path("/proc/self/cmdline").read_text().split("\0")[-4:-1])
         assert [*commands.values()] == [["process", "worker", "-"]] * 2
         client.restart()
-        commands = client.run(lambda: open("/proc/self/cmdline").read())
+        commands = client.run(lambda: Path("/proc/self/cmdline").read_text())
         assert ["spawn_main" in command for command in commands.values()] == [True, True]
         assert {*client.run(lambda: hash("text")).values()} == {client.submit(hash, "text").result()}
         assert {info["memory_limit"] for info in cluster.scheduler_info["workers"].values()} == {300_000_000}
