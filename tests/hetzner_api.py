@@ -14,9 +14,10 @@ TOKEN = "c4n4ry0fTheHetznerTests"
 LOCATIONS = ("fsn1", "nbg1", "ash")
 _TYPES = {"cx33": ("x86", 80, "0.0088", ("fsn1", "nbg1")), "cax21": ("arm", 80, "0.0104", ("fsn1",))}
 _IMAGES = [
-    (101, "debian-12", "system", "x86", "Debian 12"),
-    (102, "debian-12", "system", "arm", "Debian 12"),
-    (103, None, "snapshot", "x86", "mine"),
+    (101, "debian-12", "system", "x86", "Debian 12", "debian", "12"),
+    (102, "debian-12", "system", "arm", "Debian 12", "debian", "12"),
+    (103, None, "snapshot", "x86", "mine", "ubuntu", "24.04"),
+    (104, None, "snapshot", "x86", "made elsewhere", "unknown", None),
 ]
 _LABEL = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -49,6 +50,11 @@ class HetznerApi(HttpCloud):
         if kind == "pricing":
             return 200, {"pricing": self._pricing()}
         fixed = {"locations": self._locations, "server_types": self._types, "images": self._images}
+        if kind == "images" and rest:
+            found = [one for one in self._images() if str(one["id"]) == rest[0]]
+            if not found:
+                raise refusal("not_found", f"image with ID '{rest[0]}' not found", 404)
+            return 200, {"image": found[0]}
         if kind in fixed:
             return 200, _page(kind, [one for one in fixed[kind]() if _fits(one, call.query)])
         kept = self.kept.get(kind)
@@ -180,7 +186,7 @@ class HetznerApi(HttpCloud):
         ]
 
     def _images(self) -> list[dict[str, Any]]:
-        fields = ("id", "name", "type", "architecture", "description")
+        fields = ("id", "name", "type", "architecture", "description", "os_flavor", "os_version")
         return [
             {
                 **dict(zip(fields, one, strict=True)),

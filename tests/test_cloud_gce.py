@@ -12,12 +12,14 @@ import stamina
 
 from envsync.errors import CapacityError, CloudError
 from envsync.runner import GCE
+from envsync.runner.ahead import facts_of
 from envsync.runner.cloud.gce import GCEProvider
 from envsync.runner.cloud.provider import MachineRequest, Market, Tags
 from tests.gce_api import PROJECT, GCEApi, refusal
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
 TAGS = Tags(cluster="Mine_1.x-" + "0123456789" * 6, owner="ada@laptop", deadline="2026-11-29T18:00:00Z")
+UBUNTU = "projects/ubuntu-os-cloud/global"
 REGION, ZONE, TYPE = "europe-west1", "europe-west1-b", "n2-standard-4"
 
 
@@ -98,6 +100,25 @@ def test_images_fit_the_type(api: GCEApi, provider: GCEProvider) -> None:
         "europe-west1-d",
         ZONE,
     )
+
+
+@pytest.mark.parametrize(
+    ("image", "kind", "machine", "libc", "gpus"),
+    [
+        ("", TYPE, "x86_64", ("glibc", "2.39"), 0),
+        ("", "c4a-standard-4", "aarch64", ("glibc", "2.39"), 0),
+        ("", "g2-standard-4", "x86_64", ("glibc", "2.39"), 1),
+        (f"{UBUNTU}/images/ubuntu-2204-jammy-v20240426", TYPE, "x86_64", ("glibc", "2.35"), 0),
+        ("projects/mine/global/images/family/ours", TYPE, "x86_64", None, 0),
+    ],
+)
+def test_an_image_tells_what_an_instance_will_be(
+    api: GCEApi, image: str, kind: str, machine: str, libc: tuple[str, str] | None, gpus: int
+) -> None:
+    found = GCEProvider([REGION], image=image).expected(REGION, kind)
+    assert (found.machine, found.libc, found.gpus) == (machine, libc, gpus)
+    # of the driver its branch is known, which is too little to lock for
+    assert (facts_of(found) is None) == (gpus > 0 or libc is None)
 
 
 def test_lost_answers_and_busy_moments_make_one_instance(api: GCEApi, provider: GCEProvider) -> None:

@@ -139,6 +139,25 @@ def test_bad_input_is_told_before_anything_is_made(
     assert api.kept["servers"] == {}
 
 
+@pytest.mark.parametrize(
+    ("image", "kind", "machine", "libc", "python"),
+    [
+        ("debian-12", "cx33", "x86_64", ("glibc", "2.36"), "3.11"),
+        ("debian-12", "cax21", "aarch64", ("glibc", "2.36"), "3.11"),
+        ("mine", "cx33", "x86_64", ("glibc", "2.39"), "3.12"),
+        ("103", "cx33", "x86_64", ("glibc", "2.39"), "3.12"),
+        ("made elsewhere", "cx33", "x86_64", None, ""),
+    ],
+)
+def test_an_image_tells_what_a_server_will_be(
+    api: HetznerApi, image: str, kind: str, machine: str, libc: tuple[str, str] | None, python: str
+) -> None:
+    found = HetznerProvider(["fsn1"], image=image).expected("fsn1", kind)
+    assert (found.machine, found.libc, found.python) == (machine, libc, python)
+    with pytest.raises(CloudError, match="'999' not found"):
+        HetznerProvider(["fsn1"], image="999").expected("fsn1", kind)
+
+
 def test_prices_are_hetzners_own(api: HetznerApi, provider: HetznerProvider) -> None:
     shared = Shared(region="fsn1", key="", group="", image="")
     api.fail("GET /pricing", refusal("service_error", "not now", 500), times=12)

@@ -32,6 +32,7 @@ from envsync.runner.cloud.gce_messages import (
 from envsync.runner.cloud.labels import as_labels, as_tags
 from envsync.runner.cloud.provider import (
     CLUSTER,
+    Expected,
     Found,
     Machine,
     MachineRequest,
@@ -40,6 +41,7 @@ from envsync.runner.cloud.provider import (
     Shared,
     Tags,
 )
+from envsync.runner.cloud.systems import system_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +57,7 @@ _GPU_IMAGES = {
     "X86_64": "ubuntu-accelerator-2404-amd64-with-nvidia-",
     "ARM64": "ubuntu-accelerator-2404-arm64-with-nvidia-",
 }
+_MACHINES = {"X86_64": "x86_64", "ARM64": "aarch64"}
 _DONE = 300.0  # seconds that an operation may take
 _CALL = 60.0
 
@@ -144,14 +147,7 @@ class GCEProvider(Provider):
         """Make the firewall's rules, look the image up; keys come with each machine. See `Provider.open`."""
         group = group_of(tags.cluster, region)
         with translated(region, machine_type):
-            found = self._find_type(region, machine_type)
-            if not found:
-                raise CloudError(
-                    f"{region} has no machine type {machine_type}",
-                    where=f"gce {region}",
-                    hint="Are the names right? `gcloud compute machine-types list` shows them.",
-                )
-            image = self._image or self._find_image(region, next(iter(found.values())))
+            image = self._image or self._find_image(region, self._demand_type(region, machine_type))
             made = []
             for rule in firewall_rules(
                 self._v1, group, region, tags, network=self._network, reached_from=self._reached_from
@@ -231,6 +227,25 @@ class GCEProvider(Provider):
     def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:  # noqa: ARG002
         """Return None: Google tells prices in its billing catalogue alone. See `Provider.price`."""
         return None
+
+    def expected(self, region: str, machine_type: str) -> Expected:
+        """Return the image, and what is known of machines from it. See `Provider.expected`.
+
+        Of NVIDIA's driver an image's name says no more than the branch: it is not told.
+        """
+        with translated(region, machine_type):
+            found = self._demand_type(region, machine_type)
+            image = self._image or self._find_image(region, found)
+        name = image.rpartition("/")[2]
+        system = system_of(name)
+        return Expected(
+            image=image,
+            name=name,
+            machine=_MACHINES[_architecture(found)],
+            libc=("glibc", system.libc) if system else None,
+            python=system.python if system else "",
+            gpus=sum(one.guest_accelerator_count for one in found.accelerators),
+        )
 
     def everywhere(self) -> tuple[str, ...]:
         """Return all regions. See `Provider.everywhere`."""
@@ -330,8 +345,19 @@ class GCEProvider(Provider):
             self._types[key] = {one.zone.rpartition("/")[2]: one for one in found}
         return self._types[key]
 
+    def _demand_type(self, region: str, machine_type: str) -> Any:
+        """Return what a type is, in whichever zone."""
+        found = self._find_type(region, machine_type)
+        if not found:
+            raise CloudError(
+                f"{region} has no machine type {machine_type}",
+                where=f"gce {region}",
+                hint="Are the names right? `gcloud compute machine-types list` shows them.",
+            )
+        return next(iter(found.values()))
+
     def _find_image(self, region: str, found: Any) -> str:
-        architecture = found.architecture if found.architecture in _IMAGES else "X86_64"
+        architecture = _architecture(found)
         if not found.accelerators:
             return f"projects/ubuntu-os-cloud/global/images/family/{_IMAGES[architecture]}"
         prefix = _GPU_IMAGES[architecture]
@@ -357,3 +383,9 @@ class GCEProvider(Provider):
             with but_for("notFound"):
                 operation = self._call("firewalls", "delete_unary", firewall=f"{group}-{name}")
                 self._done("global_operations", operation)
+
+
+def _architecture(machine_type: Any) -> str:
+    """Return whose images a type takes: older types do not say."""
+    said = str(machine_type.architecture)
+    return said if said in _IMAGES else "X86_64"

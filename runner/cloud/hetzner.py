@@ -22,6 +22,7 @@ from envsync.runner.cloud.provider import (
     CLUSTER,
     DEADLINE,
     OWNER,
+    Expected,
     Found,
     Machine,
     MachineRequest,
@@ -30,6 +31,7 @@ from envsync.runner.cloud.provider import (
     Shared,
     Tags,
 )
+from envsync.runner.cloud.systems import system_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -41,6 +43,7 @@ __all__ = ["HetznerProvider"]
 _ENDPOINT = "https://api.hetzner.cloud/v1"
 _LOCATION = "envsync-location"  # a label of what has no location: a firewall, a key
 _SOURCES = 100  # networks that a rule may name
+_MACHINES = {"x86": "x86_64", "arm": "aarch64"}
 _STATES: dict[str, State] = {
     "running": "running",
     "stopping": "stopped",
@@ -107,6 +110,7 @@ class HetznerProvider(Provider):
         self._reached_from = tuple(reached_from)
         self._own = threading.local()
         self._types: dict[str, Any] = {}
+        self._images: dict[str, Any] = {}  # by architecture
         self._pricing: dict[str, Any] = {}
         self._letting_in = threading.Lock()
         self._let_in: dict[str, set[str]] = {}  # by firewall
@@ -123,14 +127,7 @@ class HetznerProvider(Provider):
         name = as_name(f"envsync-{tags.cluster}-{region}")
         labels = {**as_labels(tags.to_dict()), _LOCATION: region}
         with translated(region):
-            found = self._type(machine_type)
-            if found is None:
-                raise CloudError(
-                    f"Hetzner has no server type {machine_type}",
-                    where=f"hetzner {region}",
-                    hint="Is the type's name right? `hcloud server-type list` shows them: cx33, ccx23.",
-                )
-            image = self._find_image(region, found.architecture)
+            image = self._find_image(region, self._demand_type(region, machine_type))
             keys = self._client.ssh_keys
             key = keys.get_by_name(name)
             if key is None:
@@ -146,7 +143,7 @@ class HetznerProvider(Provider):
                 group = group or firewalls.get_by_name(name)
         assert key is not None
         assert group is not None
-        return Shared(region=region, key=str(key.id), group=str(group.id), image=image)
+        return Shared(region=region, key=str(key.id), group=str(group.id), image=str(image.id))
 
     def create(self, request: MachineRequest) -> Machine:
         """Make one server, whose name is of the token: there are no two of a name. See `Provider.create`."""
@@ -259,6 +256,21 @@ class HetznerProvider(Provider):
             return None
         return Price(amount=0.0, currency=str(pricing["currency"]), source="in the server's price", date="")
 
+    def expected(self, region: str, machine_type: str) -> Expected:
+        """Return the image, and what is known of servers from it. See `Provider.expected`."""
+        with translated(region):
+            found = self._demand_type(region, machine_type)
+            image = self._find_image(region, found)
+        # a snapshot's, too: the system is that of the server that it is of
+        system = system_of(f"{image.os_flavor}-{image.os_version}")
+        return Expected(
+            image=str(image.id),
+            name=str(image.name or image.description or image.id),
+            machine=_MACHINES[found.architecture],
+            libc=("glibc", system.libc) if system else None,
+            python=system.python if system else "",
+        )
+
     def everywhere(self) -> tuple[str, ...]:
         """Return all locations. See `Provider.everywhere`."""
         with translated("account"):
@@ -334,11 +346,24 @@ class HetznerProvider(Provider):
             self._types[name] = self._again(lambda: self._client.server_types.get_by_name(name))
         return self._types[name]
 
-    def _find_image(self, region: str, architecture: str) -> str:
-        images = self._client.images
+    def _demand_type(self, region: str, name: str) -> Any:
+        found = self._type(name)
+        if found is None:
+            raise CloudError(
+                f"Hetzner has no server type {name}",
+                where=f"hetzner {region}",
+                hint="Is the type's name right? `hcloud server-type list` shows them: cx33, ccx23.",
+            )
+        return found
+
+    def _find_image(self, region: str, machine_type: Any) -> Any:
+        architecture, images = machine_type.architecture, self._client.images
+        if architecture in self._images:
+            return self._images[architecture]
         if self._image.isdigit():
-            return self._image
-        found = images.get_by_name_and_architecture(self._image, architecture)
+            found = images.get_by_id(int(self._image))
+        else:
+            found = images.get_by_name_and_architecture(self._image, architecture)
         if found is None:
             own = [
                 one
@@ -352,7 +377,8 @@ class HetznerProvider(Provider):
                 where=f"hetzner {region}",
                 hint="Name another: Hetzner(..., image='ubuntu-24.04'), or a snapshot's id or description.",
             )
-        return str(found.id)
+        self._images[architecture] = found
+        return found
 
     def _check_disk(self, request: MachineRequest) -> None:
         there = getattr(self._type(request.type), "disk", None)

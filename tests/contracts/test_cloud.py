@@ -223,6 +223,21 @@ def test_a_type_that_is_not_there_is_an_error_that_says_so(account: Account) -> 
     assert told.value.hint
 
 
+def test_what_a_machine_will_be_is_told_before_anything_is_made(account: Account) -> None:
+    found = account.provider.expected(account.region, account.type)
+    assert account.provider.found(account.region) == ()
+    if account.provider.name == "fake":
+        assert found is None  # it knows nothing of its machines
+        return
+    assert found is not None
+    assert (found.machine, found.gpus, found.driver) == ("x86_64", 0, "")
+    assert found.libc is not None
+    assert (found.libc[0], found.python[:2]) == ("glibc", "3.")
+    assert found.image == account.request().shared.image
+    with pytest.raises(CloudError, match=r"m7i\.huge"):
+        account.provider.expected(account.region, "m7i.huge")
+
+
 def test_what_has_our_tags_is_found_and_ended_one_by_one(account: Account) -> None:
     bob = replace(TAGS, cluster="bob-1", owner="bob@desk", deadline="")
     ours = account.provider.create(account.request())
