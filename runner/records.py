@@ -19,7 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ from envsync.store import cache_root
 from envsync.stores import open_store
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from envsync.stores import Entry, SharedStore
 
 __all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
@@ -219,9 +221,12 @@ class Records:
 
     def alive(self) -> list[Seen]:
         """Return the clusters that have not ended by their records, the oldest first."""
-        entries, now = self._listed()
-        wishes = {entry.name.rpartition("/")[2] for entry in self._store.entries(_STOP)}
-        found = self._read_all([one for one in entries if one.name.endswith(".json")])
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            wished = pool.submit(self._store.entries, _STOP)
+            entries, now, unmarked = self._listed(pool)
+            found = self._read_all([one for one in entries if one.name.endswith(".json")], pool)
+            wishes = {entry.name.rpartition("/")[2] for entry in wished.result()}
+            unmarked.result()
         seen = [
             Seen(
                 record=record,
@@ -232,10 +237,20 @@ class Records:
         ]
         return sorted(seen, key=lambda one: (one.record.begun, one.record.cluster))
 
+    def of(self, cluster: str) -> Record | None:
+        """Return a cluster's record: as it lives, else as it ended; None if there is none."""
+        living = [entry for entry in self._store.entries(_ALIVE) if entry.name == _alive(cluster)]
+        found = [record for record in (self._read(entry)[1] for entry in living) if record is not None]
+        if found:
+            return found[0]
+        over = [one for one in self._store.entries(_ENDED) if _ended_name(one) == cluster]
+        return next(filter(None, (self._read(entry)[1] for entry in reversed(over))), None)
+
     def ended(self, since: float = 0.0) -> list[Record]:
         """Return the clusters that ended after a time (seconds since 1970), by their begin."""
         # one that began long before may have ended after it: what is read is what may matter
-        found = self._read_all(self._store.entries(_ENDED))
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            found = self._read_all(self._store.entries(_ENDED), pool)
         records = [record for _, record in found if (record.ended or record.seen) >= since]
         return sorted(records, key=lambda one: (one.begun, one.cluster))
 
@@ -257,8 +272,7 @@ class Records:
 
     def ended_names(self) -> set[str]:
         """Return the names of the clusters that have ended by their records: none of them is read."""
-        names = [entry.name.rpartition("/")[2] for entry in self._store.entries(_ENDED)]
-        return {name.partition("-")[2].removesuffix(".json") for name in names}
+        return {_ended_name(entry) for entry in self._store.entries(_ENDED)}
 
     def forget_wish(self, cluster: str) -> None:
         """Remove the wish: it is fulfilled."""
@@ -272,25 +286,29 @@ class Records:
         except (StoreError, ValueError, KeyError, TypeError):
             return "somebody"
 
-    def _listed(self) -> tuple[list[Entry], float]:
-        """Return what lies with those that live, and the time, by the store's clock where it may be asked."""
+    def _listed(self, pool: Executor) -> tuple[list[Entry], float, Future[None]]:
+        """Return what lies with those that live, and the time, by the store's clock where it may be asked.
+
+        The last is when the mark that this takes has gone.
+        """
         mark = f"{_ALIVE}/{secrets.token_hex(8)}.clock"
         try:
             self._store.write(mark, b"")
         except StoreError:  # it may only be read
-            return self._store.entries(_ALIVE), time.time()
+            nothing: Future[None] = Future()
+            nothing.set_result(None)
+            return self._store.entries(_ALIVE), time.time(), nothing
         try:
             entries = self._store.entries(_ALIVE)
         finally:
-            self._store.remove(mark)
+            unmarked = pool.submit(self._store.remove, mark)
         now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
         self.ahead = now - time.time()
-        return entries, now
+        return entries, now, unmarked
 
-    def _read_all(self, entries: Iterable[Entry]) -> list[tuple[Entry, Record]]:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            read = pool.map(self._read, entries)
-            return [(entry, record) for entry, record in read if record is not None]
+    def _read_all(self, entries: Iterable[Entry], pool: Executor) -> list[tuple[Entry, Record]]:
+        read = pool.map(self._read, entries)
+        return [(entry, record) for entry, record in read if record is not None]
 
     def _read(self, entry: Entry) -> tuple[Entry, Record | None]:
         try:
@@ -352,6 +370,11 @@ def is_mine(whose: str) -> bool:
 
 def _alive(cluster: str) -> str:
     return f"{_ALIVE}/{cluster}.json"
+
+
+def _ended_name(entry: Entry) -> str:
+    """Return the cluster of which this is the end."""
+    return entry.name.rpartition("/")[2].partition("-")[2].removesuffix(".json")
 
 
 def _wish(cluster: str) -> str:

@@ -301,10 +301,10 @@ def _await_client(living: Living, patience: float) -> Record | None:
     until = time.monotonic() + patience
     reacts = False
     while time.monotonic() < until:
-        there = [one for one in place.alive() if one.record.cluster == cluster]
-        if not there:
-            return next((one for one in place.ended(living.record.begun) if one.cluster == cluster), None)
-        if there[0].record.how and not reacts:
+        now = place.of(cluster)
+        if now is None or now.ended is not None:
+            return now
+        if now.how and not reacts:
             reacts, until = True, time.monotonic() + _CLOSES
         time.sleep(_POLL)
     return None

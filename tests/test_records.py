@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,7 @@ from envsync.runner.cloud.provider import Price
 from envsync.runner.recording import Recording
 from envsync.runner.records import Record, Records, is_mine, open_records, owner
 from envsync.stores import open_store
-from tests.s3 import S3, s3, s3_server
+from tests.s3 import S3, Between, s3, s3_server
 
 __all__ = ["s3", "s3_server"]
 
@@ -75,6 +78,41 @@ def test_a_record_is_kept_moved_on_and_closed(url: str) -> None:
     assert records.ended() == [closed]
     assert records.ended(since=1201.0) == []
     assert records.troubles == []
+
+
+def test_one_cluster_is_found_without_a_look_at_the_others(tmp_path: Path) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record("ada-1"))
+    (tmp_path / "clusters/alive/ada-12.json").write_text("[]")
+    assert records.of("ada-1") == record("ada-1")
+    records.keep(record("ada-1", ended=1200.0, how="closed"))
+    records.keep(record("ada-1-2", ended=1300.0, how="closed"))
+    found = records.of("ada-1")
+    assert found is not None
+    assert (found.cluster, found.ended) == ("ada-1", 1200.0)
+    assert records.of("bob-1") is None
+    assert records.troubles == []
+
+
+@pytest.mark.slow
+def test_a_look_into_a_bucket_is_one_request_for_each_record_and_imports_little(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"{s3.bucket('looked')}/x"
+    records = Records(open_store(url))
+    for number in range(5):
+        records.keep(record(f"ada-{number}"))
+    code = (
+        "import sys\n"
+        "from envsync.runner.stopping import Clusters\n"
+        "print(len(Clusters(sys.argv[1]).alive()), {'s3fs', 'distributed', 'asyncssh'} & set(sys.modules))"
+    )
+    with Between(s3.url) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
+    assert done.stdout == "5 set()\n"
+    # each record; what lives, what ended, what is to end; and the mark that tells the store's time
+    assert Counter(method for method, _ in between.requests) == {"GET": 5 + 3, "PUT": 1, "DELETE": 1}
 
 
 def test_ages_are_by_one_clock(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import httpx
 import pytest
 
@@ -21,6 +23,7 @@ from envsync.errors import CorruptBlobError, StoreError
 from envsync.hooks import Hooks
 from envsync.store import FolderStore, blob_name
 from envsync.stores import SharedStore, is_store, open_store, parse, shown
+from envsync.stores.buckets import Bucket
 from envsync.stores.keeping import gc, pushes, verify
 from envsync.stores.pulling import fetch, pull, pull_from
 from envsync.stores.pushing import push
@@ -284,7 +287,7 @@ def test_a_server_that_is_busy_or_breaks_off_is_asked_again(
     def fault(method: str, path: str, before: int) -> int | str | None:
         if before == 0 and method == "PUT":
             return 503
-        if before == 0 and method == "GET" and "/blobs/" in path:
+        if before == 0 and method == "GET" and ("/blobs/" in path or "/environments/" in path):
             return "cut"
         return 500 if before == 0 and "list-type" in path and "pushes" in path else None
 
@@ -363,6 +366,35 @@ def test_a_store_can_be_a_whole_bucket(s3: S3, made: Made) -> None:
     assert pull(store).manifests == made.manifests
     assert verify(store) == []
     assert [entry.name for entry in store.entries("trees")] == [f"trees/{made.manifests[0].digest}.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [{}, {"requester_pays": True}], ids=["botocore", "s3fs"])
+def test_a_bucket_is_opened_as_it_is_configured(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    url = f"{s3.bucket('configured')}/{tmp_path.name}"
+    options = {"key": "AKIATESTSTESTSTESTS0", "secret": SECRET, "endpoint_url": s3.url, **more}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    store = open_store(url)
+    assert isinstance(store, Bucket) == (not more)  # what only s3fs knows, s3fs does
+    file = tmp_path / "blob"
+    file.write_bytes(b"b" * (17 << 20))  # so large a one is not read before
+    for name, data in (("a/1.json", b"one"), ("a/b/2.json", b"two"), ("ab/3.json", b"three")):
+        store.write(name, data)
+    digest = store.put(file)
+    assert store.has([digest]) == {digest}
+    assert [(one.name, one.size) for one in store.entries("a")] == [("a/1.json", 3), ("a/b/2.json", 3)]
+    assert store.read("a/b/2.json") == b"two"
+    address = store.url(digest)
+    assert address
+    assert SECRET not in repr(store) + address
+    store.remove("a/1.json")
+    store.remove("a/1.json")
+    with pytest.raises(StoreError, match=r"there is no a/1\.json"):
+        store.read("a/1.json")
 
 
 @pytest.mark.slow

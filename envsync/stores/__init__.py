@@ -162,6 +162,10 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStor
                 hint="Write file:///folder, with three slashes.",
             )
         return SharedFolder(folder)
+    if parts.scheme in ("s3", "s3a"):
+        from envsync.stores.buckets import open_bucket
+
+        return open_bucket(url, options)
     from envsync.stores.remote import FsspecStore
 
     return FsspecStore(url, options)

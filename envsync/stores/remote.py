@@ -72,13 +72,17 @@ class FsspecStore:
         self._scheme = urlsplit(url).scheme
         self._secrets: set[str] = set()
         self._made: set[str] = set()
-        self._fs, root = self._file_system(url, dict(options or {}))
-        self._root = root.rstrip("/")
+        self._root = self._connect(url, dict(options or {})).rstrip("/")
         if not self._root.strip("/") and self._scheme in _WHOLE - {"memory"}:
             raise StoreError(f"{self.shown} names no bucket", hint="Write s3://bucket/folder.")
 
     def __repr__(self) -> str:
-        return f"FsspecStore({self.shown!r})"
+        return f"{type(self).__name__}({self.shown!r})"
+
+    def _connect(self, url: str, options: dict[str, Any]) -> str:
+        """Make ready what speaks to the store; return the path there."""
+        self._fs, root = self._file_system(url, options)
+        return root
 
     def has(self, digests: Iterable[str]) -> set[str]:
         """Return those of `digests` that are held: folders are listed, no more than there are digests."""
@@ -174,11 +178,7 @@ class FsspecStore:
 
     def authority(self) -> str:
         """Return the certificates that fsspec's or the vendor's configuration names for this store."""
-        named = (getattr(self._fs, "client_kwargs", None) or {}).get("verify")
-        if named is None and self._scheme in _S3:
-            with self._telling("opened"):
-                self._fs.connect()
-                named = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or a profile's
+        named = self._authority()
         if not isinstance(named, str):
             return ""
         try:
@@ -232,6 +232,15 @@ class FsspecStore:
                     self._fs.rm_file(path)
                     count += 1
         return count + (self._sweep_uploads(before) if self._scheme in _S3 else 0)
+
+    def _authority(self) -> Any:
+        """Return what the configuration says of certificates: a file's path, if it names one."""
+        named = (getattr(self._fs, "client_kwargs", None) or {}).get("verify")
+        if named is None and self._scheme in _S3:
+            with self._telling("opened"):
+                self._fs.connect()
+                named = self._fs.session.get_config_variable("ca_bundle")  # AWS_CA_BUNDLE, or a profile's
+        return named
 
     def _sweep_uploads(self, before: float) -> int:
         """Abort multipart uploads that nobody completed: they are kept, and paid for, until somebody does."""
@@ -303,6 +312,13 @@ class FsspecStore:
     def _remedy(self) -> str:
         return f"See what else is damaged: envsync store verify {self.shown} (--remove, then push again)."
 
+    def _settings(self, url: str, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the store is opened with, as configured; know the secrets in it."""
+        self._secrets = _secrets_of(url, given)
+        if self._scheme not in _S3:
+            return dict(given)
+        return {**given, "config_kwargs": {**_S3_CONFIG, **given.get("config_kwargs", {})}}
+
     def _file_system(self, url: str, options: dict[str, Any]) -> tuple[Any, str]:
         """Return fsspec's file system for a URL, shared with nobody in this process, and the path there."""
         try:
@@ -316,11 +332,9 @@ class FsspecStore:
                 where=self.shown,
                 hint="Write file:///folder, s3://bucket/folder, or another URL that fsspec knows.",
             )
-        configured = dict(fsspec.config.conf.get(self._scheme, {}))
-        self._secrets = _secrets_of(url, {**configured, **options})
+        settings = self._settings(url, {**fsspec.config.conf.get(self._scheme, {}), **options})
         if self._scheme in _S3:
-            given = {**configured, **options}.get("config_kwargs", {})
-            options["config_kwargs"] = {**_S3_CONFIG, **given}
+            options["config_kwargs"] = settings["config_kwargs"]
             options.setdefault("use_listings_cache", False)
         with self._telling("opened"):
             try:
