@@ -1,4 +1,4 @@
-"""What is made ready while machines boot: the lock for what they will be, and what they may lack.
+"""What is made ready while machines boot: the lock for what they will be, and what they will lack.
 
 The cloud tells what a machine will be, and probing tells what it is. Where these differ the lock is made
 anew, and that is said. An environment that cannot be locked ends the start at once, and the machines with it;
@@ -21,11 +21,13 @@ from envsync.target import Target
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from envsync.indexes import IndexSettings
     from envsync.lock import Lock
     from envsync.runner.cloud.provider import Expected
     from envsync.runner.clouds import Cloud
+    from envsync.runner.filling import Filling
     from envsync.runner.locking import Locks
-    from envsync.snapshot import Snapshot
+    from envsync.supply import Supply
 
 __all__ = ["facts_of", "machines_of", "target_there", "while_booting"]
 
@@ -102,6 +104,8 @@ async def while_booting(
     backend: Cloud,
     locks: Locks,
     *,
+    lock: Lock | None = None,
+    filling: Filling | None = None,
     cwd: str | None = None,
     hooks: Hooks | None = None,
 ) -> T:
@@ -115,6 +119,10 @@ async def while_booting(
         Whose machines.
     locks : Locks
         Where the lock goes, and the snapshot.
+    lock : Lock, optional
+        What they will run; made for what they will be if not given.
+    filling : Filling, optional
+        Puts what a machine will lack into a store.
     cwd : str, optional
         A working directory whose code goes along.
     hooks : Hooks, optional
@@ -125,7 +133,7 @@ async def while_booting(
     ResolveError, BuildError, CaptureError
         The environment cannot be locked for such machines: `booting` was cancelled.
     """
-    work = asyncio.ensure_future(_make_ready(backend, locks, cwd, hooks or Hooks()))
+    work = asyncio.ensure_future(_make_ready(backend, locks, lock, filling, cwd, hooks or Hooks()))
     boot = asyncio.ensure_future(booting)
     try:
         await asyncio.wait({work, boot}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,11 +143,14 @@ async def while_booting(
     finally:
         work.cancel()  # a lock that is being made goes on, and is waited for when it is asked for
         boot.cancel()
+        if filling is not None:
+            filling.stop()
         await asyncio.gather(work, boot, return_exceptions=True)
 
 
-async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hooks) -> None:
-    from envsync.collect import collect
+async def _make_ready(
+    backend: Cloud, locks: Locks, lock: Lock | None, filling: Filling | None, cwd: str | None, hooks: Hooks
+) -> None:
     from envsync.indexes import read_settings
     from envsync.snapshot import capture
     from envsync.supply import Supply
@@ -147,29 +158,60 @@ async def _make_ready(backend: Cloud, locks: Locks, cwd: str | None, hooks: Hook
     try:
         expected = await backend.expected()
         facts = facts_of(expected) if expected is not None else None
-        if expected is None or facts is None:
+        if lock is None and facts is None:
             return
-        snapshot: Snapshot = await asyncio.to_thread(capture, cwd=cwd)
+        snapshot = locks.snapshot = await asyncio.to_thread(capture, cwd=cwd)
         settings = await asyncio.to_thread(read_settings)
-        store = default_store()
-        locks.snapshot = snapshot
-        locks.expected = target_for(facts, snapshot)
-
-        async def make(target: Target) -> Lock:
-            return await asyncio.to_thread(
-                lock_for, snapshot, target, store=store, settings=settings, hooks=locks.hooks or hooks
-            )
-
-        hooks.step("here", f"locking for {expected.name or backend.type} while it boots")
-        lock = await locks.of(locks.expected, make)
+        if lock is None and facts is not None:
+            hooks.step("here", f"locking for {(expected and expected.name) or backend.type} while it boots")
+            lock = await _locked(locks, target_for(facts, snapshot), settings, hooks)
     except _FINAL:
         raise
     except EnvsyncError:
         return
+    assert lock is not None
+    supply = Supply(default_store(), settings, snapshot, hooks=hooks)
+    python = expected is not None and expected.python != lock.target.minor
+    await asyncio.gather(
+        _supplies(lock, supply, filling, python=python), _wheels(lock, settings, filling, hooks)
+    )
+
+
+async def _locked(locks: Locks, target: Target, settings: IndexSettings, hooks: Hooks) -> Lock:
+    locks.expected = target
+
+    async def make(target: Target) -> Lock:
+        assert locks.snapshot is not None
+        return await asyncio.to_thread(
+            lock_for,
+            locks.snapshot,
+            target,
+            store=default_store(),
+            settings=settings,
+            hooks=locks.hooks or hooks,
+        )
+
+    return await locks.of(target, make)
+
+
+async def _supplies(lock: Lock, supply: Supply, filling: Filling | None, *, python: bool) -> None:
+    """Have ready what bare machines are given besides: nobody else has that for them."""
     with contextlib.suppress(EnvsyncError):
-        if expected.python != lock.target.minor:
-            await Supply(store, settings, snapshot, hooks=hooks).interpreter(lock.target)
+        digests = [await supply.uv(lock.target)]
+        if python:
+            digests.append((await supply.interpreter(lock.target)).digest)
+        if filling is not None:
+            await asyncio.to_thread(filling.put, digests)
+
+
+async def _wheels(lock: Lock, settings: IndexSettings, filling: Filling | None, hooks: Hooks) -> None:
+    from envsync.collect import collect
+
+    with contextlib.suppress(EnvsyncError):
+        store = default_store()
         remote = [one for one in lock.artifacts() if one.path is None]
         here = await asyncio.to_thread(store.has, [one.sha256 for one in remote])
         if sum(one.size or 0 for one in remote if one.sha256 not in here) <= _MOST:
             await collect(lock, store, settings, hooks=hooks)
+        if filling is not None:
+            await asyncio.to_thread(filling.put, [one.sha256 for one in lock.artifacts()])

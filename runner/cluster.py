@@ -34,6 +34,7 @@ from envsync.runner.seats import Seats
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
 from envsync.runner.warming import Warm, begin_first
+from envsync.store import default_store
 from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.clouds import Cloud
+    from envsync.runner.filling import Filling
     from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobs import Jobs
@@ -305,17 +307,23 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self._record_soon()  # others see its machines now
             self._watch.begin(self.scheduler_comm.envsync_cost)
 
-    async def _acquire(self, locks: Locks | None) -> list[Host]:
-        """Have the hosts; it is locked for rented machines while they come up."""
+    async def _acquire(self, locks: Locks, lock: Lock | None, filling: Filling | None) -> list[Host]:
+        """Have the hosts; what rented machines need is made ready while they come up."""
         acquiring = self.backend.acquire(
             cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
         )
-        if locks is None or not self.backend.rents:
+        if not self.backend.rents or self.image is not None or isinstance(self.wanted_lock, Pulled):
             return await acquiring
         from envsync.runner.ahead import while_booting
 
         return await while_booting(
-            acquiring, cast("Cloud", self.backend), locks, cwd=self.cwd, hooks=self.hooks
+            acquiring,
+            cast("Cloud", self.backend),
+            locks,
+            lock=lock,
+            filling=filling,
+            cwd=self.cwd,
+            hooks=self.hooks,
         )
 
     async def _provision(self) -> None:
@@ -340,12 +348,20 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self._forwarding = Forwarding(self.backend.profile, self.hooks)
             await self._forwarding.open()
         await self._begin_record(self.options.n_workers)
-        locks = Locks(self.hooks) if wanted is None and image is None else None
-        self._hosts = await self._acquire(locks)
+        made = Locks(self.hooks)
+        locks = made if wanted is None and image is None else None
+        filling = giver = None
+        if shared is not None and self.backend.rents:
+            from envsync.runner.filling import Filling
+            from envsync.runner.taking import Taking
+
+            filling = Filling(default_store(), shared, self.hooks)
+            giver = Taking(shared, self.hooks, filling=filling)
+        self._hosts = await self._acquire(made, lock, filling)
         preparing = partial(
             prepare,
             lock=wanted,
-            locks=locks or Locks(self.hooks),
+            locks=made,
             image=image,
             shared=shared,
             cache=self.backend.cache,
@@ -355,7 +371,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             hooks=self.hooks,
             cwd=self.cwd,
         )
-        self.prepared = await preparing(self._hosts)
+        self.prepared = await preparing(self._hosts, giver=giver)
         if image is not None:
             from envsync.runner.verifying import tell_image_code
 

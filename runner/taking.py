@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from envsync.hooks import Hooks
+    from envsync.runner.filling import Filling
     from envsync.runner.session import Session
     from envsync.store import Store
     from envsync.stores import SharedStore
 
-__all__ = ["Giver", "Taking"]
+__all__ = ["SMALL", "Giver", "Taking"]
 
 _SECONDS = 900.0  # that an address is good for
-_SMALL = 32 << 10  # bytes; what is smaller, and here, is sent sooner than asked for
+SMALL = 32 << 10  # bytes; what is smaller, and here, is sent sooner than asked for
 _BATCH = 250  # blobs that a host is told of at once: signing so many takes a second
 _QUERY = re.compile(r"\?\S*")
 
@@ -44,12 +45,22 @@ class Taking:
         Whose addresses the hosts are given. Of a folder it is the path, and this machine need not see it.
     hooks : Hooks
         Told what of the store is damaged.
+    filling : Filling, optional
+        Puts there what the store lacks, and is waited for where that is on its way.
     seconds : float
         How long an address works.
     """
 
-    def __init__(self, store: SharedStore, hooks: Hooks, *, seconds: float = _SECONDS) -> None:
+    def __init__(
+        self,
+        store: SharedStore,
+        hooks: Hooks,
+        *,
+        filling: Filling | None = None,
+        seconds: float = _SECONDS,
+    ) -> None:
         self.store = store
+        self._filling = filling
         self.seconds = seconds
         self._hooks = hooks
         self._asked: dict[str, bool] = {}  # by digest: whether the store has it
@@ -81,6 +92,8 @@ class Taking:
             They do not fit there.
         """
         large = await asyncio.to_thread(_large, sorted(set(digests)), session.supply.store)
+        if self._filling is not None:
+            await asyncio.to_thread(self._filling.wait, large)
         offered = await self._offered(large)
         if not offered:
             return set()
@@ -193,7 +206,7 @@ class Taking:
 def _large(digests: Sequence[str], store: Store) -> list[str]:
     """Return those that are not here, or not small."""
     here = store.has(digests)
-    return [digest for digest in digests if digest not in here or size_of(store, digest) >= _SMALL]
+    return [digest for digest in digests if digest not in here or size_of(store, digest) >= SMALL]
 
 
 def _uncounted(hooks: Hooks) -> Hooks:

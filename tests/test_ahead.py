@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from envsync.runner import EC2, SyncedCluster, ahead
 from envsync.runner.ahead import facts_of, target_there, while_booting
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.provider import Expected, Provider
+from envsync.runner.filling import Filling
 from envsync.runner.locking import Locks, target_for
 from envsync.runner.records import local_records
 from envsync.target import Target
@@ -27,6 +28,8 @@ from tests.cloud_fake import FakeProvider
 from tests.index_server import write_wheel
 from tests.lab.ec2_api import EC2Api
 from tests.test_resolve import Bench, plain_settings
+
+UV = "0" * 64
 
 
 class Heard(Hooks):
@@ -118,8 +121,12 @@ def making(small_lock: Path, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
     async def collect(*_: Any, **more: Any) -> None:
         await asyncio.sleep(0)
 
+    async def uv_binary(*_: Any, **more: Any) -> str:
+        return UV
+
     monkeypatch.setattr(ahead, "lock_for", lock_for)
     monkeypatch.setattr("envsync.collect.collect", collect)
+    monkeypatch.setattr("envsync.collect.uv_binary", uv_binary)
     monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
     return made
 
@@ -215,3 +222,32 @@ async def test_an_environment_that_cannot_be_locked_ends_the_start_and_the_machi
     (record,) = local_records().ended()
     assert record.how == f"its start failed: {str(told.value).splitlines()[0]}"
     assert all(one.ended is not None for one in record.bill.hired)
+
+
+class Noted(Filling):
+    """Knows what it was asked to put."""
+
+    def __init__(self) -> None:
+        self.asked: set[str] = set()
+        self.stopped = False
+
+    def put(self, digests: Collection[str]) -> None:
+        self.asked |= set(digests)
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+async def test_what_machines_will_lack_is_put_into_the_store_meanwhile(
+    making: list[Target], small_lock: Path, given: bool
+) -> None:
+    filling, lock = Noted(), Lock.read(small_lock)
+    wanted = {UV, *(one.sha256 for one in lock.artifacts())}
+    # an image that nobody knows is enough where the lock is there
+    told = Promised(None if given else replace(DEBIAN, python=lock.target.minor))
+    booting = until(lambda: filling.asked >= wanted and not filling.stopped)
+    await while_booting(booting, told, Locks(), lock=lock if given else None, filling=filling)
+    assert filling.asked == wanted
+    assert filling.stopped
+    assert len(making) == (not given)

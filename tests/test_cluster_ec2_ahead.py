@@ -1,7 +1,11 @@
-"""A cluster on rented machines of this environment as it is: it is locked for while they boot."""
+"""A cluster on rented machines of this environment as it is: while they boot it is locked for, and what they
+will lack is put into a bucket, from which they take it.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +15,14 @@ from distributed import Client
 from envsync import snapshot as snapshots
 from envsync.hooks import Hooks
 from envsync.runner import EC2, SyncedCluster, ahead, locking, provision
+from envsync.stores import open_store
 from tests.lab.cloud import Cloud
+from tests.s3 import Between
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
+
+
+SIGNATURE = re.compile(r"X-Amz-Signature=([0-9a-f]{64})")
 
 
 class Heard(Hooks):
@@ -23,12 +32,28 @@ class Heard(Hooks):
     def step(self, where: str, text: str) -> None:
         self.texts.append(text)
 
+    def done(self, where: str, text: str, seconds: float) -> None:
+        self.texts.append(text)
+
     def note(self, where: str, text: str) -> None:
         self.texts.append(text)
 
 
-async def test_the_lock_is_made_while_the_machine_boots_and_holds(
-    cloud: Cloud, small_lock: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def bucket(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
+    """The cloud's buckets, where its machines reach them."""
+    cloud.api.client(service="s3").create_bucket(
+        Bucket="team", CreateBucketConfiguration={"LocationConstraint": "eu-west-1"}
+    )
+    with Between(cloud.api.url, address=cloud.gateway) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", between.url)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.setenv(name, f"127.0.0.1,{cloud.gateway}")
+        yield between
+
+
+async def test_the_lock_is_made_while_the_machine_boots_and_what_it_lacks_is_put_into_the_store(
+    cloud: Cloud, bucket: Between, small_lock: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = small_lock.parent / "environment" / "bin" / "python"
     capture, before, after = snapshots.capture, [], []
@@ -51,6 +76,7 @@ async def test_the_lock_is_made_while_the_machine_boots_and_holds(
             EC2("m7i.large", region="eu-west-1"),
             n_workers=1,
             threads_per_worker=1,
+            store="s3://team/envsync",
             hooks=heard,
             asynchronous=True,
         ) as cluster,
@@ -65,4 +91,20 @@ async def test_the_lock_is_made_while_the_machine_boots_and_holds(
         assert len(before) == 1
         assert after == []
         assert not any("locked anew" in text for text in heard.texts)
+
+        # all but small files was taken from the bucket, by addresses that only the agent was told
+        putting = next(number for number, text in enumerate(heard.texts) if "while machines boot" in text)
+        assert putting < up
+        assert cluster.prepared[0].sent < 300_000
+        paths = [path for method, path in bucket.requests if method == "GET"]
+        signatures = {found[1] for found in map(SIGNATURE.search, paths) if found}
+        assert signatures
+        blobs = open_store("s3://team/envsync").entries("blobs")
+        assert len(signatures) == len(blobs)
+        assert not any("X-Amz" in text for text in heard.texts)
+        vm = cloud.vm(cluster.backend.machines[0].id)  # type: ignore[attr-defined]
+        places = ("/home", "/var", "/etc", "/run", "/tmp", "/root")
+        for secret in (signatures.pop(), cloud.api.variables["AWS_SECRET_ACCESS_KEY"]):
+            assert vm.exec("grep", "-rlF", secret, *places, check=False) == b""
+            assert vm.exec("sh", "-c", f"cat /proc/[0-9]*/cmdline | grep -cF {secret}", check=False) == b"0\n"
     assert (cloud.vms(), cloud.api.left()) == ([], {})
