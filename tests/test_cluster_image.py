@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,19 @@ from envsync.indexes import read_settings
 from envsync.lock import Lock
 from envsync.plugins import scan
 from envsync.plugins.compare import NOTE, compare
-from envsync.runner import SSH, SyncedCluster
+from envsync.runner import SSH, Backend, Cloud, SyncedCluster
+from envsync.runner.cloud.provider import Machine as Rented
+from envsync.runner.cloud.provider import Provider
 from envsync.runner.containers import Container, contained, image_of
+from envsync.runner.hosts import SSHOptions, parse_host
+from envsync.runner.hosts.base import Host
 from envsync.runner.imaging import ImageOptions, push_image
 from envsync.runner.session import Session
 from envsync.snapshot import capture
 from envsync.store import default_store
 from envsync.supply import Supply
 from envsync.trees import pack
+from tests.cloud_fake import FakeProvider
 from tests.elsewhere import Elsewhere
 from tests.forwarded import asking, lend
 from tests.images import tar_of
@@ -48,7 +53,7 @@ from tests.lab.bases import TAG, base_layout, put_image
 from tests.lab.docker import DockerEngine
 from tests.lab.fixtures import demand
 from tests.lab.install import PODMAN
-from tests.lab.machines import HERE, Lab
+from tests.lab.machines import HERE, Lab, Machine
 from tests.lab.podman import Podman
 from tests.lab.registry import DockerRegistry
 from tests.small import equal_but_for_the_client, processes_in, wait_until_none
@@ -57,6 +62,8 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 ROOT = Path(__file__).parent.parent
 SCAN = Path(scan.__file__).resolve()
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
+SAID = f"-----BEGIN SSH HOST KEY KEYS-----\n{KEY} root@a\n-----END SSH HOST KEY KEYS-----\n"
 
 
 @dataclass
@@ -228,39 +235,65 @@ def test_what_differs_does_not_start(
     assert podman.containers() == []
 
 
-def test_two_hosts(made: Made, lab: Lab) -> None:
-    """Over SSH, with the image brought there by other means; the client has no podman's storage in common."""
+@pytest.fixture(scope="module")
+def hosts(made: Made, lab: Lab) -> Iterator[dict[Machine, Podman]]:
+    """Two, with the image brought there by other means; the client has no podman's storage in common."""
     machines = [lab.host(HERE) for _ in range(2)]
     try:
-        engines = [Podman(machine) for machine in machines]
-        name = f"registry.example.org/team/analysis@{made.digest}"
+        engines = {machine: Podman(machine) for machine in machines}
         for machine in machines:
             machine.exec(
                 *("skopeo", "copy", "--quiet", f"oci:{made.layout}:made"),
-                f"containers-storage:registry.example.org/team/analysis:x@{made.digest}".replace(
-                    f"@{made.digest}", ""
-                ),
+                "containers-storage:registry.example.org/team/analysis:x",
             )
-        backend = SSH(
-            [one.name for one in machines], config=lab.config, identities=lab.key, cache="/mnt/cache"
-        )
-        with (
-            SyncedCluster(
-                backend, env=f"image:{name}", n_workers=2, threads_per_worker=1, hooks=Hooks()
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            assert cluster.scheduler_address.startswith(f"tls://{machines[0].address}:")
-            where = client.run(lambda: (os.uname().nodename, sys.prefix))
-            assert set(where.values()) == {(one.name, "/opt/envsync/env") for one in machines}
-            assert sorted(len(engine.containers()) for engine in engines) == [1, 2]
-            assert equal_but_for_the_client(cluster.verify(on_mismatch="ignore"))
-            assert sum(client.gather(client.map(lambda x: x + 1, range(10)))) == 55
-        for engine in engines:
-            assert engine.containers() == []
+        yield engines
     finally:
         for machine in machines:
             machine.kill()
+
+
+class Rent(Cloud):
+    """A cloud whose machines are the lab's hosts: they have booted, and have a container engine."""
+
+    def __init__(self, machines: Collection[Machine], lab: Lab) -> None:
+        super().__init__("small", cache="/mnt/cache")
+        self.fake = FakeProvider()
+        self.fake.consoles = {f"m-{number}": SAID for number, _ in enumerate(machines, 1)}
+        self.there = {f"m-{number}": one.name for number, one in enumerate(machines, 1)}
+        self.ssh = SSHOptions(config=(lab.config,), identities=(lab.key,))
+        for machine in machines:
+            machine.exec("sh", "-c", "mkdir -p /run/envsync && echo 1000 > /run/envsync/lease")
+
+    def provider(self) -> Provider:
+        return self.fake
+
+    def host(self, machine: Rented) -> Host:
+        return parse_host(self.there[machine.id], self.ssh)
+
+
+@pytest.mark.parametrize("rented", [False, True], ids=["ssh", "rented"])
+def test_two_hosts(made: Made, lab: Lab, hosts: dict[Machine, Podman], rented: bool) -> None:
+    """Over SSH: those that are named, and those that are rented."""
+    backend: Backend = Rent(hosts, lab)
+    if not rented:
+        backend = SSH([one.name for one in hosts], config=lab.config, identities=lab.key, cache="/mnt/cache")
+    name = f"registry.example.org/team/analysis@{made.digest}"
+    with (
+        SyncedCluster(
+            backend, env=f"image:{name}", n_workers=2, threads_per_worker=1, hooks=Hooks()
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        if not rented:
+            assert cluster.scheduler_address.startswith(f"tls://{next(iter(hosts)).address}:")
+        where = client.run(lambda: (os.uname().nodename, sys.prefix))
+        assert set(where.values()) == {(one.name, "/opt/envsync/env") for one in hosts}
+        assert sorted(len(engine.containers()) for engine in hosts.values()) == [1, 2]
+        assert equal_but_for_the_client(cluster.verify(on_mismatch="ignore"))
+        assert sum(client.gather(client.map(lambda x: x + 1, range(10)))) == 55
+    for engine in hosts.values():
+        assert engine.containers() == []
 
 
 def test_docker(

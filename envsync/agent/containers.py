@@ -127,7 +127,8 @@ class _Engine:
             f"no container engine can be used: {'; '.join(troubles)}",
             "Let this user use it (a member of its group may), or install podman, which needs no rights."
             if denied
-            else "Install podman or Docker there, or run without an image.",
+            else "Install podman or Docker there (rented machines: by commands=, or an image that has it),"
+            " or run without an image.",
         )
 
     def inspect(self, image: str) -> dict[str, Any] | None:
