@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
+import sys
 import threading
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,7 +22,6 @@ from envsync.stores.remote import FsspecStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
 __all__ = ["Bucket", "open_bucket"]
 
@@ -44,12 +46,21 @@ def open_bucket(url: str, options: Mapping[str, Any] | None) -> FsspecStore:
     """
     parts = urlsplit(url)
     if importlib.util.find_spec("s3fs") is not None and parts.netloc and not parts.query:
-        from fsspec.config import conf
-
-        given = {**conf.get("s3", {}), **conf.get("s3a", {}), **(options or {})}
+        given = {**_configured(), **(options or {})}
         if given.keys() <= _UNDERSTOOD and "@" not in parts.netloc:
             return Bucket(url, given)
     return FsspecStore(url, options)
+
+
+def _configured() -> dict[str, Any]:
+    """Return what fsspec's configuration says of S3, without fsspec where there is none: it takes a while."""
+    folder = Path(os.environ.get("FSSPEC_CONFIG_DIR") or "~/.config/fsspec").expanduser()
+    set_here = any(name.startswith("FSSPEC_") for name in os.environ)
+    if "fsspec" not in sys.modules and not set_here and not folder.is_dir():
+        return {}
+    from fsspec.config import conf
+
+    return {**conf.get("s3", {}), **conf.get("s3a", {})}
 
 
 class Bucket(FsspecStore):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -57,7 +57,8 @@ class Hired:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON types."""
-        return asdict(self)
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return {**plain, "price": _plain(self.price), "disk": _plain(self.disk)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Hired:
@@ -94,12 +95,14 @@ class Bill:
     @property
     def unpriced(self) -> tuple[Hired, ...]:
         """The machines whose price nobody knows: no sum has them in it."""
-        return tuple(one for one in self.hired if not self._known(one.price))
+        currency = self.currency
+        return tuple(one for one in self.hired if not _is_in(one.price, currency))
 
     @property
     def without_disk(self) -> tuple[Hired, ...]:
         """The machines whose disk no sum has in it."""
-        return tuple(one for one in self.hired if not self._known(one.disk))
+        currency = self.currency
+        return tuple(one for one in self.hired if not _is_in(one.disk, currency))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -112,12 +115,14 @@ class Bill:
 
         Machines in `unpriced` and disks in `without_disk` are not in it.
         """
-        return sum(self._hourly(one) * one.hours(now) for one in self.hired)
+        currency = self.currency
+        return sum(_hourly(one, currency) * one.hours(now) for one in self.hired)
 
     def rate(self, now: float) -> float:
         """Return what an hour costs as things stand, in `currency`."""
+        currency = self.currency
         return sum(
-            self._hourly(one)
+            _hourly(one, currency)
             for one in self.hired
             if one.begun <= now and (one.ended is None or one.ended > now)
         )
@@ -152,14 +157,6 @@ class Bill:
     def from_list(cls, data: Sequence[Mapping[str, Any]]) -> Bill:
         """Read what `to_list` returned; KeyError, TypeError or ValueError if it is something else."""
         return cls(tuple(map(Hired.from_dict, data)))
-
-    def _known(self, price: Price | None) -> bool:
-        return price is not None and price.currency == self.currency
-
-    def _hourly(self, one: Hired) -> float:
-        prices = (one.price, one.disk) if self._known(one.price) else (one.disk,)
-        currency = self.currency
-        return sum(price.amount for price in prices if price is not None and price.currency == currency)
 
     def _most(self, called: str) -> int:
         """Return how many of a type were there at the same time."""
@@ -217,15 +214,16 @@ def summed(
     """
     parts: dict[tuple[str, str], list[tuple[float, float, str, bool, bool]]] = {}
     for of, bill, until in bills:
+        currency = bill.currency
         for one in bill.hired:
-            priced, disk = bill._known(one.price), bill._known(one.disk)
+            priced, disk = _is_in(one.price, currency), _is_in(one.disk, currency)
             begin, end = max(one.begun, since), until if one.ended is None else min(one.ended, until)
             cuts = _days(begin, end) if by_day else [(of, begin, end)]
             for name, start, stop in cuts:
                 hours = (stop - start) / _HOUR
                 if hours > 0:
-                    part = (hours, hours * bill._hourly(one), one.id, priced, disk)
-                    parts.setdefault((name, bill.currency), []).append(part)
+                    part = (hours, hours * _hourly(one, currency), one.id, priced, disk)
+                    parts.setdefault((name, currency), []).append(part)
     return [
         Sum(
             of=name,
@@ -318,6 +316,20 @@ def listed_price(table: Any, provider: str, region: str, machine_type: str, mark
         source=str(mine.get("source", _SOURCE)),
         date=str(mine["date"]),
     )
+
+
+def _is_in(price: Price | None, currency: str) -> bool:
+    return price is not None and price.currency == currency
+
+
+def _hourly(one: Hired, currency: str) -> float:
+    """Return what an hour costs of what is priced in a currency."""
+    prices = (one.price, one.disk)
+    return sum(price.amount for price in prices if price is not None and price.currency == currency)
+
+
+def _plain(price: Price | None) -> dict[str, Any] | None:
+    return None if price is None else {name: getattr(price, name) for name in price.__slots__}
 
 
 def _price(data: Any) -> Price | None:
