@@ -69,6 +69,8 @@ class OpenStackApi(HttpCloud):
         What neutron has.
     images : tuple of Image
         What glance has.
+    console : str
+        What servers that are made from now on say there.
     """
 
     def __init__(self) -> None:
@@ -76,6 +78,7 @@ class OpenStackApi(HttpCloud):
         self.nova = ""
         self.lacking: set[str] = set()
         self.images = IMAGES
+        self.console = ""
         self.servers: dict[str, dict[str, Any]] = {}
         kinds = ("security-groups", "floatingips", "ports")
         self.kept: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in kinds}
@@ -287,7 +290,7 @@ class OpenStackApi(HttpCloud):
             "addresses": {},
             "image": {"id": asked["imageRef"]} if asked.get("imageRef") else "",
             "asked": {**asked, "zone": zone, "groups": groups},
-            "console": "",
+            "console": self.console,
         }
         return identity
 

@@ -19,6 +19,7 @@ from envsync.errors import CapacityError, CloudError
 from envsync.runner import OpenStack
 from envsync.runner.cloud.openstack import OpenStackProvider
 from envsync.runner.cloud.provider import MachineRequest, Tags
+from envsync.runner.cloud.renting import Plan, Rented
 from envsync.runner.clouds import open_account
 from envsync.runner.profiles import read_profile
 from tests.openstack_api import (
@@ -256,6 +257,9 @@ def test_bad_input_is_told_before_anything_is_made(
     monkeypatch.setenv("OS_AUTH_URL", "http://127.0.0.1:9/v3")
     with pytest.raises(CloudError, match="could not be asked"):
         OpenStackProvider(["R1"]).zones("R1", "m1.small")
+    monkeypatch.delenv("OS_PASSWORD")
+    with pytest.raises(CloudError, match="not configured: password is a required"):
+        OpenStackProvider(["R1"]).zones("R1", "m1.small")
     for name in [one for one in api.variables() if one != "OS_CLIENT_CONFIG_FILE"]:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(CloudError, match=r"auth_url|no credentials"):
@@ -308,6 +312,22 @@ async def test_what_a_killed_process_left_is_found_by_its_record_alone(
     assert api.left() == {}
     monkeypatch.setenv("OS_CLOUD", "mine")
     assert OpenStack("m1.small").account == {"cloud": "mine"}
+
+
+async def test_a_clusters_machines_come_up_and_leave_nothing(api: OpenStackApi) -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
+    api.console = f"-----BEGIN SSH HOST KEY KEYS-----\n{key}\n-----END SSH HOST KEY KEYS-----\n"
+    api.lacking.add("az1")
+    provider = OpenStackProvider(["R1"], floating_network="public")
+    rented = Rented(provider, Plan(type="m1.small", count=3, tags=TAGS, poll=0.01))
+    machines = [await rented.start(), await rented.another(), await rented.another()]
+    assert {one.zone for one in machines} == {"az2"}
+    addresses = {one["floating_ip_address"] for one in api.kept["floatingips"].values()}
+    assert {one.public_address for one in machines} == addresses
+    assert len(api.left()["servers"]) == 3  # those that found no host in az1 are not kept
+    assert key in rented.config.with_name("known_hosts").read_text()
+    await rented.close()
+    assert api.left() == {}
 
 
 def test_the_command_line_and_profiles_know_it(api: OpenStackApi) -> None:

@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import logging
+
 from envsync.runner.cloud.provider import Found, Machine, MachineRequest, Price, Provider, Shared, Tags
 
 __all__ = ["Found", "Machine", "MachineRequest", "Price", "Provider", "Shared", "Tags"]
+
+logging.getLogger("stamina").addHandler(logging.NullHandler())  # else each retry prints a warning

@@ -5,6 +5,7 @@ openstacksdk is imported nowhere else but in `openstack_errors`.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from functools import partial
@@ -24,6 +25,9 @@ T = TypeVar("T")
 
 _AT_ONCE = 32  # connections; requests' own limit is ten
 _CALL = 60.0  # seconds that an answer may take
+_ATTEMPTS = 8
+_FIRST = 3  # of the first call: a wrong address is told within seconds
+logging.getLogger("keystoneauth").addHandler(logging.NullHandler())  # its warnings are our errors
 
 
 class Account:
@@ -62,7 +66,7 @@ class Account:
                     adapter.init_poolmanager(_AT_ONCE, _AT_ONCE)
                 if region:
                     for service in ("compute", "network", "image"):  # asks where it is, once
-                        self.again(partial(getattr, api, service))
+                        self.again(partial(getattr, api, service), attempts=_FIRST)
                 self._connections[region] = api
             return self._connections[region]
 
@@ -82,14 +86,14 @@ class Account:
     def regions(self, region: str) -> tuple[str, ...]:
         """Return the regions that the catalogue has nova in; asked for in one of them."""
         with translated("account"):
-            catalogue = self.again(self.at(region).config.get_service_catalog)
+            catalogue = self.again(self.at(region).config.get_service_catalog, attempts=_FIRST)
             found = catalogue.get_endpoints(service_type="compute") if catalogue is not None else {}
         there = (one.get("region_id") or one.get("region") for each in found.values() for one in each)
         return tuple(sorted({str(one) for one in there if one}))
 
-    def again(self, call: Callable[[], T]) -> T:
+    def again(self, call: Callable[[], T], *, attempts: int = _ATTEMPTS) -> T:
         """Call, and again where it was busy or the answer is lost: for what can be said twice."""
-        for attempt in _attempts():
+        for attempt in _attempts(attempts):
             with attempt:
                 return call()
         raise AssertionError
@@ -108,14 +112,14 @@ class Account:
         make : callable
             Makes it.
         """
-        for attempt in _attempts():
+        for attempt in _attempts(_ATTEMPTS):
             there = look()
             with attempt:
                 return there[0] if there else make()
         raise AssertionError
 
 
-def _attempts() -> Any:
+def _attempts(attempts: int) -> Any:
     return stamina.retry_context(
-        on=worth_another_try, attempts=8, timeout=180.0, wait_initial=0.5, wait_max=20.0
+        on=worth_another_try, attempts=attempts, timeout=180.0, wait_initial=0.5, wait_max=20.0
     )

@@ -139,3 +139,9 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
         ) from error
     except (ClientException, SDKException, RequestException) as error:
         raise refused(said_by(error), place, machine_type, status_of(error)) from error
+    except Exception as error:
+        if type(error) is not Exception:  # as keystoneauth says that there is no password
+            raise
+        raise CloudError(
+            f"the account is not configured: {error}", where=where, hint="Is clouds.yaml complete?"
+        ) from error

@@ -129,13 +129,18 @@ def main() -> int:
         if not install(packages):
             say(f"They could not be installed: {' '.join(packages)}")
             return 1
+    from tests.lab.network import LabError
     from tests.lab.nova import environment
     from tests.lab.roots import BUILT_AHEAD, root_tree
 
     with ThreadPoolExecutor(2) as both:
         for kind, tree in zip(BUILT_AHEAD, both.map(root_tree, BUILT_AHEAD), strict=True):
             say(f"lab: {kind}: {tree}")
-    say(f"lab: nova: {environment()}")
+    try:
+        say(f"lab: nova: {environment()}")
+    except LabError as error:
+        say(str(error))
+        return 1
     return 0
 
 

@@ -28,7 +28,7 @@ REQUIREMENTS = (
     "sqlalchemy<2.1",  # whose warnings nova's tests take for errors
     *("ddt", "fixtures", "oslotest", "requests-mock", "testtools", "wsgi-intercept"),  # of its own tests
 )
-INSTANCES = 4
+INSTANCES = 2
 """The project's quota of servers."""
 _UP = 120.0  # seconds; it takes ten on a machine that does nothing else
 _END = 20.0
