@@ -80,13 +80,21 @@ class Account:
         (one,) = [one for one in found if one.id == identity]
         return one
 
+    def up(self, identity: str) -> Machine:
+        """Return a machine when it runs."""
+        deadline = time.monotonic() + 60
+        while (found := self.find(identity)).state != "running":
+            assert time.monotonic() < deadline, found
+            time.sleep(0.05)
+        return found
+
     def alive(self, tags: Tags = TAGS) -> set[str]:
         found = self.provider.describe(self.region, tags.cluster)
         return {one.id for one in found if one.state not in ("ending", "ended")}
 
     def gone(self, tags: Tags = TAGS) -> None:
         """Wait until machines that were ended are."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while any(one.state != "ended" for one in self.provider.describe(self.region, tags.cluster)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -152,7 +160,7 @@ def test_a_machine_is_made_tagged_found_and_ended(account: Account) -> None:
     made = account.provider.create(account.request())
     assert made.state in ("pending", "running")
     assert made.type == account.type
-    found = account.find(made.id)
+    found = account.up(made.id)
     assert found.zone == account.provider.zones(account.region, account.type)[0]
     assert (
         found.tags.items()
@@ -301,10 +309,10 @@ def test_a_lost_answer_of_novas_makes_one_server_and_one_that_stops_is_known(
     (port,) = nova.kept["ports"].values()
     assert port["security_groups"] == [asked.body["server"]["security_groups"][0]["name"]]
     assert port["device_id"] == made.id
+    real.up(made.id)
     client = real.provider._account.at("R1").compute  # type: ignore[attr-defined]
-    client.wait_for_server(client.get_server(made.id), wait=30, interval=0.1)
     client.stop_server(made.id)  # as a machine that shuts itself down does
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while real.find(made.id).state != "stopped":
         assert time.monotonic() < deadline
         time.sleep(0.05)
