@@ -255,6 +255,15 @@ class AzureApi(HttpCloud):
         if unknown := unknown_field(call.body, model, kind):
             raise refusal("InvalidRequestContent", f"Could not find member {unknown}", 400)
         self._check_tags(call.body)
+        for rule in call.body.get("properties", {}).get("securityRules", ()):
+            said = rule["properties"]
+            listed = said.get("sourceAddressPrefixes", [])
+            if (
+                "*" in listed
+                or len({":" in one for one in listed}) > 1
+                or ("sourceAddressPrefix" in said and listed)
+            ):
+                raise refusal("SecurityRuleInvalidAddressPrefix", rule["name"], 400)
         if call.body["location"] not in REGIONS:
             raise refusal("LocationNotAvailableForResourceType", status=400)
         if identity in self.resources and call.headers.get("if-none-match") == "*":

@@ -113,6 +113,9 @@ def test_only_ssh_and_the_clusters_own_machines_come_in(api: AzureApi, provider:
     (source,) = rules["themselves"]["sourceApplicationSecurityGroups"]
     assert source["id"] in api.resources
     assert (rules["none"]["access"], rules["none"]["sourceAddressPrefix"]) == ("Deny", "*")
+    AzureProvider([REGION]).open(REGION, TYPE, TAGS, KEY)
+    (ssh, *_) = sent(api, "/networkSecurityGroups/")["properties"]["securityRules"]
+    assert (ssh["name"], ssh["properties"]["sourceAddressPrefix"]) == ("ssh", "*")
     # before Azure's own rule, by which all of a network comes in
     assert max(rule["priority"] for rule in rules.values()) == rules["none"]["priority"] < 65000
 
@@ -317,6 +320,7 @@ def test_prices_are_those_of_the_list(api: AzureApi, provider: AzureProvider) ->
     disk = provider.disk_price(shared, 0)
     assert disk is not None
     assert disk.amount == pytest.approx(2.4 / 730)
+    assert provider.price(REGION, TYPE.lower(), "spot") == one
     assert provider.disk_price(shared, 33) is None  # that is the next size
     api.fail("GET /prices", Refused(500, ""))
     assert provider.price(REGION, TYPE, "spot") is None

@@ -256,7 +256,9 @@ class AzureProvider(Provider):
 
     def price(self, region: str, machine_type: str, market: Market, zone: str = "") -> Price | None:  # noqa: ARG002
         """Return the retail price, None if the list is silent or cannot be asked. See `Provider.price`."""
-        return azure_prices.machine(self._prices(azure_prices.machine_query(region, machine_type)), market)
+        # the list knows it by small and capital letters, as the Resource Manager does not
+        known = self._skus.get(region, {}).get(machine_type.lower(), {}).get("name", machine_type)
+        return azure_prices.machine(self._prices(azure_prices.machine_query(region, known)), market)
 
     def disk_price(self, shared: Shared, size: int) -> Price | None:
         """Return the retail price of a standard SSD. See `Provider.disk_price`."""

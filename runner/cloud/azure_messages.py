@@ -36,6 +36,7 @@ CREATED = "envsync:created"
 """A tag: Azure does not say when a resource group was made."""
 MACHINES, FIREWALL, NETWORK = "envsync-machines", "envsync-firewall", "envsync-network"
 _ADDRESSES = "10.89.0.0/16"  # of a network that is the cluster's own and joined to no other
+_ALL = "0.0.0.0/0"
 _DISK = "StandardSSD_LRS"  # what every type can have
 _FORBIDDEN = re.compile(r"[<>%&\\?/]|^(microsoft|azure|windows)", re.IGNORECASE)
 _LONGEST_KEY, _LONGEST_VALUE, _MOST = 512, 256, 50
@@ -115,7 +116,8 @@ def firewall(
                 "priority": priority,
                 "access": "Allow",
                 "protocol": "Tcp",
-                "sourceAddressPrefixes": sources,
+                # everybody has a word of its own, which a list may not have in it
+                **({"sourceAddressPrefix": "*"} if _ALL in sources else {"sourceAddressPrefixes": sources}),
                 "destinationPortRange": "22",
             },
         )
