@@ -415,6 +415,8 @@ def test_bad_input_is_told(api: AzureApi, monkeypatch: pytest.MonkeyPatch) -> No
         AzureProvider([REGION], image="ubuntu")
     with pytest.raises(CloudError, match="is no subnet's id"):
         AzureProvider([REGION], subnet="default")
+    with pytest.raises(CloudError, match="cannot be reached"):
+        Azure(TYPE, region=REGION, private=True).provider()
     with pytest.raises(CloudError, match="subscription could not be found") as told:
         AzureProvider([REGION], subscription="1-2").zones(REGION, TYPE)
     assert "az account list" in told.value.hint

@@ -109,6 +109,12 @@ class AzureProvider(Provider):
                 where="azure",
                 hint="`az network vnet subnet show --query id` shows it.",
             )
+        if not (public or subnet):
+            raise CloudError(
+                "machines without public addresses, in a network of their own, cannot be reached",
+                where="azure",
+                hint="Name a subnet that you reach: Azure(..., private=True, subnet='/subscriptions/...').",
+            )
         self._account = Account(subscription)
         self.subscription = self._account.subscription
         self.regions = tuple(map(region_name, chosen))
