@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envsync.runner.batch import LSF, OAR, PBS, SGE, BatchSystem, HTCondor, JobRequest, Slurm
+from envsync.runner.batch import LSF, OAR, PBS, SGE, BatchSystem, HTCondor, JobRequest, Slurm, Torque
 from envsync.runner.hosts import Host, SSHOptions, parse_host
 from envsync.runner.hosts.local import Local
 from tests.batch_fakes import Fake
 from tests.lab.fixtures import demand, ended
-from tests.lab.install import ACCOUNTING, PROGRAMS, SLURM
+from tests.lab.install import ACCOUNTING, PROGRAMS, SLURM, TORQUE
 
 CORES = 4
 """What a node has, everywhere; there are two."""
@@ -44,6 +44,8 @@ class Site:
         Whether that is known before submission, and not only by the reason why the job waits.
     nodes : int
         How many there are.
+    tells_ends : bool
+        Whether it says how jobs ended.
     login : str
         Whom to log in as by ssh, and where; empty if this machine submits.
     lab : object
@@ -60,6 +62,7 @@ class Site:
     too_much: Mapping[str, Any] = field(default_factory=lambda: {"cores": 100 * CORES})
     said_before: bool = True
     nodes: int = 2
+    tells_ends: bool = True
 
     def host(self) -> Host:
         """Return where one submits: here, or the lab's login node where root may not."""
@@ -81,6 +84,16 @@ def slurm(folder: Path, *, accounting: bool = False, **options: Any) -> Iterator
     demand({**PROGRAMS, **(ACCOUNTING if accounting else SLURM)})
     with ended(Lab(2, shared=[folder], gpus=2, accounting=accounting, **options)) as lab:
         yield Site(Slurm(), lab.environment, folder, lab)
+
+
+@contextmanager
+def torque(folder: Path) -> Iterator[Site]:
+    """Half a Torque: the lab's Slurm, spoken to with the commands that Debian has in Torque's place."""
+    demand(TORQUE)
+    with slurm(folder) as site:
+        site.system, site.said_before, site.tells_ends = Torque(arrays=False), False, False
+        site.too_much = {"memory": 900 * 2**30}  # of too many cores nobody says why they are waited for
+        yield site
 
 
 def labs(module: str, name: str, system: Callable[[], BatchSystem], **more: Any) -> Any:
@@ -123,6 +136,7 @@ SITES: dict[str, Any] = {
     "oar": labs("oar", "OAR", OAR, one_core={"cores": 1}, node={"cores": CORES}, said_before=False),
     "htcondor": labs("condor", "Condor", HTCondor),
     "pbs": fake(PBS),
+    "torque": torque,
     "lsf": fake(LSF, said_before=False),
 }
 FAKES = ("pbs", "lsf")
@@ -130,5 +144,5 @@ FAKES = ("pbs", "lsf")
 
 def there(kind: str) -> bool:
     """Whether the lab has this system."""
-    module = {"htcondor": "condor"}.get(kind, kind)
+    module = {"htcondor": "condor", "torque": "slurm"}.get(kind, kind)
     return kind in FAKES or importlib.util.find_spec(f"tests.lab.{module}") is not None

@@ -135,7 +135,7 @@ def test_a_file_that_nobody_has_touched_says_nothing() -> None:
             "select=1:ncpus=36:mem=111616mb:ngpus=2:model=a -l walltime=02:00:00 -l place=pack",
             {"workers": 2},
         ),
-        ("moab", "{resource-spec: 'nodes=1:ppn=4:fat,mem=2gb'}", "-l nodes=1:ppn=4:fat -l mem=2048mb", {}),
+        ("moab", "{resource-spec: 'nodes=1:ppn=4:fat,mem=2gb'}", "-l nodes=1:ppn=4:fat,mem=2048mb", {}),
         ("oar", "{resource-spec: '/nodes=1/core=4', walltime: null}", "-l /nodes=1/core=4 ", {}),
         (
             "oar",

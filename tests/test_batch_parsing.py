@@ -60,7 +60,7 @@ ASKED: list[tuple[BatchSystem, list[str]]] = [
     ),
     (SGE(), ["-l", "h_rt=3601,mem_free=257M,gpu=1", "-pe", "smp", "-q", "q", "-A", "a"]),
     (PBS(), ["select=1:ncpus=4:mem=1025mb:ngpus=2", "walltime=01:00:01", "-q", "q", "-A", "a"]),
-    (Torque(), ["nodes=1:ppn=4:gpus=2", "mem=1025mb", "walltime=01:00:01", "-q", "q", "-A", "a"]),
+    (Torque(), ["nodes=1:ppn=4:gpus=2,mem=1025mb,walltime=01:00:01", "-q", "q", "-A", "a"]),
     (
         LSF(),
         [
@@ -389,6 +389,42 @@ def test_qstat_of_torque() -> None:
     assert Torque().found(said(TORQUE), "job") == tuple(jobs)
     assert Torque().listed(said("", 153, "qstat: Unknown Job Id Error 17[].s\n")) == {}
     assert Torque().past(("17[0].s",)) is None
+
+
+FULL = """Job Id: 17.s
+    Job_Name = job
+    job_state = C
+    exec_host = n1/1
+    Resource_List.walltime = 00:10:00
+    Variable_List = PBS_O_HOME=/home/ada,PBS_O_PATH=/usr/bin:
+\t/bin,job_state = R
+
+Job Id:\t18
+\tJob_Name = other
+\tjob_state = Q
+"""
+
+
+def test_torques_commands_without_arrays_and_xml() -> None:
+    torque = Torque(arrays=False)
+    jobs = torque.listed(said(FULL))
+    assert jobs["17.s"] == Job(
+        id="17.s", state="lost", reason="it has ended, and nothing tells how", nodes=("n1",)
+    )
+    assert jobs["18"] == Job(id="18", state="pending")
+    assert torque.found(said(FULL), "job") == ("17.s",)
+    assert torque.listed(said("", 153)) == {}
+    with pytest.raises(BatchError):
+        torque.listed(said("Problem loading jobs.", 0))
+    one = request(log="/shared/log")
+    call = torque.submit(one, "#!/bin/sh\nsecret\n")
+    assert "-t" not in call.argv
+    assert torque.log(one, "18") == call.argv[call.argv.index("-o") + 1]
+
+
+def test_torque_has_no_projects() -> None:
+    with pytest.raises(SubmitError, match="would take 'climate' for a user"):
+        Torque().submit(request(project="climate"), "")
 
 
 def lsf(*records: dict[str, str]) -> Completed:

@@ -131,8 +131,11 @@ async def test_a_preempted_job_comes_back_and_it_is_counted(site: Site, jobs: Dr
 
 
 async def test_one_that_is_held_and_one_that_is_cancelled_by_hand(site: Site, jobs: Driver) -> None:
-    held, other = await jobs.submit(site.request("held", count=2, extra=("--hold",)), "sleep 300")
+    held, taken, other = await jobs.submit(site.request("held", count=3, extra=("--hold",)), "sleep 300")
     await until(jobs, lambda: all(job.reason == "JobHeldUser" for job in jobs.jobs.values()))
+    site.lab.call("scancel", taken)  # Slurm forgets it at once, and its accounting never hears of it
+    await until(jobs, lambda: jobs.jobs[taken].ended, seconds=10)
+    assert (jobs.jobs[taken].state, "while it waited" in jobs.jobs[taken].reason) == ("cancelled", True)
     site.lab.call("scontrol", "release", other)
     await until(jobs, lambda: jobs.jobs[other].state == "running")
     site.lab.call("scancel", other)

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from envsync.errors import BatchError, CommandError, HostError, SubmitError
 from envsync.hooks import Hooks
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["Driver", "Patience"]
 
 MINUTE = 60.0
+_TAKEN_OUT: dict[str, Any] = {"state": "cancelled", "reason": "it was taken out of the queue while it waited"}
+_LOST: dict[str, Any] = {"state": "lost", "reason": "it left the listing, and nothing tells how it ended"}
+_LATELY = 60.0  # seconds within which nothing runs and is forgotten where what has run is listed for a while
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +109,8 @@ class Driver:
         self._submissions: deque[float] = deque()
         self._submitting = asyncio.Lock()
         self._cancelled: set[str] = set()
-        self._left: dict[str, float] = {}
+        self._left: dict[str, tuple[float, bool]] = {}  # when first missed, and whether it waited until then
+        self._looked = time.monotonic()
         self._silent: float | None = None
         self._closed = False
         self._underway: asyncio.Task[tuple[str, ...]] | None = None
@@ -196,12 +200,14 @@ class Driver:
         """
         wanted = [each for each, job in self.jobs.items() if not job.ended]
         if not wanted:
+            self._looked = time.monotonic()
             return {}
         try:
             seen = await self._look(wanted)
         except (HostError, BatchError) as error:
             self._bear(error)
             return {}
+        self._looked = time.monotonic()
         if self._silent is not None:
             self._hooks.note(self.host.name, f"{self.system.name} answers again")
             self._silent = None
@@ -376,6 +382,8 @@ class Driver:
         shown = self.system.listed(await self._run(self.system.listing(wanted)))
         seen = {each: shown[each] for each in wanted if each in shown}
         gone = [each for each in wanted if each not in seen]
+        for each in seen:
+            self._left.pop(each, None)
         if gone:
             seen.update(await self._look_back(gone))
         return {each: self._own(job) for each, job in seen.items()}
@@ -392,14 +400,18 @@ class Driver:
             if each in known
         }
         patience = self._patience.accounting if call else min(self._patience.accounting, 2 * self.interval)
+        lately = self.system.lingers and now - self._looked < _LATELY
         for id_ in gone:
-            # one that was cancelled here while it waited may be in no books at all
-            borne = 0.0 if id_ in self._cancelled else patience
-            if id_ not in jobs and self._heard_of(id_):
+            if id_ in jobs:
+                continue
+            if self._heard_of(id_):
                 self._left.pop(id_, None)
-            elif id_ not in jobs and now - self._left.setdefault(id_, now) >= borne:
-                reason = "it left the listing, and nothing tells how it ended"
-                jobs[id_] = Job(id=id_, state="lost", reason=reason, nodes=self.jobs[id_].nodes)
+                continue
+            first, waited = self._left.setdefault(id_, (now, lately and self.jobs[id_].state == "pending"))
+            borne = min(patience, 2 * self.interval) if waited else patience
+            # one that was cancelled here while it waited may be in no books at all
+            if id_ in self._cancelled or now - first >= borne:
+                jobs[id_] = Job(id=id_, nodes=self.jobs[id_].nodes, **(_TAKEN_OUT if waited else _LOST))
         return jobs
 
     def _own(self, job: Job) -> Job:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 from xml.etree import ElementTree
 
+from envsync.errors import SubmitError
 from envsync.runner.batch.request import (
     Call,
     Job,
@@ -34,6 +36,17 @@ if TYPE_CHECKING:
     from envsync.runner.hosts.base import Completed
 
 __all__ = ["PBS", "Torque"]
+
+# Of a script that comes by standard input, a file: some commands in Torque's place read nothing else.
+_FROM_FILE = """script=$(mktemp) && cat > "$script" || exit
+"$0" "$@" "$script"
+code=$?
+rm -f "$script"
+exit "$code"
+"""
+_NOT_SAID = "it has ended, and nothing tells how"
+_UNKNOWN = 153
+"""Exit code of a qstat that knows none of the jobs; some say nothing besides."""
 
 _GONE = re.compile(r"Unknown Job Id|has finished|Job Has Finished|Unknown Job Array", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
@@ -67,8 +80,6 @@ class PBS(BatchSystem):
         """Return the call of qsub, which reads the script."""
         argv = ["qsub", "-N", safe_name(request.name, self.limit), "-j", "oe", "-r", "y"]
         argv += [*self._array(request), "-S", request.shell, *self._resources(request)]
-        if request.walltime:
-            argv += ["-l", f"walltime={clock(request.walltime)}"]
         chosen = (("-q", request.queue), ("-A", request.account), ("-P", request.project))
         argv += [argument for key, value in chosen if value for argument in (key, value)]
         return Call(
@@ -153,7 +164,8 @@ class PBS(BatchSystem):
         chunk += [f"mem={mebibytes(request.memory)}mb"] if request.memory else []
         chunk += [f"ngpus={request.gpus}"] if request.gpus else []
         chunk += [request.constraint] if request.constraint else []
-        return ["-l", ":".join(chunk)]
+        limit = ["-l", f"walltime={clock(request.walltime)}"] if request.walltime else []
+        return ["-l", ":".join(chunk), *limit]
 
     def _read(self, done: Completed) -> Iterator[tuple[str, dict[str, Any]]]:
         _expect(done)
@@ -183,7 +195,7 @@ class PBS(BatchSystem):
         return Job(
             id=id_,
             state=state,
-            reason="" if state in ("running", "completed") else comment,
+            reason=_NOT_SAID if state == "lost" else "" if state in ("running", "completed") else comment,
             nodes=tuple(dict.fromkeys(re.findall(r"(?:^|\+)\(?([^/+]+)", str(job.get("exec_host", ""))))),
             exit_code=code if state not in ("pending", "running") else None,
             signal=signal if state not in ("pending", "running") else None,
@@ -204,7 +216,14 @@ class PBS(BatchSystem):
 
 
 class Torque(PBS):
-    """Torque: the older tongue, XML, and nothing that tells of jobs that have gone."""
+    """Torque: the older tongue, XML, and nothing that tells of jobs that have gone.
+
+    Parameters
+    ----------
+    arrays : bool
+        Whether its commands know arrays, and XML. Those that other systems have in Torque's place do not,
+        such as Slurm's: each job is a submission of its own then, and nothing tells how jobs ended.
+    """
 
     name = "torque"
     programs = ("qsub", "qstat", "qdel")
@@ -212,8 +231,26 @@ class Torque(PBS):
     variables = JobVariables(identity="${PBS_JOBID}", index="PBS_ARRAYID", nodes="PBS_NODEFILE")
     _kills: ClassVar[Mapping[int, JobState]] = {-10: "out-of-memory", -11: "timeout"}
 
+    def __init__(self, *, arrays: bool = True) -> None:
+        self.arrays = arrays
+        if not arrays:
+            self.at_once = 1
+            self.variables = replace(self.variables, identity="${PBS_JOBID:-$SLURM_JOB_ID}")
+
+    def submit(self, request: JobRequest, script: str) -> Call:
+        """Return the call of qsub; it reads the script, from a file where it would have no other."""
+        if request.project:
+            raise SubmitError(
+                f"Torque has no projects, and its qsub would take {request.project!r} for a user",
+                hint="Say account=, or with extra= what the site has instead.",
+            )
+        call = super().submit(request, script)
+        return call if self.arrays else replace(call, argv=("sh", "-c", _FROM_FILE, *call.argv))
+
     def listing(self, ids: Collection[str]) -> Call:
         """Return the call of qstat, with an array's members."""
+        if not self.arrays:
+            return Call(argv=("qstat", "-f", *ids))
         return Call(argv=("qstat", "-x", "-t", *_wholes(ids)))
 
     def past(self, ids: Collection[str]) -> Call | None:  # noqa: ARG002
@@ -226,7 +263,8 @@ class Torque(PBS):
 
     def _array(self, request: JobRequest) -> list[str]:
         # Torque appends -<place> to an array's log by itself
-        return ["-t", f"0-{request.count - 1}", "-o", request.log or NOWHERE]
+        several = ["-t", f"0-{request.count - 1}"] if request.count > 1 else []
+        return [*several, "-o", f"{request.log}{'' if several else '-0'}" if request.log else NOWHERE]
 
     def log(self, request: JobRequest, job: str) -> str:
         """Return the log with the job's place in its array, as Torque writes it."""
@@ -237,12 +275,21 @@ class Torque(PBS):
         node = f"nodes=1:ppn={request.cores or 1}"
         node += f":gpus={request.gpus}" if request.gpus else ""
         node += f":{request.constraint}" if request.constraint else ""
-        return ["-l", node, *(["-l", f"mem={mebibytes(request.memory)}mb"] if request.memory else [])]
+        memory = f",mem={mebibytes(request.memory)}mb" if request.memory else ""
+        limit = f",walltime={clock(request.walltime)}" if request.walltime else ""
+        return ["-l", f"{node}{memory}{limit}"]
+
+    def _end(self, status: int | None, limit: float | None, used: float | None) -> JobState:
+        # one that never ran has a status too: 271
+        return "lost" if status is None else super()._end(status, limit, used)
 
     def _read(self, done: Completed) -> Iterator[tuple[str, dict[str, Any]]]:
         _expect(done)
         text = output(done).strip()
         if not text:
+            return
+        if not self.arrays:
+            yield from _full(done)
             return
         try:
             root = ElementTree.fromstring(text)  # noqa: S314 - the batch system's own
@@ -254,6 +301,26 @@ class Torque(PBS):
             )
             found = dict(rows)
             yield str(found.pop("Job_Id", "")), found
+
+
+def _full(done: Completed) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read what ``qstat -f`` shows: a line for each attribute, which may go on in the next."""
+    found: dict[str, Any] | None = None
+    id_ = ""
+    for line in output(done).splitlines():
+        if begun := re.match(r"Job Id:\s*(\S+)", line):
+            if found is not None:
+                yield id_, found
+            id_, found = begun[1], {}
+        elif (said := re.match(r"\s+(\w+)(?:\.(\w+))? = (.*)", line)) and found is not None:
+            if said[2]:
+                found.setdefault(said[1], {})[said[2]] = said[3]
+            else:
+                found[said[1]] = said[3]
+        elif line.strip() and found is None:
+            raise unreadable("qstat", done)
+    if found is not None:
+        yield id_, found
 
 
 def _in_folder(request: JobRequest, script: str) -> str:
@@ -271,7 +338,8 @@ def _wholes(ids: Collection[str]) -> list[str]:
 def _expect(done: Completed) -> None:
     """Raise unless all that went wrong is that jobs are gone."""
     lines = done.stderr.decode(errors="replace").strip().splitlines()
-    if done.returncode != 0 and not (lines and all(_GONE.search(line) for line in lines)):
+    gone = all(_GONE.search(line) for line in lines) if lines else done.returncode == _UNKNOWN
+    if done.returncode != 0 and not gone:
         raise unreadable(f"qstat: {words(done)}", done)
 
 

@@ -55,6 +55,7 @@ class Slurm(BatchSystem):
 
     name = "slurm"
     programs = ("sbatch", "squeue", "scancel")
+    lingers = True
     hopeless = frozenset(
         (
             "AccountNotAllowed",

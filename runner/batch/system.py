@@ -92,6 +92,10 @@ class BatchSystem(ABC):
         job's folder and log are theirs; the log too; or not even the script.
     private : bool
         Whether a job's script can be read by its owner only, on nodes too.
+    at_once : int
+        How many jobs one submission asks for at most.
+    lingers : bool
+        Whether what has run is listed for some minutes: what leaves the listing while it waits has not run.
     """
 
     name: ClassVar[str]
@@ -99,9 +103,11 @@ class BatchSystem(ABC):
     limit: ClassVar[int] = 64
     hopeless: ClassVar[frozenset[str]] = frozenset()
     stuck: ClassVar[frozenset[str]] = frozenset()
-    variables: ClassVar[JobVariables]
+    variables: JobVariables
     takes: ClassVar[Literal["script", "all", "nothing"]] = "script"
     private: ClassVar[bool] = True
+    at_once: int = 1000  # Slurm's arrays have no more than 1001
+    lingers: ClassVar[bool] = False
 
     def script(self, request: JobRequest, body: str) -> str:
         """Return what each job runs: the prologue, then `body`. What is asked for goes with `submit`."""
@@ -179,8 +185,11 @@ class BatchSystem(ABC):
 
 def words(done: Completed) -> str:
     """Return what a program said, in a few lines: its errors, else its output."""
-    text = printable(done.stderr).strip() or printable(done.stdout).strip()
-    return "\n".join(line.rstrip() for line in text.splitlines()[-8:]) or f"exit status {done.returncode}"
+    return _tail(printable(done.stderr)) or _tail(printable(done.stdout)) or f"exit status {done.returncode}"
+
+
+def _tail(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.strip().splitlines()[-8:])
 
 
 def output(done: Completed) -> str:
@@ -194,9 +203,10 @@ def printable(data: bytes) -> str:
 
 
 def refused(system: str, done: Completed) -> SubmitError:
-    """Return the error of a submission that failed."""
+    """Return the error of a submission that failed; some say why where others say what they submitted."""
+    both = _tail(f"{printable(done.stdout)}\n{printable(done.stderr)}")
     return SubmitError(
-        f"{system} refused the job: {words(done)}",
+        f"{system} refused the job: {both or words(done)}",
         hint="The words are the system's own: change what is asked for, or ask those who run it.",
     )
 

@@ -34,6 +34,9 @@ ACCOUNTING = {
 }
 """What one with accounting needs."""
 
+TORQUE = {**SLURM, "qsub": "slurm-wlm-torque"}
+"""What Slurm in Torque's words needs."""
+
 REGISTRY = {"docker-registry": "docker-registry", "skopeo": "skopeo"}
 """What only registries of container images on loopback need."""
 
@@ -117,7 +120,9 @@ def main() -> int:
     """Install what is missing and build the root trees; say what cannot be had."""
     why, packages = (
         obstacle(),
-        missing({**PROGRAMS, **ACCOUNTING, **REGISTRY, **IMAGES, **DOCKER, **PODMAN, **CLOUD, **CEPH}),
+        missing(
+            PROGRAMS | ACCOUNTING | TORQUE | REGISTRY | IMAGES | DOCKER | PODMAN | CLOUD | CEPH,
+        ),
     )
     if why:
         say(f"No lab here: {why}. Its tests will be skipped.")
