@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from distributed.client import Client
 
-from envsync.errors import CloudError, LimitReached
+from envsync.errors import CloudError, ClusterError, LimitReached
 from envsync.plugins.limits import RESERVE
 from envsync.runner.amounts import Money, money, span
 from envsync.runner.cloud.costs import duration
@@ -228,12 +229,17 @@ class Watch:
 
 
 def cancel_futures(cluster: Any, why: str) -> None:
-    """Have what waits for results of a cluster in this process know that none come, and why."""
+    """Have clients of a cluster in this process know that it has ended, and why: no results come."""
     for client in list(Client._instances):
         if client.cluster is cluster:
+            client.scheduler_info = partial(_ended, why)  # Dask's would be empty, and say nothing
             for state in list(client.futures.values()):
                 if state.status == "pending":
                     _cancel(state, why)
+
+
+def _ended(why: str, **_: Any) -> None:
+    raise ClusterError(why, hint="Start another one.")
 
 
 def _cancel(state: Any, why: str) -> None:

@@ -174,6 +174,11 @@ async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
         assert "-9" in caplog.text
         await cluster.scale(1)
         assert await asyncio.wait_for(client.submit(sum, [1, 2]), 30) == 3
+
+        os.kill(cluster.scheduler.remote.pid, signal.SIGKILL)
+        await until(lambda: cluster.status.name == "closed")
+        with pytest.raises(ClusterError, match=r"has ended: its scheduler was lost: .* -9"):
+            client.scheduler_info()
     wait_until_none(cache, 20)
 
 
