@@ -415,7 +415,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 launch=self.launch,
                 options=self.options,
                 encrypted=self.trust.encrypted,
-                cwd=self.cwd,
+                snapshot=made.snapshot,
                 locks=locks,
                 want=self._want,
                 left=self._job_left,

@@ -16,7 +16,7 @@ from envsync.runner.batch.request import JobRequest, whole
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Group", "counts", "gpus_of", "groups_of", "size"]
+__all__ = ["Group", "counts", "gpus_of", "groups_of", "lines", "size"]
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,31}")
 _RESERVED = ("scheduler",)
@@ -144,8 +144,8 @@ def _group(name: str, asked: Mapping[str, Any]) -> Group:
             cores=asked.get("cores"),
             memory=size("memory", asked.get("memory")),
             gpus=gpus,
-            extra=_lines("extra", asked.get("extra") or ()),
-            prologue=_lines("prologue", asked.get("prologue") or ()),
+            extra=lines("extra", asked.get("extra") or ()),
+            prologue=lines("prologue", asked.get("prologue") or ()),
             shell=asked.get("shell") or "/bin/sh",
             **texts,
         ),
@@ -188,7 +188,14 @@ def counts(groups: Mapping[str, Group], n: int | Mapping[str, int] | None) -> di
     return {name: int(number) for name, number in wanted.items()}
 
 
-def _lines(name: str, given: Sequence[str]) -> tuple[str, ...]:
+def lines(name: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Return a list of texts as it was given.
+
+    Raises
+    ------
+    TypeError, ValueError
+        It is none; `name` is named in it.
+    """
     if isinstance(given, str):
         raise ValueError(f"{name}={given!r}: a list of them, such as [{given!r}]")
     if not isinstance(given, Iterable) or isinstance(given, Mapping):

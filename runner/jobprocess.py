@@ -13,13 +13,14 @@ from distributed.core import Status
 from envsync.errors import AgentError, EnvsyncError, HostError, ProcessDied, UnfitHostError
 from envsync.runner.gpus import demand_one_each, with_gpus
 from envsync.runner.groups import gpus_of
-from envsync.runner.jobs import NOTICE, let_go
+from envsync.runner.jobs import NOTICE
 from envsync.runner.layout import layout
 from envsync.runner.places import Place
 from envsync.runner.processes import WorkerProcess
+from envsync.runner.silence import LOOKS, Silence
 from envsync.runner.timeouts import wait_for
 from envsync.runner.verification import in_words
-from envsync.runner.workergroup import WorkerGroup, all_finished
+from envsync.runner.workergroup import WorkerGroup, all_finished, let_go
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
     from envsync.runner.batch import Job
     from envsync.runner.groups import Group
     from envsync.runner.hosts.carried import CarriedHost
+    from envsync.runner.jobends import End
     from envsync.runner.jobrows import Row
-    from envsync.runner.jobs import End, Jobs
+    from envsync.runner.jobs import Jobs
     from envsync.runner.layout import WorkerSpec
     from envsync.runner.provision import Prepared
 
@@ -38,7 +40,6 @@ MARGIN = 60.0  # seconds before a job's end at which its workers retire, or
 _PART = 0.05  # of its time, if that is more; and over how much of it jobs that end together do so, in turn
 _LAST = 10.0  # seconds before a job's end at which nothing is moved any more
 _SILENT = 60.0  # seconds, beyond its grace, without news of a job that is said to run
-_ENDING = 10.0  # seconds that a system may say of a job that has ended that it runs
 _CLOSE = 20.0  # seconds that a job has to end when it is asked to
 _LOST = (HostError, AgentError, ProcessDied)  # it may be that the job was ended
 _TAKEN = ("preempted", "node-failed", "timeout")  # by the system, from a job that did well
@@ -85,7 +86,7 @@ class JobProcess(WorkerGroup):
     async def start(self) -> None:
         """Submit it."""
         try:
-            self.id = await self.jobs.submit(self)
+            self.id = await self.jobs.submissions.submit(self)
         except BaseException:
             self.status = Status.failed
             raise
@@ -142,14 +143,14 @@ class JobProcess(WorkerGroup):
             self.trouble = ""
             self.ended.clear()
             try:
-                self.id = await self.jobs.submit(self)
+                self.id = await self.jobs.submissions.submit(self)
                 if not self.id:  # nobody wants it any more
                     return
                 end, why = await self._run()
             except EnvsyncError as error:
                 why = error.message
         if not why and end in (None, "failed"):
-            why = await self.jobs.why(self.id)
+            why = await self.jobs.ends.why(self.id)
         if self.status == Status.running:
             self.status = Status.closed
             self._event_finished.set()
@@ -178,7 +179,7 @@ class JobProcess(WorkerGroup):
                     await asyncio.wait({up})
                     break
                 lost = isinstance(up.exception(), _LOST) and not isinstance(up.exception(), UnfitHostError)
-                if lost and await self.jobs.runs_again(self.id, restarts):
+                if lost and await self.jobs.ends.runs_again(self.id, restarts):
                     await self._drop_workers()
                     continue
                 end = await self._stay(up.result(), ended)
@@ -189,7 +190,7 @@ class JobProcess(WorkerGroup):
             words = f" ({'; '.join(found)})" if found else ""
             why = f"{error.where or self.id}: {error.message}{words}"
             if isinstance(error, _LOST) and not isinstance(error, UnfitHostError):
-                return None, f"{why}; {await self.jobs.why(self.id)}"
+                return None, f"{why}; {await self.jobs.ends.why(self.id)}"
             return None, f"{why}; {error.hint}" if error.hint else why
         except Exception as error:  # noqa: BLE001 - nobody else hears of it, and the job would go on for nothing
             return None, f"{self.id}: {type(error).__name__}: {error}"
@@ -201,26 +202,14 @@ class JobProcess(WorkerGroup):
 
     async def _wait_for(self, up: asyncio.Future[Any], ended: asyncio.Future[Any]) -> bool:
         """Wait until it is up or has ended; return whether it was up, and is not heard of any more."""
-        loop, system = asyncio.get_running_loop(), self.jobs.backend.system.name
-        lost: float | None = None
-        told = False
+        silence = Silence(self.jobs, self.name)
         while True:
-            done, _ = await asyncio.wait({up, ended}, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({up, ended}, timeout=LOOKS, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return False
-            if self._host is not None or self.jobs.job(self.id).state != "running":
-                lost, told = None, False  # a queue may take as long as it takes
-                continue
-            if lost is None:
-                lost = loop.time()
-            patience = _ENDING if self.came_up else self.jobs.launch.start_timeout
-            if not told and loop.time() - lost >= patience:
-                told = True
-                text = f"{self.name} is not heard of any more, and {system} says that it runs"
-                if not self.came_up:
-                    text = f"{self.name} runs, and has not called yet: see its log, its prologue may hang"
-                self.jobs.launch.hooks.warning(", ".join(self.jobs.job(self.id).nodes) or self.id, text)
-            if self.came_up and loop.time() - lost > self.jobs.backend.grace + _SILENT:
+            silent = silence.look(self.id, heard=self._host is not None, came_up=self.came_up)
+            if self.came_up and silent > self.jobs.backend.grace + _SILENT:
+                system = self.jobs.backend.system.name
                 self.trouble = f"{system} says that it runs, and nothing is heard of it"
                 return True
 
@@ -366,7 +355,7 @@ class JobProcess(WorkerGroup):
     async def _cancel(self) -> None:
         if self.id and not self.jobs.job(self.id).ended:
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
-                await wait_for(self.jobs.cancel(self.id), _CLOSE)
+                await wait_for(self.jobs.submissions.cancel(self.id), _CLOSE)
 
 
 def leaves_at(time: float, number: int) -> float:

@@ -19,7 +19,7 @@ from envsync.runner.workergroup import WorkerGroup, all_finished, with_code_of
 if TYPE_CHECKING:
     from envsync.runner.cloud.provider import Machine
     from envsync.runner.groups import Group
-    from envsync.runner.jobs import End
+    from envsync.runner.jobends import End
     from envsync.runner.machines import Machines
     from envsync.runner.provision import Prepared
 

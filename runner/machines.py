@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from envsync.runner.clouds import Cloud
     from envsync.runner.cluster import SyncedCluster
     from envsync.runner.groups import Group
-    from envsync.runner.jobs import End
+    from envsync.runner.jobends import End
     from envsync.runner.options import Options
     from envsync.runner.places import Place
     from envsync.runner.processes import Launch

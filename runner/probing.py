@@ -36,7 +36,7 @@ _MANY = ("extra", "prologue")
 _NUMBERS = ("cores", "gpus")
 _NOT_OURS = (  # keywords of clusters, of which there is none
     *("self", "rest", "unknown", "system", "via", "scheduler", "scheduler_cores", "scheduler_memory"),
-    "scheduler_time",
+    *("scheduler_time", "scheduler_extra"),
     *("groups", "resources", "workers_per_job", "submissions_per_minute", "grace", "environment"),
 )
 
@@ -133,7 +133,7 @@ async def probe_node(
             launch=_launch(hooks),
             options=None,
             encrypted=True,
-            cwd=None,
+            snapshot=None,
             left=None,
         )
         try:
@@ -173,7 +173,11 @@ async def _probe(jobs: Jobs, supply: Supply, wait: float, hooks: Hooks) -> dict[
             job = jobs.job(id_)
             if trouble.done() and jobs.go_alone(job):
                 return None
-            why = await jobs.why(id_) if job.ended else f"{job.state}: {job.reason or 'no reason is given'}"
+            why = (
+                await jobs.ends.why(id_)
+                if job.ended
+                else f"{job.state}: {job.reason or 'no reason is given'}"
+            )
             what = trouble.result() if trouble.done() else f"did not start within {wait:g} s"
             raise JobFailed(
                 f"the job {id_} that was to look at a node {what}: {why}",

@@ -20,7 +20,8 @@ from envsync.runner.jobrows import JobTable
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.fleet import Fleet
-    from envsync.runner.jobs import End, Jobs
+    from envsync.runner.jobends import End
+    from envsync.runner.jobs import Jobs
     from envsync.runner.machines import Machines
     from envsync.runner.workergroup import WorkerGroup
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from envsync.runner.amounts import seconds
 from envsync.runner.backends import GRACE, SSH, Backend, Local
 from envsync.runner.batch import SYSTEMS, BatchSystem
 from envsync.runner.batch.request import amount, text, variables, whole
-from envsync.runner.groups import groups_of, size
+from envsync.runner.groups import groups_of, lines, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +59,8 @@ class Batch(Backend):
         Of the scheduler's own job; `memory` if not given.
     scheduler_time : str, float or timedelta, optional
         How long the scheduler's own job may run, and the cluster with it; `time` if not given.
+    scheduler_extra : sequence of str, optional
+        Further options of the scheduler's own job; `extra` if not given, and never a group's own.
     extra : sequence of str
         Further options of the submission, as one would write them behind the command.
     prologue : sequence of str
@@ -114,6 +117,7 @@ class Batch(Backend):
         scheduler_cores: int = 1,
         scheduler_memory: str | int | None = None,
         scheduler_time: Any = None,
+        scheduler_extra: Sequence[str] | None = None,
         extra: Sequence[str] = (),
         prologue: Sequence[str] = (),
         shell: str = "/bin/sh",
@@ -179,6 +183,9 @@ class Batch(Backend):
         self.groups = groups_of(asked, groups, self.aliases)
         self.group = next(iter(self.groups.values()))
         """The default one."""
+        own = extra or () if scheduler_extra is None else scheduler_extra
+        own = lines("extra" if scheduler_extra is None else "scheduler_extra", own)
+        self.scheduler_extra = replace(self.group.request, extra=own).extra  # what cannot be read is told now
         self.interface = interface
         self.cache = cache
         self.placement: Placed = placement
@@ -269,10 +276,19 @@ class PBS(Batch):
 
 
 class Torque(Batch):
-    """Jobs of Torque. See `Batch`."""
+    """Jobs of Torque.
 
-    def __init__(self, **rest: Any) -> None:
-        super().__init__("torque", **rest)
+    Parameters
+    ----------
+    arrays : bool
+        Whether its commands know arrays, and XML. Those that another system has in Torque's place do not,
+        such as Debian's for Slurm: each job is a submission of its own then, and nothing tells how it ended.
+    **rest
+        See `Batch`.
+    """
+
+    def __init__(self, *, arrays: bool = True, **rest: Any) -> None:
+        super().__init__(batch.Torque(arrays=arrays), **rest)
 
 
 class LSF(Batch):

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
+from envsync.errors import EnvsyncError
 from envsync.runner.timeouts import wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envsync.runner.groups import Group
+    from envsync.runner.hosts.carried import CarriedHost
     from envsync.runner.processes import Launch, WorkerProcess
     from envsync.runner.provision import Prepared
 
-__all__ = ["WorkerGroup", "all_finished", "with_code_of"]
+__all__ = ["WorkerGroup", "all_finished", "let_go", "with_code_of"]
 
 
 class WorkerGroup(ProcessInterface):  # type: ignore[misc]
@@ -81,3 +83,12 @@ async def with_code_of(first: Prepared, prepared: Prepared) -> Prepared:
         return prepared
     folders = await prepared.session.place_trees(manifests)
     return replace(prepared, trees=tuple(zip(manifests, folders, strict=True)))
+
+
+async def let_go(prepared: Prepared | None, host: CarriedHost | None) -> None:
+    """Let go of a job's node, which ends the job; silent if it is gone."""
+    with contextlib.suppress(EnvsyncError, OSError):
+        if prepared is not None:
+            await prepared.session.close()
+        if host is not None:
+            await host.close()

@@ -217,7 +217,7 @@ class SimulatedCluster(SyncedCluster):  # type: ignore[misc]
             ),
             options=self.options,
             encrypted=False,
-            cwd=None,
+            snapshot=None,
             left=self._job_left,
         )
         self.scheduler_spec = {

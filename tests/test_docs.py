@@ -117,6 +117,19 @@ def test_every_batch_system_has_its_page_with_a_start_from_python_and_from_a_she
         assert any(place.startswith(name) and f"--on {system}" in line for place, line in command_lines())
 
 
+def test_each_test_that_the_table_of_what_goes_wrong_names_is_there() -> None:
+    text = (ROOT / "docs" / "internals-batch.md").read_text()
+    table = text[text.index("## Where what goes wrong is tested") :].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "`" in line]
+    assert len(rows) > 15
+    for row in rows:
+        file = ""
+        for named, test in re.findall(r"`(?:([\w/]+\.py): )?\.\.(\w+)`", row):
+            file = named or file
+            tests = re.findall(r"def (test_\w+)", (ROOT / "tests" / file).read_text())
+            assert any(test in one for one in tests), (file, test)
+
+
 def test_there_are_such_lines_for_every_command() -> None:
     used = {shlex.split(line)[1] for _, line in command_lines()}
     assert set(COMMANDS) <= used

@@ -10,6 +10,7 @@ from envsync import SyncedCluster
 from envsync.runner import SGE, Slurm
 from envsync.runner.amounts import seconds
 from envsync.runner.groups import counts, gpus_of
+from envsync.runner.schedulerjob import asked_for_scheduler
 
 GROUPS: dict[str, dict[str, Any]] = {
     "cpu": {},
@@ -126,6 +127,23 @@ def test_a_backend_that_makes_no_sense_is_an_error_before_anything_runs(
 ) -> None:
     with pytest.raises((TypeError, ValueError), match=said):
         Slurm(**asked)
+
+
+def test_the_schedulers_job_has_what_all_are_asked_with_and_no_groups_own_options() -> None:
+    groups = {"gpu": {"extra": ["--exclusive"], "gres": "gpu:2", "cores": 8, "queue": "gpu"}}
+    asked: dict[str, Any] = {
+        "extra": ["--qos=long"],
+        "memory": "8 GB",
+        "scheduler_time": "2 days",
+        "groups": groups,
+    }
+    for own, extra in ((None, ("--qos=long",)), (["--qos=short"], ("--qos=short",))):
+        backend = Slurm(scheduler_extra=own, **asked)
+        request = asked_for_scheduler(backend, backend.group.request)
+        assert (request.extra, request.cores, request.gres) == (extra, 1, "")
+        assert (request.queue, request.memory, request.walltime) == ("gpu", 8 * 10**9, 2 * 86400)
+    with pytest.raises(ValueError, match="scheduler_extra='--qos=long': a list"):
+        Slurm(scheduler_extra="--qos=long")
 
 
 def test_a_keyword_that_is_spelled_wrong_is_told_with_the_one_that_was_meant() -> None:

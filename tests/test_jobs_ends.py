@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from envsync.runner.jobends import cause
 from envsync.runner.jobprocess import leaves_at
-from envsync.runner.jobs import cause
 from tests.lab.fixtures import demand, ended
 from tests.lab.install import PROGRAMS, SLURM
 from tests.lab.slurm import Slurm

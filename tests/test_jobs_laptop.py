@@ -27,7 +27,7 @@ LOCK = "pylock.envsync.toml"
 BEGIN = """
 import os, socket, sys, time, urllib.request
 from envsync import SyncedCluster
-from envsync.errors import EnvsyncError
+from envsync.errors import ClusterError
 from envsync.hooks import Hooks
 from envsync.runner import SSH, Slurm
 
@@ -94,6 +94,12 @@ with start(2) as cluster:
     until(lambda: any(kind == "failed" and "the way to all jobs" in text for kind, text in told.all), 60)
     print("told", flush=True)
     until(lambda: cluster.status.name in ("closed", "closing"))
+    try:
+        client.scheduler_info()
+    except ClusterError as error:
+        assert "its scheduler was lost" in str(error), error
+    else:
+        raise AssertionError("as if nothing had been")
     client.close(timeout=1)
 """
 )

@@ -23,7 +23,7 @@ from envsync.errors import UnfitHostError
 from envsync.hooks import Hooks
 from envsync.indexes import IndexSettings
 from envsync.lock import Lock
-from envsync.runner.batch import SYSTEMS, Job, JobRequest
+from envsync.runner.batch import SYSTEMS, Job, JobRequest, embedding
 from envsync.runner.batch.calling import NO_FOLDER, NO_PYTHON, Switchboard
 from envsync.runner.batch.embedding import brought
 from envsync.runner.hosts import Local
@@ -315,6 +315,16 @@ async def test_a_script_brings_all_and_its_token_is_good_once(board: Switchboard
     assert await asyncio.to_thread(seeing.wait, 20) == 0
     for one in (first, stranger, second, seeing):
         one.communicate()
+
+
+def test_a_python_that_hangs_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hangs = tmp_path / "python3"
+    hangs.write_text("#!/bin/sh\nexec sleep 60\n")
+    hangs.chmod(0o755)
+    monkeypatch.setattr(embedding, "_HANGS", 0.2)
+    text = embedding.finding_python([str(hangs), sys.executable], 'echo "$python"; exit 0')
+    done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True, timeout=30)
+    assert done.stdout.strip() == sys.executable
 
 
 async def test_a_wrong_token_and_an_unknown_job_are_not_answered(board: Switchboard, tmp_path: Path) -> None:

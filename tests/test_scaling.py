@@ -15,6 +15,7 @@ from envsync.errors import AgentError
 from envsync.hooks import Hooks
 from envsync.runner import Slurm
 from envsync.runner.batch import Driver, JobRequest
+from envsync.runner.batch import driver as driver_module
 from envsync.runner.batch.driver import Patience
 from envsync.runner.hosts.base import Completed
 from tests.running import until
@@ -98,14 +99,14 @@ def test_what_is_given_up_before_its_turn_is_never_submitted(monkeypatch: pytest
     async def test() -> None:
         async with cluster_of(2, submissions_per_minute=1) as (site, cluster):
             cluster.scale(5)
-            await until(lambda: len(cluster.queue._asked) == 3)
+            await until(lambda: len(cluster.queue.submissions.asked) == 3)
             cluster.scale(1)  # while three wait for their turn
             await until(lambda: site.states() == {"PENDING": 1, "CANCELLED": 1})
             cluster.scale(2)
             await until(lambda: site.states()["PENDING"] == 2)
             assert site.calls["sbatch"] == 2
             cluster.scale(9)
-            await until(lambda: bool(cluster.queue._asked))
+            await until(lambda: bool(cluster.queue.submissions.asked))
         assert site.calls["sbatch"] == 2, "closing waits for no turn"
 
     run(test)
@@ -277,9 +278,30 @@ def test_a_job_that_calls_is_not_lost_with_a_listing_that_leaves_it_out() -> Non
         )
         await driver.submit(JobRequest(name="job", log="", folder="", count=2), "")
         site.jobs.clear()
-        assert {id_: job.state for id_, job in (await driver.poll()).items()} == {"1_1": "lost"}
+        assert {id_: job.state for id_, job in (await driver.poll()).items()} == {"1_1": "cancelled"}
+        driver.jobs["1_0"] = replace(driver.jobs["1_0"], state="running")
         there.clear()
         assert {id_: job.state for id_, job in (await driver.poll()).items()} == {"1_0": "lost"}
+
+    run(test)
+
+
+@pytest.mark.parametrize(("lately", "state"), [(60.0, "cancelled"), (-1.0, "pending")])
+def test_what_is_taken_out_of_the_queue_is_told_soon_unless_it_may_have_run_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, lately: float, state: str
+) -> None:
+    monkeypatch.setattr(driver_module, "_LATELY", lately)
+
+    async def test() -> None:
+        site = Site()
+        driver = Driver(Slurm().system, site, interval=0.1)  # type: ignore[arg-type]
+        await driver.submit(JobRequest(name="job", log="", folder="", count=2), "")
+        del site.jobs["1_1"]
+        await driver.poll()
+        assert driver.jobs["1_1"].state == "pending", "one look is none"
+        await asyncio.sleep(0.2)
+        await driver.poll()
+        assert {id_: job.state for id_, job in driver.jobs.items()} == {"1_0": "pending", "1_1": state}
 
     run(test)
 

@@ -14,12 +14,15 @@ __all__ = ["NAMES", "NO_FOLDER", "NO_PYTHON", "brought", "finding_python"]
 NO_PYTHON, NO_FOLDER = 70, 74
 """Exit codes of a job: no Python for the carrier; no folder that its file could be put into."""
 
+_HANGS = 60  # seconds after which a Python that does not answer is none: it may lie on a disk that is away
 _NEWEST = 20  # minor versions of Python 3 that are looked for
 NAMES = (
     *("python3", "/usr/bin/python3", "/usr/libexec/platform-python"),
     *(f"python3.{minor}" for minor in range(_NEWEST, 7, -1)),
 )
 """What a Python may be called on a node."""
+
+_LOOK = "import sys, ssl, zlib; sys.exit(sys.version_info < (3, 8))"
 
 # What is secret comes by standard input, and is in a folder for this user only.
 _UNPACK = """\
@@ -49,8 +52,11 @@ def finding_python(names: Sequence[str], run: str) -> str:
     run : str
         What does not return.
     """
-    return f"""for python in {" ".join(map(quote, dict.fromkeys(names)))}; do
-    if "$python" -I -S -c 'import sys, ssl, zlib; sys.exit(sys.version_info < (3, 8))' 2> /dev/null; then
+    return f"""envsync_try() {{
+    if timeout {_HANGS} true; then timeout {_HANGS} "$@"; else "$@"; fi
+}}
+for python in {" ".join(map(quote, dict.fromkeys(names)))}; do
+    if envsync_try "$python" -I -S -c {quote(_LOOK)} 2> /dev/null; then
 {run}
     fi
 done
