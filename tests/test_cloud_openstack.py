@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,11 @@ def test_a_volume_and_a_drive_where_they_are_asked_for(api: OpenStackApi) -> Non
     assert asked["config_drive"] is True
 
 
-def test_lost_answers_and_busy_moments_make_one_of_each(api: OpenStackApi) -> None:
+def test_lost_answers_and_busy_moments_make_one_of_each(
+    api: OpenStackApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OS_CONNECT_RETRIES", "OS_STATUS_CODE_RETRIES"):  # the SDK's own would look for nothing
+        monkeypatch.setenv(name, "3")
     provider = OpenStackProvider(["R1"], floating_network="public")
     api.fail("POST /network/v2.0/security-groups$", None, after=True)
     wanted = request(provider)
@@ -264,6 +269,9 @@ def test_bad_input_is_told_before_anything_is_made(
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(CloudError, match=r"auth_url|no credentials"):
         OpenStackProvider(["R1"]).zones("R1", "m1.small")
+    monkeypatch.setitem(sys.modules, "openstack", None)
+    with pytest.raises(CloudError, match="openstacksdk, which is not installed"):
+        OpenStackProvider(["R1"])
     assert api.servers == {}
 
 

@@ -66,7 +66,11 @@ class Account:
                     adapter.init_poolmanager(_AT_ONCE, _AT_ONCE)
                 if region:
                     for service in ("compute", "network", "image"):  # asks where it is, once
-                        self.again(partial(getattr, api, service), attempts=_FIRST)
+                        proxy = self.again(partial(getattr, api, service), attempts=_FIRST)
+                        # releases and configurations differ in whether a lost call is made again in there,
+                        # where nobody looks whether it has made something: none is
+                        proxy.request = partial(proxy.request, connect_retries=0)
+                        proxy.status_code_retries = 0
                 self._connections[region] = api
             return self._connections[region]
 
