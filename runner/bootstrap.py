@@ -20,7 +20,7 @@ from envsync.errors import AgentError, EnvsyncError, HostError, UnfitHostError
 from envsync.runner.hosts.local import Local
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from envsync.hooks import Hooks
     from envsync.interpreter import InterpreterArchive
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from envsync.supply import Supply
     from envsync.target import Target
 
-__all__ = ["Findings", "script", "start_agent"]
+__all__ = ["Findings", "script", "start_agent", "target_of"]
 
 _MARK = "@envsync "
 _CHUNK = 256 * 1024
@@ -95,6 +95,12 @@ if [ -n "$python" ] && [ ! -f "$agent" ] && [ @SIZE@ -gt 0 ]; then
   part=$cache/bin/.agent-@PART@
   if (umask 077; head -c @SIZE@ > "$part") 2>/dev/null && [ "$(wc -c < "$part")" -eq @SIZE@ ]; then
     mv -f "$part" "$agent"
+    say cache "$cache"
+    say python "$python"
+    say agent "$agent"
+    say machine "$(uname -m)"
+    set -- "$cache"/bin/uv-*
+    [ -e "$1" ] || say bare
   fi
   rm -f "$part"
 fi
@@ -224,9 +230,22 @@ class Findings:
 
 
 async def start_agent(
-    host: Host, *, cache: str | None, grace: float, supply: Supply, hooks: Hooks
+    host: Host,
+    *,
+    cache: str | None,
+    grace: float,
+    supply: Supply,
+    hooks: Hooks,
+    bare: Callable[[Findings], None] | None = None,
 ) -> tuple[Channel, dict[str, Any]]:
     """Start the agent on a host, shipping it and an interpreter where they are lacking.
+
+    Parameters
+    ----------
+    host, cache, grace, supply, hooks
+        As `Session.open` has them.
+    bare : callable, optional
+        Told what the shell found where the agent's file has just come, and there is no uv either.
 
     Returns
     -------
@@ -249,7 +268,7 @@ async def start_agent(
         text = script(digest, cache=cache, grace=grace, hints=hints, known=known, size=size)
         channel = await host.start(text)
         try:
-            hello, findings = await _first_words(channel, data)
+            hello, findings = await _first_words(channel, data, bare)
             if hello is not None:
                 return channel, hello
             code = await channel.wait()
@@ -287,7 +306,9 @@ def _here(supply: Supply) -> list[str]:
     return found
 
 
-async def _first_words(channel: Channel, agent: bytes) -> tuple[dict[str, Any] | None, Findings]:
+async def _first_words(
+    channel: Channel, agent: bytes, bare: Callable[[Findings], None] | None
+) -> tuple[dict[str, Any] | None, Findings]:
     """Read what the shell found, or the agent's hello; the shell is sent the agent if it wants it."""
     findings = Findings()
     while line := await channel.readline():
@@ -295,6 +316,8 @@ async def _first_words(channel: Channel, agent: bytes) -> tuple[dict[str, Any] |
         if text == f"{_MARK}want":
             with contextlib.suppress(HostError):  # it could not keep it, and will say more
                 await channel.write(agent)
+        elif text == f"{_MARK}bare" and bare is not None:
+            bare(findings)
         elif text.startswith(_MARK):
             findings.add(text[len(_MARK) :])
         elif text.startswith('{"event":"hello"'):
@@ -345,7 +368,7 @@ async def _ship_python(host: Host, findings: Findings, supply: Supply, hooks: Ho
     began = time.monotonic()
     hooks.step(host.name, f"sending Python: {findings.pythons()} there")
     try:
-        archive = await supply.interpreter(_target(findings, supply))
+        archive = await supply.interpreter(target_of(findings, supply))
     except EnvsyncError as error:
         raise UnfitHostError(
             f"there is {findings.pythons()}, and none can be sent: {error.message}",
@@ -408,7 +431,8 @@ async def _archive(
             hooks.progress(where, done, archive.size, "B")
 
 
-def _target(findings: Findings, supply: Supply) -> Target:
+def target_of(findings: Findings, supply: Supply) -> Target:
+    """Return what is given to a host, as far as its shell tells."""
     from envsync.target import Target
 
     version = supply.snapshot.interpreter.version if supply.snapshot else platform.python_version()

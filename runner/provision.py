@@ -167,6 +167,7 @@ async def prepare(
         snapshot=snapshot or made.snapshot,
         lock=lock.lock if isinstance(lock, Pulled) else lock,
         pulled=pulled,
+        image=image is not None,
         store=store or default_store(),
         taking=giver or (Taking(shared, hooks or Hooks()) if shared is not None else None),
         settings=settings if settings is not None else await asyncio.to_thread(_read_settings),
@@ -213,6 +214,7 @@ class _Work:
     limit: int
     pulled: Pulled | None = None
     taking: Giver | None = None
+    image: bool = False
     supply: Supply | None = None
     locks: Sequence[Lock] = ()
     made: Locks = field(default_factory=Locks)
@@ -227,13 +229,14 @@ class _Work:
         """Open a session on every host; on none if one fails, after all were tried."""
         supply = self.supply
         assert supply is not None
+        bare = lease is not None and self.taking is None and not self.image  # a machine that was just made
         sessions: list[Session] = []
 
         async def one(host: Host) -> Session:
             meter = Meter(self.hooks)
             with self._telling(host):
                 session = await Session.open(
-                    host, cache=cache, grace=grace, lease=lease, supply=supply, hooks=meter
+                    host, cache=cache, grace=grace, lease=lease, supply=supply, hooks=meter, ahead=bare
                 )
             sessions.append(session)
             self.meters[id(session)] = meter

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from envsync.errors import AgentError
+from envsync.errors import AgentError, EnvsyncError
 from envsync.hooks import Hooks
-from envsync.runner.bootstrap import start_agent
+from envsync.runner.bootstrap import start_agent, target_of
 from envsync.runner.remote import Remote
 from envsync.runner.transfer import send
 from envsync.runner.wire import Wire
@@ -22,8 +23,8 @@ from envsync.runner.wire import Wire
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
-    from envsync.errors import EnvsyncError
     from envsync.lock import Lock
+    from envsync.runner.bootstrap import Findings
     from envsync.runner.hosts.base import Host
     from envsync.runner.taking import Giver
     from envsync.supply import Supply
@@ -111,6 +112,7 @@ class Session:
         self._wire: Wire | None = None
         self._remotes: dict[str, Remote] = {}
         self._sending = asyncio.Lock()
+        self._ahead: asyncio.Future[None] | None = None
 
     @classmethod
     async def open(
@@ -122,6 +124,7 @@ class Session:
         lease: Lease | None = None,
         supply: Supply,
         hooks: Hooks | None = None,
+        ahead: bool = False,
     ) -> Session:
         """Start an agent on a host, shipping what it needs there, and probe the host.
 
@@ -139,6 +142,9 @@ class Session:
             What the host is given from.
         hooks : Hooks, optional
             Told about progress.
+        ahead : bool
+            Whether uv is sent to a host that has nothing yet while the agent starts there: nobody else will
+            give it one, and it is the largest part of what small environments take.
 
         Raises
         ------
@@ -150,7 +156,18 @@ class Session:
             The agent did not start.
         """
         session = cls(host, supply, hooks or Hooks())
-        channel, hello = await start_agent(host, cache=cache, grace=grace, supply=supply, hooks=session.hooks)
+        try:
+            channel, hello = await start_agent(
+                host,
+                cache=cache,
+                grace=grace,
+                supply=supply,
+                hooks=session.hooks,
+                bare=session._give_uv if ahead else None,
+            )
+        except BaseException:
+            await session.close()
+            raise
         session.cache = hello["cache"]
         session.agent = hello["agent"]
         session.python = hello["python"]
@@ -196,8 +213,22 @@ class Session:
         if self._wire is not None:
             self._wire.secrets |= set(secrets)
 
+    def _give_uv(self, found: Findings) -> None:
+        """Begin to send uv."""
+        self.cache, self.agent, self.python = found.cache, found.agent, found.python
+
+        async def give() -> None:
+            with contextlib.suppress(EnvsyncError, OSError):  # who needs it sends it, and says what is wrong
+                async with self._sending:
+                    await send(self, [await self.supply.uv(target_of(found, self.supply))], what="uv")
+
+        self._ahead = asyncio.ensure_future(give())
+
     async def close(self, patience: float = 15.0) -> None:
         """End the agent and all that it started; silent if it is gone already."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.wait({self._ahead})
         if self._wire is not None:
             await self._wire.close(patience)
 

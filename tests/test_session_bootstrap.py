@@ -42,6 +42,10 @@ class Ships(Supply):
     archive: InterpreterArchive | None = None
     asked: Target | None = None
 
+    async def uv(self, target: Target) -> str:
+        self.asked = target
+        return self.store.put(b"not really uv" * 1000)
+
     async def interpreter(self, target: Target) -> InterpreterArchive:
         self.asked = target
         if self.archive is None:
@@ -129,6 +133,24 @@ async def test_a_host_without_gzip_is_sent_it_unpacked(
 ) -> None:
     supply.pack(tmp_path, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     await open_session(bare(tmp_path, without=("gzip",)))
+
+
+async def test_a_host_that_has_nothing_is_sent_uv_while_its_agent_starts(
+    tmp_path: Path, supply: Ships
+) -> None:
+    host, cache = Elsewhere({}), str(tmp_path / "cache")
+    async with await Session.open(host, cache=cache, supply=supply, ahead=True) as session:
+        digest = await supply.uv(Target.current())
+        assert await session.send([digest]) == 0  # it waits for what is on its way
+        assert len(host.commands) == 2
+        assert (await session.request("lacking", digests=[digest])) == []
+    supply.asked = None
+    async with await Session.open(host, cache=cache, supply=supply, ahead=True):
+        assert supply.asked is None  # the agent was there
+    for file in (tmp_path / "cache" / "bin").glob("agent-*.pyz"):  # another version's
+        file.rename(file.with_name("uv-1"))
+    async with await Session.open(host, cache=cache, supply=supply, ahead=True):
+        assert supply.asked is None
 
 
 async def test_a_shell_that_cannot_take_the_agent_is_given_it_as_a_file(
