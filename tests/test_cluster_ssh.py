@@ -110,16 +110,15 @@ async def test_a_scheduler_on_a_host_of_its_own(
     ssh: Any, keywords: dict[str, Any], hosts: list[Machine]
 ) -> None:
     def hasten(dask_scheduler: Any) -> None:  # an hour takes long
-        dask_scheduler.handlers["envsync_cost"].__self__.life = 0.1
+        limits = dask_scheduler.handlers["envsync_cost"].__self__
+        limits.life = time.monotonic() - limits._began + 2
 
     backend = ssh(hosts[1].name, hosts[2].name, scheduler=hosts[0].name)
-    async with (
-        SyncedCluster(backend, **{**keywords, "n_workers": 2, "max_lifetime": "1 h"}) as cluster,
-        Client(cluster, asynchronous=True) as client,
-    ):
+    async with SyncedCluster(backend, **{**keywords, "n_workers": 2, "max_lifetime": "1 h"}) as cluster:
         assert cluster.scheduler_address.startswith(f"tls://{hosts[0].address}:")
         assert set(cluster.workers) == {f"{machine.name}-0" for machine in hosts[1:]}
-        await client.run_on_scheduler(hasten)
+        async with Client(cluster, asynchronous=True) as client:  # it would look for a scheduler that is gone
+            await client.run_on_scheduler(hasten)
         await until(lambda: cluster.status == Status.closed, 40)
         assert cluster.ending == "its time is over (max_lifetime)"
     await no_survivors(hosts, 20)
