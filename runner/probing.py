@@ -34,6 +34,7 @@ WAIT = 600.0
 _TIME = 300.0  # seconds that it may run, if nothing else is said: what is short starts early
 _MANY = ("extra", "prologue")
 _NUMBERS = ("cores", "gpus")
+_FLAGS = {"true": True, "false": False}
 _NOT_OURS = (  # keywords of clusters, of which there is none
     *("self", "rest", "unknown", "system", "via", "scheduler", "scheduler_cores", "scheduler_memory"),
     *("scheduler_time", "scheduler_extra"),
@@ -81,6 +82,10 @@ def nodes_of(text: str) -> tuple[Batch, float]:
             if not value.isdigit():
                 raise ValueError(f"{name}={value!r} is no number")
             options[key] = int(value)
+        elif key in ("arrays", "gpu_per_core"):
+            if value.lower() not in _FLAGS:
+                raise ValueError(f"{name}={value!r} is neither true nor false")
+            options[key] = _FLAGS[value.lower()]
         else:
             options[key] = value
     wait = seconds(options.pop("wait"), "wait") if "wait" in options else WAIT

@@ -91,9 +91,12 @@ class Place:
         python: str | Path = sys.executable,
         core: Mapping[str, str] | None = None,
         ours: Sequence[str] = (),
-        other: Sequence[str] = (),
+        other: Sequence[str] | None = (),
     ) -> None:
-        """Make both environments, with an interpreter, versions of Dask's core and more requirements."""
+        """Make both environments, with an interpreter, versions of Dask's core and more requirements.
+
+        Only ours, if `other` is None: it takes as long again.
+        """
         wheel = wheel_of_envsync(self.folder)
         project = self.folder / "project"
         (project / "src").mkdir(parents=True)
@@ -106,6 +109,8 @@ class Place:
         pins = [f"{name}=={wanted}" for name, wanted in (core or here()).items()]
         mine = (wheel, "vary==2.0", "extra==1.0", "same==1.0", "-e", project)
         self.install(self.ours, *pins, *mine, *ours, python=python)
+        if other is None:
+            return
         self.install(self.other, *pins, "vary==1.0", "same==1.0", "proj==1.0", *other, python=python)
         write_bytecode(self.other / "bin/python")
 

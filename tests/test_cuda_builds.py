@@ -374,6 +374,9 @@ def test_nodes_are_described_by_the_words_of_their_system() -> None:
     assert backend.via is not None
     assert backend.hosts()[-1].name == "me@login.example.org"
     assert nodes_of("sge://")[0].via is None
+    assert nodes_of("torque://?arrays=false")[0].system.arrays is False  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="arrays='no' is neither true nor false"):
+        nodes_of("torque://?arrays=no")
     for wrong, why in (
         ("slurm://?partiton=gpu", r"'partiton' is no keyword of slurm://: known are account, .*partition"),
         ("sge://?partition=gpu", "'partition' is no keyword of sge://"),

@@ -23,7 +23,7 @@ from distributed import Client
 from envsync import SyncedCluster
 from envsync.errors import EnvsyncError, JobFailed
 from envsync.hooks import Hooks
-from envsync.runner import Slurm, jobprocess
+from envsync.runner import Slurm, jobends, jobprocess, silence
 
 BEGAN = time.monotonic()
 
@@ -81,7 +81,7 @@ with start(3, time="10:00") as cluster:
     # preempted: what it held moves while there is time, the job comes back
     row = next(row for row in cluster.jobs if row.name == "job-2")
     urgent = call("sbatch", "--parsable", "--partition=urgent", "--exclusive",
-        f"--nodelist={row.node}", "--wrap=sleep 3").strip()
+        f"--nodelist={row.node}", "--wrap=sleep 1").strip()
     until(lambda: "job-2-0" not in names())
     assert len(client.gather(held)) == 30
     until(lambda: {row.name: row.state for row in cluster.jobs}["job-2"] == "pending")
@@ -120,7 +120,8 @@ with start({"good": 1, "hungry": 1, "doomed": 1}, {"memory_limit": None}, groups
     until(lambda: told.of("failed", "late", "will never start", "PartitionTimeLimit"))
     until(lambda: told.of("warning", "PartitionDown", "nothing starts until somebody"))
     name = lambda group: next(row.name for row in cluster.jobs if row.name.startswith(group)) + "-0"
-    hog = client.submit(lambda: len(b"x" * 1000**3) and time.sleep(30), workers=name("hungry"))
+    # held, as Slurm looks once a second
+    hog = client.submit(lambda: (lambda held: time.sleep(30))(b"x" * 1000**3), workers=name("hungry"))
     until(lambda: told.of("failed", "hungry", "more memory than it had asked for", "exceeded memory limit"))
     hog.cancel()
     # two clusters on one node
@@ -128,7 +129,8 @@ with start({"good": 1, "hungry": 1, "doomed": 1}, {"memory_limit": None}, groups
         one.wait_for_workers(1, timeout=60)
         assert len({row.node for row in other.jobs} & {row.node for row in cluster.jobs}) == 1
         assert other.verify().ok and cluster.verify().ok
-    # a node dies, and Slurm hears of it
+    # a node dies, and Slurm hears of it; who is not heard of any more is told sooner than elsewhere
+    jobends._LOOK = silence._AGAIN = 2.0
     os.kill(node, 9)
     until(lambda: told.of("warning", "doomed", "not heard of any more"))
     call("scontrol", "update", "nodename=node3", "state=down", "reason=test")
@@ -155,7 +157,10 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 @pytest.fixture(scope="module")
 def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch, make_place(tmp_path_factory.mktemp("ends")) as made:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_place(tmp_path_factory.mktemp("ends"), other=None) as made,
+    ):
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
         yield made

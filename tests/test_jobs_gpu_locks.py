@@ -106,7 +106,10 @@ size_t confstr(int name, char *text, size_t size) {
 def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("gpus")
     torch_index(folder / "wheels")
-    with pytest.MonkeyPatch.context() as patch, make_place(folder, ours=["torch==2.5.1+cpu"]) as made:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_place(folder, other=None, ours=["torch==2.5.1+cpu"]) as made,
+    ):
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
         yield made

@@ -62,7 +62,7 @@ with SyncedCluster(backend, n_workers=2) as cluster:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with make_place(tmp_path_factory.mktemp("login")) as made:
+    with make_place(tmp_path_factory.mktemp("login"), other=None) as made:
         yield made
 
 

@@ -148,7 +148,7 @@ with SyncedCluster(backend, n_workers=4, hooks=told) as cluster:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with make_place(tmp_path_factory.mktemp("placement")) as made:
+    with make_place(tmp_path_factory.mktemp("placement"), other=None) as made:
         yield made
 
 

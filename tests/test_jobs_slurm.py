@@ -217,7 +217,10 @@ for prologue in ([f"export LD_LIBRARY_PATH={broken}"], hidden):
 
 @pytest.fixture(scope="module")
 def place(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch, make_place(tmp_path_factory.mktemp("jobs")) as made:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        make_place(tmp_path_factory.mktemp("jobs"), other=None) as made,
+    ):
         for name, value in slurm.environment.items():
             patch.setenv(name, value)
         yield made
