@@ -55,7 +55,7 @@ def wheel_of_envsync(folder: Path) -> Path:
 def _built() -> tuple[str, bytes]:
     with tempfile.TemporaryDirectory() as folder:
         source, wheels = Path(folder, "source"), Path(folder, "dist")
-        for name in ("envsync", "runner", "plugins"):
+        for name in ("envsync", "runner", "plugins", "dockerfiles"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
         for name in ("pyproject.toml", "README.md", "LICENSE"):

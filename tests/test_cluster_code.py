@@ -77,7 +77,7 @@ def test_changed_code_is_shipped_and_read_anew(tmp_path: Path) -> None:
     )
     ours = tmp_path / "ours"  # of its own: whoever edits this checkout meanwhile changes a source tree
     ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("envsync", "runner", "plugins"):
+    for name in ("envsync", "runner", "plugins", "dockerfiles"):
         shutil.copytree(ROOT / name, ours / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, ours)
