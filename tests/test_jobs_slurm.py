@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.forwarded import ASK
-from tests.lab.fixtures import ended
+from tests.lab.fixtures import demand, ended
+from tests.lab.install import TORQUE
 from tests.lab.slurm import Slurm
 from tests.nvml import MISMATCH, Card, driver_library
 from tests.places import Place, make_place
@@ -315,7 +316,14 @@ def test_workers_have_the_gpus_that_slurm_gave_their_jobs(
         assert nothing_left(lab)
 
 
-def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "site",
+    [("--on", "slurm", "--partition", "debug"), ("--on", "torque", "--site", "arrays=false")],
+    ids=["slurm", "torque"],
+)
+def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path, site: tuple[str, ...]) -> None:
+    """And in Torque's words, by what Debian has for that: a submission for each job."""
+    demand(TORQUE)
     (tmp_path / "script.py").write_text(
         "import socket\n"
         "from distributed import Client\n"
@@ -323,7 +331,7 @@ def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path) -> None:
         "    client.wait_for_workers(2, timeout=60)\n"
         "    print(sorted(set(client.run(socket.gethostname).values())))\n"
     )
-    asked = ("--on", "slurm", "--partition", "debug", "--cores", "1", "--memory", "400MB", "--time", "10:00")
+    asked = (*site, "--cores", "1", "--memory", "400MB", "--time", "10:00")
     python = str(place.ours / "bin" / "python")
     done = place.envsync(tmp_path, "run", *asked, "-n", "2", "--", python, "script.py")
     assert done.returncode == 0, done.stdout + done.stderr
