@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Filling"]
 
 _AT_ONCE = 3  # few: what is half there when a machine is up is of no use yet
+_LOOK = 0.05  # seconds
 _PATIENCE = 120.0  # seconds that a machine waits for what is on its way; then it is sent
 
 
@@ -89,10 +91,10 @@ class Filling:
         """Begin no more. What is under way goes on."""
         self._stopped.set()
 
-    def wait(self, digests: Collection[str]) -> None:
+    async def wait(self, digests: Collection[str]) -> None:
         """Wait for those that are on their way: the rest of one is less than all of it."""
         until = time.monotonic() + _PATIENCE
-        for digest in digests:
-            arrived = self._coming.get(digest)
-            if arrived is not None:
-                arrived.wait(max(0.0, until - time.monotonic()))
+        coming = [self._coming[digest] for digest in digests if digest in self._coming]
+        # no thread waits: it would keep whoever interrupts a start
+        while time.monotonic() < until and not all(one.is_set() for one in coming):  # noqa: ASYNC110
+            await asyncio.sleep(_LOOK)

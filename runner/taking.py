@@ -93,7 +93,7 @@ class Taking:
         """
         large = await asyncio.to_thread(_large, sorted(set(digests)), session.supply.store)
         if self._filling is not None:
-            await asyncio.to_thread(self._filling.wait, large)
+            await self._filling.wait(large)
         offered = await self._offered(large)
         if not offered:
             return set()

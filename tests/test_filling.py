@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from envsync.runner import filling as module
 from envsync.runner.filling import Filling
 from envsync.store import FolderStore
 from envsync.stores.folder import SharedFolder
+from tests.running import until
 
 
 class Heard(Hooks):
@@ -78,26 +79,23 @@ def test_the_smallest_go_first_and_what_is_there_is_not_sent_again(
     ]
 
 
-def test_what_is_on_its_way_when_a_machine_is_up_is_waited_for_and_no_more_is_begun(
+async def test_what_is_on_its_way_when_a_machine_is_up_is_waited_for_and_no_more_is_begun(
     blobs: tuple[FolderStore, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", 1)
     (here, digests), there = blobs, Signing(tmp_path / "there")
     there.slow = 3 * (32 << 10)
     filling = Filling(here, there, Heard())
-    putting = threading.Thread(target=filling.put, args=(digests,))
-    putting.start()
-    while there.slow not in there.order:
-        time.sleep(0.01)
+    putting = asyncio.ensure_future(asyncio.to_thread(filling.put, digests))
+    await until(lambda: there.slow in there.order, 20)
     filling.stop()
-    filling.wait([digests[4], digests[0]])  # nobody sends these
-    waiting = threading.Thread(target=filling.wait, args=(digests,))
-    waiting.start()
-    waiting.join(0.1)
-    assert waiting.is_alive()
+    await filling.wait([digests[4], digests[0]])  # nobody sends these
+    waiting = asyncio.ensure_future(filling.wait(digests))
+    await asyncio.sleep(0.2)
+    assert not waiting.done()
     there.released.set()
-    waiting.join(20)
-    putting.join(20)
+    await waiting
+    await putting
     assert there.has(digests) == {digests[number] for number in (1, 2, 3)}
 
 
