@@ -1,9 +1,10 @@
 """One scheduler or worker process of a cluster, as its configuration file says.
 
 ``process scheduler|worker CONFIG.json`` starts distributed's Scheduler, or its Nanny, in the interpreter that
-runs this. With ``-`` it imports what that takes, and then reads the file's name: a line of standard input.
-It writes one line to its standard output, ``@envsync {"address": ...}`` when it listens or
-``@envsync {"error": ...}`` when it cannot, and closes gracefully when its standard input ends or on SIGTERM.
+runs this. With ``- FIRST.json`` it sets what that says of Dask and of processors, imports what it takes, and
+then reads the name of its configuration: a line of standard input. It writes one line to its standard output,
+``@envsync {"address": ...}`` when it listens or ``@envsync {"error": ...}`` when it cannot, and closes
+gracefully when its standard input ends or on SIGTERM.
 Where the variable ``ENVSYNC_PATIENT`` is set (in jobs) no signal ends it: what it holds is saved first.
 
 The configuration holds::
@@ -50,12 +51,14 @@ Config = Dict[str, Any]
 
 def main(argv: Sequence[str]) -> int:
     """Run one process until it is told to end; return its exit status."""
-    if len(argv) != 2 or argv[0] not in ("scheduler", "worker"):
-        print("usage: process scheduler|worker CONFIG.json", file=sys.stderr)  # noqa: T201
+    if len(argv) != (3 if "-" in argv else 2) or argv[0] not in ("scheduler", "worker"):
+        print("usage: process scheduler|worker [- FIRST.json | CONFIG.json]", file=sys.stderr)  # noqa: T201
         return 2
-    role, path = argv
+    role, path = argv[:2]
     began = dict(os.environ)
     if path == "-":
+        # some of it is read when distributed is imported, and not again
+        _set(json.loads(Path(argv[2]).read_text(encoding="utf-8")))
         importlib.import_module("distributed")
         path = _line()
         if not path:
@@ -65,12 +68,9 @@ def main(argv: Sequence[str]) -> int:
         os.environ.pop(variable, None)
         if value is not None:
             os.environ[variable] = value
-    if config.get("cpus") and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(config["cpus"]) & os.sched_getaffinity(0) or os.sched_getaffinity(0))
-
+    _set(config)
     import dask.config
 
-    dask.config.update(dask.config.config, config.get("dask") or {}, priority="new")
     if role == "worker" and _has_nanny(config) and dask.config.get(_METHOD, None) == "spawn":
         from .spare import keep
 
@@ -85,6 +85,15 @@ def main(argv: Sequence[str]) -> int:
             return PORT_TAKEN
         _say({"error": {"kind": "start", "message": _reason(error)}})
         return 1
+
+
+def _set(config: Config) -> None:
+    """Use the processors and the settings of Dask that a configuration has."""
+    if config.get("cpus") and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(config["cpus"]) & os.sched_getaffinity(0) or os.sched_getaffinity(0))
+    import dask.config
+
+    dask.config.update(dask.config.config, config.get("dask") or {}, priority="new")
 
 
 def _line() -> str:

@@ -137,8 +137,11 @@ async def while_booting(
     boot = asyncio.ensure_future(booting)
     try:
         await asyncio.wait({work, boot}, return_when=asyncio.FIRST_COMPLETED)
-        if not boot.done():
-            work.result()
+        if not boot.done() and (error := work.exception()) is not None:
+            if isinstance(error, EnvsyncError):
+                raise error
+            # a start without all this is a start, too
+            (hooks or Hooks()).note("ahead", f"not prepared while machines boot: {error!r}")
         return await boot
     finally:
         work.cancel()  # a lock that is being made goes on, and is waited for when it is asked for

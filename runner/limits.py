@@ -238,7 +238,7 @@ def cancel_futures(cluster: Any, why: str) -> None:
                     _cancel(state, why)
 
 
-def _ended(why: str, **_: Any) -> None:
+def _ended(why: str, *_: Any, **__: Any) -> None:
     raise ClusterError(why, hint="Start another one.")
 
 

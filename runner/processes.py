@@ -14,9 +14,8 @@ import dask.config
 from distributed.core import Status
 from distributed.deploy.spec import ProcessInterface
 
-from envsync.errors import ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
+from envsync.errors import AgentError, ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
 from envsync.plugins.compare import Difference
-from envsync.plugins.spare import AT_START
 from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Credentials
 
@@ -225,13 +224,16 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         """Have the process that was started ahead go on, if there is one that can be this."""
         if self.launch.warm is None:
             return False
-        self.remote = await self.launch.warm.take(self.place, name, env)
+        self.remote = await self.launch.warm.take(self.place, name, env, config)
         if self.remote is None:
             return False
-        if any(variable.startswith(AT_START) for variable in config.get("env") or {}):
-            await self.remote.stop(0.5)
+        try:
+            await self.remote.hand(files, _CONFIG)
+        except AgentError:
+            if self.remote.lost is not None:
+                raise
+            await self.remote.stop(0.5)  # it died meanwhile: one that starts now tells why, or comes up
             return False
-        await self.remote.hand(files, _CONFIG)
         return True
 
     def variables(self) -> dict[str, str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from envsync.errors import EnvsyncError
+from envsync.plugins.spare import AT_START
 from envsync.runner.processes import WorkerProcess, process_name, worker_variables
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Warm", "begin_first"]
 
 _MOMENT = 0.5  # seconds that one which nobody wants has to end by itself
+_FIRST = "first.json"
 
 
 class Warm:
@@ -32,9 +36,11 @@ class Warm:
 
     def __init__(self, cluster: str) -> None:
         self._cluster = cluster
-        self._begun: dict[tuple[Place, str], tuple[Mapping[str, str | None], asyncio.Future[Remote]]] = {}
+        self._begun: dict[tuple[Place, str], tuple[_Essentials, asyncio.Future[Remote]]] = {}
 
-    def begin(self, place: Place, name: str, variables: Mapping[str, str | None]) -> None:
+    def begin(
+        self, place: Place, name: str, variables: Mapping[str, str | None], config: Mapping[str, Any]
+    ) -> None:
         """Start one; it waits for `Remote.hand`.
 
         Parameters
@@ -45,14 +51,20 @@ class Warm:
             What the worker's process is called there.
         variables : mapping
             Its environment variables.
+        config : mapping
+            Its configuration as far as it is known: what is read when distributed is imported.
         """
-        argv = [place.python, place.session.agent, "process", "worker", "-"]
-        spawning = place.session.spawn(name, argv, env=variables, cluster=self._cluster)
+        essentials = _Essentials.of(variables, config)
+        argv = [place.python, place.session.agent, "process", "worker", "-", _FIRST]
+        files = {_FIRST: json.dumps(essentials.first).encode()}
+        spawning = place.session.spawn(name, argv, env=variables, files=files, cluster=self._cluster)
         task = asyncio.ensure_future(spawning)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._begun[place, name] = dict(variables), task
+        self._begun[place, name] = essentials, task
 
-    async def take(self, place: Place, name: str, variables: Mapping[str, str | None]) -> Remote | None:
+    async def take(
+        self, place: Place, name: str, variables: Mapping[str, str | None], config: Mapping[str, Any]
+    ) -> Remote | None:
         """Return the one that is of this name, if it is as it would be if it started now."""
         begun = self._begun.pop((place, name), None)
         if begun is None:
@@ -62,14 +74,31 @@ class Warm:
             remote = await task
         except EnvsyncError:  # whoever starts it now hears why
             return None
-        if known == variables and remote.running:
+        if known == _Essentials.of(variables, config) and remote.running:
             return remote
         await remote.stop(_MOMENT)
         return None
 
     async def close(self) -> None:
         """End those that nobody took."""
-        await asyncio.gather(*(self.take(place, name, {}) for place, name in [*self._begun]))
+        await asyncio.gather(*(self.take(place, name, {}, {}) for place, name in [*self._begun]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Essentials:
+    """What a process cannot be told any more when it has imported distributed."""
+
+    variables: Mapping[str, str | None]
+    first: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str | None], config: Mapping[str, Any]) -> _Essentials:
+        later = {
+            name: value for name, value in (config.get("env") or {}).items() if name.startswith(AT_START)
+        }
+        # as it arrives there
+        first = json.loads(json.dumps({name: config.get(name) for name in ("cpus", "dask")}))
+        return cls({**variables, **later}, first)
 
 
 def begin_first(cluster: SyncedCluster) -> None:
@@ -85,14 +114,18 @@ def begin_first(cluster: SyncedCluster) -> None:
     assert launch.warm is not None
     if cluster.image is not None or options.worker_class is not None or options.gpu_worker is not None:
         return
-    first: list[tuple[Place, Any]] = []
+    first: list[tuple[Place, Any, Mapping[str, Any]]] = []
     if cluster.backend.rents:  # the others boot still
         suffixes = cast("Cloud", cluster.backend).group.suffixes
         first = [
-            (cluster.places[0], name + suffix) for name in [*cluster.worker_spec][:1] for suffix in suffixes
+            (cluster.places[0], name + suffix, {})
+            for name in [*cluster.worker_spec][:1]
+            for suffix in suffixes
         ]
     elif cluster.queue is None:
-        first = [(spec["options"]["place"], name) for name, spec in cluster.worker_spec.items()]
-    for place, name in first:
+        specs = {name: spec["options"] for name, spec in cluster.worker_spec.items()}
+        first = [(spec["place"], name, spec["config"]) for name, spec in specs.items()]
+    for place, name, config in first:
         variables = {**place.environment(), **worker_variables(launch.common)}
-        launch.warm.begin(place, process_name(f"{WorkerProcess.role} {name}"), variables)
+        label = process_name(f"{WorkerProcess.role} {name}")
+        launch.warm.begin(place, label, variables, {**launch.common, **config})

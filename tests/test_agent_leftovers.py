@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from envsync.agent.layout import Cache
+from envsync.agent.layout import Cache, Problem
 from envsync.agent.leftovers import sweep, touch_runs
 from envsync.agent.owner import lives, myself, write_owner
+from envsync.agent.supervise import spawn
 from envsync.errors import AgentError
 from envsync.indexes import IndexSettings
 from envsync.runner.hosts.local import Local
@@ -181,3 +185,32 @@ async def test_the_next_agent_removes_the_keys_of_one_that_was_killed(tmp_path: 
 def test_write_owner_is_this_process(tmp_path: Path) -> None:
     write_owner(tmp_path, token="t")
     assert json.loads((tmp_path / "owner").read_text()) == {**myself(), "token": "t"}
+
+
+def test_what_is_handed_to_a_process_as_it_ends_is_not_left(cache: Cache) -> None:
+    ended, go_on = threading.Event(), threading.Event()
+
+    def emit(event: dict[str, Any]) -> None:
+        if event["event"] == "exit":
+            ended.set()
+            go_on.wait(20)  # who reads what it says is slow
+
+    request: dict[str, Any] = {
+        "cluster": "ada-1",
+        "name": "worker_0",
+        "argv": ["cat"],
+        "env": {},
+        "files": {},
+        "cwd": None,
+    }
+    child = spawn(cache, emit, request)
+    os.kill(child.pid, signal.SIGKILL)
+    assert ended.wait(20)
+    with pytest.raises(Problem):
+        child.hand({"key.pem": base64.b64encode(b"private").decode()}, "config.json")
+    go_on.set()
+    assert child.ended.wait(20)
+    until = time.monotonic() + 20
+    while [file.name for file in (cache.runs / "ada-1/worker_0").iterdir()] != ["log"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)

@@ -246,6 +246,20 @@ def test_a_machine_that_shut_itself_down_is_there_until_it_is_deleted(
     assert api.left() == []
 
 
+def test_a_machine_that_cannot_be_looked_at_is_not_left(
+    api: AzureApi, provider: AzureProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(provider)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise CloudError("it may not be read any more")
+
+    monkeypatch.setattr(provider, "_made", refused)
+    with pytest.raises(CloudError, match="it may not be read any more"):
+        provider.create(asked)
+    assert [one for one in api.machines().values() if not one.get("deleted")] == []
+
+
 def test_a_group_that_takes_long_to_go_is_still_in_use(
     api: AzureApi, provider: AzureProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:

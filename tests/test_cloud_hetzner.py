@@ -153,6 +153,7 @@ def test_an_image_tells_what_a_server_will_be(
     api: HetznerApi, image: str, kind: str, machine: str, libc: tuple[str, str] | None, python: str
 ) -> None:
     found = HetznerProvider(["fsn1"], image=image).expected("fsn1", kind)
+    assert found is not None
     assert (found.machine, found.libc, found.python) == (machine, libc, python)
     with pytest.raises(CloudError, match="'999' not found"):
         HetznerProvider(["fsn1"], image="999").expected("fsn1", kind)

@@ -221,6 +221,39 @@ async def test_a_machine_that_ends_while_it_boots_is_told_with_the_clouds_reason
         await Rented(Ending(), plan(1)).start()
 
 
+class Forgetting(Booting):
+    """It lists nothing that is deleted, as some clouds."""
+
+    listed = 0
+
+    def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
+        self.listed += 1
+        return tuple(one for one in super().describe(region, cluster) if one.state != "ended")
+
+
+async def test_one_that_is_deleted_while_it_boots_is_not_replaced_where_such_are_not_listed() -> None:
+    provider = Forgetting(mute=1)
+    rented = Rented(provider, plan(1, boot=20))
+    starting = asyncio.ensure_future(rented.start())
+    while provider.listed < 2:
+        await asyncio.sleep(0.01)
+    provider.terminate("north", list(provider.machines))
+    with pytest.raises(CloudError, match="while it was booting: the cloud does not know it any more"):
+        await starting
+    assert (len(provider.machines), alive(provider)) == (1, [])
+
+
+async def test_nobody_looks_often_any_more_when_what_was_ended_is_not_listed() -> None:
+    provider = Forgetting()
+    rented = Rented(provider, plan(2, watch=0.5))
+    _, other = await start(rented)
+    rented.end(other)
+    while rented._unwanted or other.id in {one.id for one in alive(provider)}:
+        await asyncio.sleep(0.01)
+    await rented.close()
+    assert alive(provider) == []
+
+
 async def test_a_start_that_is_cancelled_while_machines_are_made_leaves_none() -> None:
     began, go = threading.Event(), threading.Event()
 

@@ -88,6 +88,16 @@ class Build:
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
         compiling = self._begin_to_compile(site)
+        try:
+            facts = self._note(building)
+        finally:  # nobody writes in a folder that is taken back
+            for thread in compiling:
+                thread.join()
+        self._swap(building)
+        return answer(self.prefix, facts, created=True, notes=self.notes)
+
+    def _note(self, building: Path) -> dict[str, Any]:
+        """Look at what was made, and remember it with it."""
         facts = look_at(building, self.prefix, self.python)
         state = {
             "schema": SCHEMA,
@@ -100,10 +110,7 @@ class Build:
             "traces": traces_of(building, self.prefix),
         }
         remember(building, state)
-        for thread in compiling:
-            thread.join()
-        self._swap(building)
-        return answer(self.prefix, facts, created=True, notes=self.notes)
+        return facts
 
     def _venv(self, building: Path) -> None:
         argv = [self.uv, "venv", "--quiet", "--no-config", "--no-project", "--relocatable", "--python"]

@@ -209,7 +209,8 @@ class Child:
             raise Problem("process", f"process {self.key} has ended")
         try:
             # first: whatever follows can be swept
-            write_owner(self._folder, files=[path.name for path in paths], after=self._after)
+            names = [path.name for path in (*self._files, *paths) if path.name != "owner"]
+            write_owner(self._folder, files=names, after=self._after)
             self._files += paths
             for path, data in paths.items():
                 _write(path, base64.b64decode(data))
@@ -290,6 +291,7 @@ class Child:
         _remove_all(self._files)
         self._emit({"event": "exit", "key": self.key, "code": code, "tail": list(self._tail)})
         self.ended.set()
+        _remove_all(self._files)  # what it was handed in that moment
 
 
 def run_after(command: list[str]) -> None:

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 __all__ = ["PBS", "Torque"]
 
 # Of a script that comes by standard input, a file: some commands in Torque's place read nothing else.
-_FROM_FILE = """script=$(mktemp) && cat > "$script" || exit
+_FROM_FILE = """script=$(mktemp) || exit
+trap 'rm -f "$script"' EXIT
+trap 'exit 1' HUP INT TERM
+cat > "$script" || exit
 "$0" "$@" "$script"
-code=$?
-rm -f "$script"
-exit "$code"
 """
 _NOT_SAID = "it has ended, and nothing tells how"
 _UNKNOWN = 153

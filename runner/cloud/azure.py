@@ -7,6 +7,7 @@ itself: Azure would have us wait for 10 s and more for what takes two.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -183,9 +184,9 @@ class AzureProvider(Provider):
             self._groups[name] = group
             try:
                 made = self._made(machines, group, name, expand="instanceView")
-            except OperationFailed:
-                # what could not be made is there all the same, and would have to be ended
-                with gone():
+            except BaseException:
+                # what could not be made, or not be seen, is there all the same, and would have to be ended
+                with contextlib.suppress(Exception):
                     self._delete(group, name)
                 raise
         if read_tags(made).get(CLUSTER) != request.tags.cluster:

@@ -256,10 +256,12 @@ class HetznerProvider(Provider):
             return None
         return Price(amount=0.0, currency=str(pricing["currency"]), source="in the server's price", date="")
 
-    def expected(self, region: str, machine_type: str) -> Expected:
+    def expected(self, region: str, machine_type: str) -> Expected | None:
         """Return the image, and what is known of servers from it. See `Provider.expected`."""
         with translated(region):
             found = self._demand_type(region, machine_type)
+            if found.architecture not in _MACHINES:
+                return None
             image = self._find_image(region, found)
         # a snapshot's, too: the system is that of the server that it is of
         system = system_of(f"{image.os_flavor}-{image.os_version}")

@@ -45,11 +45,13 @@ _WHY = 10.0  # seconds that a cloud has to say that a machine has ended, and why
 _GONE = 300.0  # seconds that machines may take to be gone, and what they shared to be removable
 _AT_ONCE = 32  # calls: all machines of a usual cluster are asked for at the same time
 _KNOCK = 1.0  # seconds that an sshd has to say what it is
-_SOON, _SOON_TRIES = 0.2, 20  # seconds between two looks once it does, and how many there are at that pace
+_SOON, _SOON_TRIES = 0.2, 10  # seconds between two looks once it does, and how many there are at that pace
+_FEW = 4  # machines; of more, each is looked at less often: consoles cost a call each
 _ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
 _TAIL = 30  # lines of a console
 _TOGETHER = 0.05  # seconds: what is to end within them is one call
 _OVER = ("stopped", "ending", "ended")
+_MISSED = 2  # looks that do not show a machine which one has shown: it is no more
 _TRIES = 2  # machines that are booted for one that is wanted: the second is its replacement
 
 
@@ -351,12 +353,18 @@ class Rented:
         deadline = time.monotonic() + self.plan.boot
         console = ""
         answering = 0  # looks since its sshd answered
+        soon = min(_SOON * max(1, self.plan.count / _FEW), self.plan.poll)
+        missed: int | None = None  # looks that did not show it since one did
         while True:
             found = {one.id: one for one in await self._describe(made.region)}
             now = found.get(made.id, made)
-            if now.state in _OVER and now.called_off:  # by stop or reap, and our record is not to be read
+            missed = 0 if made.id in found else missed if missed is None else missed + 1
+            forgotten = missed == _MISSED  # as some clouds do at once with what is deleted
+            # by stop or reap, and our record is not to be read
+            if forgotten or (now.state in _OVER and now.called_off):
+                why = "the cloud does not know it any more" if forgotten else now.reason
                 raise CloudError(
-                    f"somebody has ended {made.id} while it was booting: {now.reason}",
+                    f"somebody has ended {made.id} while it was booting: {why}",
                     where=self._where,
                     hint="Nothing is rented in its place. Was it `envsync stop`, or `envsync reap`?",
                 )
@@ -379,11 +387,11 @@ class Rented:
                     f"{made.id} was not up, or did not say its host keys, within {self.plan.boot:g} s",
                     where=self._where,
                     hint="The image needs systemd and cloud-init; boot_timeout= gives it longer.",
-                    tail=_tail(console),
+                    tail=_tail(console or await self._console(made)),
                 )
             if answering:  # its keys have been said, or will be in a moment
                 answering += 1
-                await asyncio.sleep(min(_SOON, self.plan.poll) if answering < _SOON_TRIES else self.plan.poll)
+                await asyncio.sleep(soon if answering < _SOON_TRIES else self.plan.poll)
             else:
                 answering += await self._answers(_address(now, self.plan))
 
@@ -429,8 +437,8 @@ class Rented:
 
     async def _host_keys(self, machine: Machine) -> tuple[Sequence[str], str]:
         """Return a machine's host keys, none if it is not that far yet, and its console."""
-        console = await self._console(machine)
         if self.plan.host_keys != "first":
+            console = await self._console(machine)
             return host_keys(console), console
         try:
             asking = asyncssh.get_server_host_key(
@@ -438,8 +446,8 @@ class Rented:
             )
             key = await wait_for(asking, _ANSWER)
         except (OSError, asyncssh.Error, asyncio.TimeoutError):
-            return (), console
-        return ([key.export_public_key().decode().strip()] if key is not None else ()), console
+            return (), ""
+        return ([key.export_public_key().decode().strip()] if key is not None else ()), ""
 
     # -- ending
 
@@ -462,6 +470,9 @@ class Rented:
 
     def _compare(self, found: Sequence[Machine]) -> None:
         """Notice what has ended."""
+        listed = {one.id for one in found}
+        for identity in [one for one, told in self._unwanted.items() if told and one not in listed]:
+            self._unwanted.pop(identity)  # some clouds list nothing that is deleted
         for one in found:
             if one.state not in _OVER:
                 continue
