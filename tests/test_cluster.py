@@ -58,7 +58,7 @@ def test_it_stands_where_localcluster_stands(keywords: dict[str, Any], cache: Pa
         assert prefix != sys.prefix
         # copies of nannies that began with the scheduler; one that is started again is a new interpreter
         commands = client.run(lambda: Path("/proc/self/cmdline").read_text().split("\0")[-4:-1])
-        assert [*commands.values()] == [["process", "worker", "-"]] * 2
+        assert [*commands.values()] == [["worker", "-", "first.json"]] * 2
         client.restart()
         commands = client.run(lambda: Path("/proc/self/cmdline").read_text())
         assert ["spawn_main" in command for command in commands.values()] == [True, True]
