@@ -24,8 +24,6 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-import dask.config
-
 from envsync.errors import StoreError
 from envsync.runner.cloud.costs import Bill
 from envsync.store import cache_root
@@ -338,6 +336,8 @@ def open_records(store: str | None = None) -> list[Records]:
     """
     if store is not None:
         return [Records(open_store(store))]
+    import dask.config
+
     configured = dask.config.get("envsync.store", None)
     return [*([Records(open_store(configured))] if configured else []), local_records()]
 
@@ -351,6 +351,8 @@ def local_records() -> Records:
 
 def owner() -> str:
     """Return who this is: Dask's setting ``envsync.owner``, else the user and the host."""
+    import dask.config  # a tenth of a second
+
     configured = dask.config.get("envsync.owner", None)
     if configured:
         return str(configured)

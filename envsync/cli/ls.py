@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
@@ -32,11 +33,14 @@ def command(ended: bool, everyone: bool, store: str | None) -> None:
     Clusters on this machine alone are not listed: they end with their process. The cost is what machines have
     cost so far, where any are rented.
     """
-    from envsync.runner.records import is_mine
+    from envsync.runner.records import is_mine, owner
     from envsync.runner.stopping import Clusters
 
     clusters = Clusters(store)
-    living = clusters.alive()
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(clusters.alive)
+        owner()  # while the store answers: Dask's configuration says who we are, and takes a while to be read
+        living = asking.result()
     over = clusters.ended() if ended else []
     mine = [one for one in living if everyone or is_mine(one.record.owner)]
     past = [one for one in over if everyone or is_mine(one.owner)]
