@@ -243,6 +243,18 @@ async def test_one_that_is_deleted_while_it_boots_is_not_replaced_where_such_are
     assert (len(provider.machines), alive(provider)) == (1, [])
 
 
+async def test_a_spot_machine_that_is_not_listed_any_more_was_taken_back_and_is_replaced() -> None:
+    provider = Forgetting(mute=1)
+    rented = Rented(provider, plan(1, boot=20, spot="only"))
+    starting = asyncio.ensure_future(rented.start())
+    while provider.listed < 2:
+        await asyncio.sleep(0.01)
+    provider.terminate("north", list(provider.machines))
+    assert (await starting).id == "m-2"
+    await rented.close()
+    assert alive(provider) == []
+
+
 async def test_nobody_looks_often_any_more_when_what_was_ended_is_not_listed() -> None:
     provider = Forgetting()
     rented = Rented(provider, plan(2, watch=0.5))

@@ -360,17 +360,18 @@ class Rented:
             now = found.get(made.id, made)
             missed = 0 if made.id in found else missed if missed is None else missed + 1
             forgotten = missed == _MISSED  # as some clouds do at once with what is deleted
+            why = "the cloud does not know it any more" if forgotten else now.reason or now.state
+            taken_back = forgotten and made.market == "spot"  # by the cloud, as far as that can be told
             # by stop or reap, and our record is not to be read
-            if forgotten or (now.state in _OVER and now.called_off):
-                why = "the cloud does not know it any more" if forgotten else now.reason
+            if (forgotten and not taken_back) or (now.state in _OVER and now.called_off):
                 raise CloudError(
                     f"somebody has ended {made.id} while it was booting: {why}",
                     where=self._where,
                     hint="Nothing is rented in its place. Was it `envsync stop`, or `envsync reap`?",
                 )
-            if now.state in _OVER:
+            if taken_back or now.state in _OVER:
                 raise BootError(
-                    f"{made.id} ended while it was booting: {now.reason or now.state}",
+                    f"{made.id} ended while it was booting: {why}",
                     where=self._where,
                     hint="Its console may say why.",
                     tail=_tail(await self._console(made) or console),
