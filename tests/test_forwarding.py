@@ -301,7 +301,7 @@ async def test_workers_go_on_past_the_end_of_a_login_that_is_refused_from_then_o
     ceph: Ceph, small_lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_PROFILE", raising=False)
-    for name, value in ceph.login(seconds=4).items():
+    for name, value in ceph.login(seconds=8).items():  # renewed four seconds before the end
         monkeypatch.setenv(name, value)
     s3 = ceph.client()
     s3.create_bucket(Bucket="team")
