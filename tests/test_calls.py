@@ -18,7 +18,8 @@ async def ask(
     monkeypatch: pytest.MonkeyPatch, handler: Any, last_seen: float, *, listens: bool
 ) -> dict[str, Any]:
     """Ask a process that answers, or says nothing at all."""
-    monkeypatch.setattr(calls, "LOOK", 0.05)
+    # not the module's: who unpickles this class in the process that has it gives it functions of their own
+    monkeypatch.setitem(calls.Calls._one.__globals__, "LOOK", 0.05)
     async with Server({"run": handler}) as server:
         await server.listen("tcp://127.0.0.1:0")
         mute = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)

@@ -114,7 +114,7 @@ class Ceph:
         identity = str(uuid.uuid4())
         self._call("ceph", "osd", "create", identity)
         self._call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity)
-        self._start("ceph-osd", "-i", "0")
+        self._start_store()
         key, secret = self.variables["AWS_ACCESS_KEY_ID"], self.variables["AWS_SECRET_ACCESS_KEY"]
         user = ("--uid=ada", "--display-name=ada", f"--access-key={key}", f"--secret-key={secret}")
         self._call("radosgw-admin", "user", "create", *user, "--caps=roles=*;user-policy=*")
@@ -128,12 +128,7 @@ class Ceph:
     def close(self) -> list[int]:
         """End it; return the processes that survived, which is a defect of the lab."""
         for process in reversed(self._running):
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(10)
+            _end(process)
         survivors = [*processes_in(self.folder)]
         shutil.rmtree(self.folder, ignore_errors=True)
         return survivors
@@ -181,13 +176,16 @@ class Ceph:
 
     # -- inner
 
-    def _call(self, program: str, *arguments: str | Path) -> None:
+    def _call(self, program: str, *arguments: str | Path) -> bytes:
         command = [find(program) or program, "-c", self.folder / "ceph.conf", *arguments]
         if program == "monmaptool":
             command[1:3] = []
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_PATIENCE)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=_PATIENCE)
         if done.returncode:
-            raise LabError(f"{program} failed: {(done.stdout + done.stderr)[-2000:]}")
+            raise LabError(
+                f"{program} failed: {(done.stdout + done.stderr)[-2000:].decode(errors='replace')}"
+            )
+        return done.stdout
 
     def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{program}.out").open("wb") as out:
@@ -201,6 +199,18 @@ class Ceph:
             )
         return self._running[-1]
 
+    def _start_store(self) -> None:
+        """Start it until it is up: one of ten asks before it knows the cluster's name, and ends."""
+        for _ in range(5):
+            store = self._start("ceph-osd", "-i", "0")
+            deadline = time.monotonic() + _PATIENCE / 10
+            while store.poll() is None and time.monotonic() < deadline:
+                if b"1 up" in self._call("ceph", "osd", "stat"):
+                    return
+                time.sleep(0.05)
+            _end(self._running.pop())
+        raise LabError(f"Ceph's store is not up: {self._tail('ceph-osd')}")
+
     def _answers(self) -> bool:
         try:
             with urllib.request.urlopen(self.url, timeout=5):
@@ -213,6 +223,15 @@ class Ceph:
 
     def _tail(self, program: str) -> str:
         return (self.folder / f"{program}.out").read_text(errors="replace")[-2000:]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
 
 
 def _policy(statement: dict[str, Any]) -> str:
