@@ -222,8 +222,6 @@ class _Roots:
 
     def look(self, without: Iterable[str]) -> None:
         """Read what was not read yet."""
-        files = [file for files in records.pushes(self._store).values() for file in files]
-        each(set(files) - self._read - set(without), self._push, self._store.at_once)
         now = time.time()
         for entry in self._store.entries("pushing"):
             if entry.name not in self._read and (entry.modified or now) >= now - _GRACE:
@@ -235,6 +233,9 @@ class _Roots:
                 except StoreError:
                     continue  # that push has ended meanwhile, and its record is there
                 self.names |= documents | blobs
+        # after them: a push that ends meanwhile has its record here before it takes its mark away
+        files = [file for files in records.pushes(self._store).values() for file in files]
+        each(set(files) - self._read - set(without), self._push, self._store.at_once)
 
     def _push(self, file: str) -> None:
         push = records.read_push(self._store, file)
