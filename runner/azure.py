@@ -52,6 +52,8 @@ class Azure(Cloud):
     ...     client = cluster.get_client()
     """
 
+    anywhere = ("westeurope",)
+
     def __init__(
         self,
         type: str,  # noqa: A002 - what everybody calls it
@@ -82,11 +84,6 @@ class Azure(Cloud):
         """The subscription: elsewhere another may be the one that is taken. See `Cloud.account`."""
         known = self._options["subscription"] or getattr(self._provider, "subscription", "")
         return {"subscription": known} if known else {}
-
-    @classmethod
-    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
-        """Return the subscription of a record. See `Cloud.reopen`."""
-        return cls("", region=tuple(regions) or "westeurope", **account).provider()  # nothing is made there
 
     def provider(self) -> Provider:
         """Return Azure."""

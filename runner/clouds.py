@@ -88,6 +88,8 @@ class Cloud(Backend):
     rents = True
     where = "region"
     """The keyword that says where."""
+    anywhere: tuple[str, ...] = ()
+    """Where to begin to look if no record says it: nothing is made there. Its own configuration if empty."""
     passes_on = True
     """Whether machines take what they lack from the scheduler's, in the cloud's own network."""
 
@@ -168,7 +170,7 @@ class Cloud(Backend):
     @classmethod
     def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
         """Return the cloud of a record: see `account`. Nothing is made with it but an end."""
-        keywords: dict[str, Any] = {**account, cls.where: tuple(regions)}
+        keywords: dict[str, Any] = {**account, cls.where: tuple(regions) or cls.anywhere}
         return cls("", **keywords).provider()
 
     @property

@@ -52,6 +52,8 @@ class GCE(Cloud):
     ...     client = cluster.get_client()
     """
 
+    anywhere = ("us-central1",)
+
     def __init__(
         self,
         type: str,  # noqa: A002 - what everybody calls it
@@ -82,11 +84,6 @@ class GCE(Cloud):
     def account(self) -> Mapping[str, Any]:
         """The project. See `Cloud.account`."""
         return {"project": self._options["project"]} if self._options["project"] else {}
-
-    @classmethod
-    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
-        """Return the project of a record. See `Cloud.reopen`."""
-        return cls("", region=tuple(regions) or "us-central1", **account).provider()  # nothing is made there
 
     def provider(self) -> Provider:
         """Return Compute Engine."""

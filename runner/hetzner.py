@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.runner.clouds import Cloud, several
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from envsync.runner.cloud.provider import Provider
 
@@ -44,6 +44,7 @@ class Hetzner(Cloud):
     """
 
     where = "location"
+    anywhere = ("fsn1",)
 
     def __init__(
         self,
@@ -62,11 +63,6 @@ class Hetzner(Cloud):
             "network": network,
             "reached_from": several(reached_from),
         }
-
-    @classmethod
-    def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
-        """Return the project of ``HCLOUD_TOKEN``: a token is of one. See `Cloud.reopen`."""
-        return cls("", location=tuple(regions) or "fsn1", **account).provider()  # nothing is made there
 
     def provider(self) -> Provider:
         """Return Hetzner Cloud."""
