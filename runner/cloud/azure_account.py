@@ -83,12 +83,8 @@ class Account:
 
     def call(self, call: Callable[..., Any], *words: Any, **asked: Any) -> Any:
         """Make a call, again if Azure was busy or the answer is lost."""
-        for attempt in stamina.retry_context(
-            on=worth_another_try, attempts=8, timeout=300.0, wait_initial=0.5, wait_max=20.0
-        ):
-            with attempt:
-                return call(*words, **asked)
-        raise AssertionError
+        caller = stamina.RetryingCaller(attempts=8, timeout=300.0, wait_initial=0.5, wait_max=20.0)
+        return caller.on(worth_another_try)(call, *words, **asked)
 
     def listed(self, call: Callable[..., Any], *words: Any, **asked: Any) -> list[dict[str, Any]]:
         """Read a list to its end."""

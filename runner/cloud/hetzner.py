@@ -336,12 +336,8 @@ class HetznerProvider(Provider):
 
     def _again(self, call: Callable[[], Any]) -> Any:
         """Call, and again where Hetzner was busy or its answer is lost; hcloud waits when throttled."""
-        for attempt in stamina.retry_context(
-            on=worth_another_try, attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0
-        ):
-            with attempt:
-                return call()
-        raise AssertionError
+        caller = stamina.RetryingCaller(attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0)
+        return caller.on(worth_another_try)(call)
 
     def _type(self, name: str) -> Any:
         if name not in self._types:
