@@ -38,9 +38,9 @@ def jobs():
     return set(subprocess.run(squeue, capture_output=True, text=True, check=True).stdout.splitlines())
 
 def start(address, python, nanny):
-    # the scheduler is in this process. A worker without a nanny that is told to end by the scheduler, and then
-    # by a signal, waits for ever for its own closing, which the signal cancelled (distributed 2026.8). Slurm
-    # kills it, but finds by their parents what belongs to a job here: its shell has to stay.
+    # the scheduler is in this process. A worker without a nanny that is told to end by the scheduler, and
+    # then by a signal, waits for ever for its own closing, which the signal cancelled (distributed 2026.8).
+    # Slurm kills it, but finds by their parents what belongs to a job here: its shell has to stay.
     return SLURMCluster(
         cores=1, processes=1, memory="600MB", n_workers=2, python=python, nanny=nanny,
         job_script_prologue=["trap : TERM", f"export ENVSYNC_OVERLAYS={DISK}"],
