@@ -171,11 +171,10 @@ class EC2Provider(Provider):
                     }
                 ]
             asked["TagSpecifications"] = [_tagged(kind, request.tags) for kind in kinds]
-            for attempt in stamina.retry_context(
-                on=worth_another_try, attempts=_ATTEMPTS, timeout=180.0, wait_initial=0.5, wait_max=20.0
-            ):
-                with attempt:
-                    (made,) = client.run_instances(**asked)["Instances"]
+            caller = stamina.RetryingCaller(
+                attempts=_ATTEMPTS, timeout=180.0, wait_initial=0.5, wait_max=20.0
+            )
+            (made,) = caller.on(worth_another_try)(client.run_instances, **asked)["Instances"]
         return _machine(made, request.shared.region)
 
     def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:

@@ -303,14 +303,13 @@ class GCEProvider(Provider):
     def _call(self, kind: str, method: str, **asked: Any) -> Any:
         """Make a call, again if Google was busy or the answer is lost; lists are read to their end."""
         call: Callable[..., Any] = getattr(self._client(kind), method)
-        for attempt in stamina.retry_context(
-            on=worth_another_try, attempts=8, timeout=180.0, wait_initial=0.5, wait_max=20.0
-        ):
-            with attempt:
-                request = {"project": self._project, **asked}
-                answer = call(request=request, retry=None, timeout=_CALL)
-                return list(answer) if method in ("list", "aggregated_list") else answer
-        raise AssertionError
+
+        def once() -> Any:
+            answer = call(request={"project": self._project, **asked}, retry=None, timeout=_CALL)
+            return list(answer) if method in ("list", "aggregated_list") else answer
+
+        caller = stamina.RetryingCaller(attempts=8, timeout=180.0, wait_initial=0.5, wait_max=20.0)
+        return caller.on(worth_another_try)(once)
 
     def _done(self, kind: str, operation: Any, **where: str) -> None:
         """Wait until an operation is done; Google says at its end alone whether there was room."""

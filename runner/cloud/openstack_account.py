@@ -26,6 +26,7 @@ T = TypeVar("T")
 _AT_ONCE = 32  # connections; requests' own limit is ten
 _CALL = 60.0  # seconds that an answer may take
 _ATTEMPTS = 8
+_PACE = {"timeout": 180.0, "wait_initial": 0.5, "wait_max": 20.0}
 _FIRST = 3  # of the first call: a wrong address is told within seconds
 logging.getLogger("keystoneauth").addHandler(logging.NullHandler())  # its warnings are our errors
 
@@ -97,10 +98,8 @@ class Account:
 
     def again(self, call: Callable[[], T], *, attempts: int = _ATTEMPTS) -> T:
         """Call, and again where it was busy or the answer is lost: for what can be said twice."""
-        for attempt in _attempts(attempts):
-            with attempt:
-                return call()
-        raise AssertionError
+        caller = stamina.RetryingCaller(attempts=attempts, **_PACE)
+        return caller.on(worth_another_try)(call)
 
     def listed(self, call: Callable[[], Iterable[Any]]) -> list[Any]:
         """Return a list to its end."""
@@ -116,14 +115,8 @@ class Account:
         make : callable
             Makes it.
         """
-        for attempt in _attempts(_ATTEMPTS):
-            there = look()
+        for attempt in stamina.retry_context(on=worth_another_try, attempts=_ATTEMPTS, **_PACE):
+            there = look()  # by itself: what it raises was tried again already
             with attempt:
                 return there[0] if there else make()
         raise AssertionError
-
-
-def _attempts(attempts: int) -> Any:
-    return stamina.retry_context(
-        on=worth_another_try, attempts=attempts, timeout=180.0, wait_initial=0.5, wait_max=20.0
-    )
