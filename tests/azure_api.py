@@ -16,6 +16,8 @@ from typing import Any
 
 from envsync.runner.tls import Authority
 from tests.azure_models import unknown_field
+from tests.azure_refusal import refusal
+from tests.azure_schedules import SCHEDULES, Schedules
 from tests.http_cloud import Call, HttpCloud, Refused
 
 SUBSCRIPTION = "11111111-2222-3333-4444-555555555555"
@@ -52,11 +54,6 @@ _IMPLIED = {
 _TAG = re.compile(r"[^<>%&\\?/]{1,512}")
 
 
-def refusal(code: str, message: str = "", status: int = 409) -> Refused:
-    """Return an error as Azure says it."""
-    return Refused(status, {"error": {"code": code, "message": message or code}})
-
-
 class AzureApi(HttpCloud):
     """One subscription.
 
@@ -83,6 +80,10 @@ class AzureApi(HttpCloud):
         The actions that the identity may do, as a role's definition has them; None for all.
     authorised : set of str
         The actions that were needed since there is a role.
+    registered : set of str
+        The resource providers that the subscription is registered to use, of those that it may not be.
+    clock : float
+        What time it is there; `pass_time` moves it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -114,6 +115,9 @@ class AzureApi(HttpCloud):
         self.leaks: list[str] = []
         self.role: frozenset[str] | None = None
         self.authorised: set[str] = set()
+        self.registered = {"Microsoft.DevTestLab"}
+        self.clock = 1795932000.0
+        self._schedules = Schedules(self.resources)
         self._numbers, self._operations = itertools.count(1), itertools.count(1)
         self._headers: dict[int, dict[str, str]] = {}
 
@@ -135,6 +139,15 @@ class AzureApi(HttpCloud):
     def machines(self) -> dict[str, dict[str, Any]]:
         """Return the machines by their names."""
         return {one["name"]: one for one in self._of(_MACHINE)}
+
+    def now(self) -> float:
+        return self.clock
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, and schedules do what they are for."""
+        with self._lock:
+            self.clock += seconds
+            self._schedules.run(self.clock)
 
     def more_headers(self, call: Call, status: int) -> dict[str, str]:
         return self._headers.pop(id(call), {})
@@ -235,6 +248,12 @@ class AzureApi(HttpCloud):
         if found is not None and found.get("gone"):
             del self.resources[identity]
             found = None
+        if method == "PUT" and kind == SCHEDULES:
+            if "Microsoft.DevTestLab" not in self.registered:
+                said = "The subscription is not registered to use namespace 'Microsoft.DevTestLab'."
+                raise refusal("MissingSubscriptionRegistration", said)
+            self._check_tags(call.body)
+            return self._schedules.put(identity, rest[0], call.body, self.clock)
         if method == "PUT":
             return self._put(group, kind, rest[0], call)
         if found is None:
@@ -363,7 +382,7 @@ class AzureApi(HttpCloud):
             inner["instanceView"] = {"statuses": statuses}
         if only:
             return {"id": found["id"].upper(), "name": found["name"], "properties": inner}
-        hidden = ("failure", "power", "gone")
+        hidden = ("failure", "power", "gone", "due")
         return {**{key: value for key, value in found.items() if key not in hidden}, "properties": inner}
 
     def _of(self, kind: str) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ class HttpCloud:
 
             do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _do  # noqa: N815 - http.server's names
 
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(cloud.now() if timestamp is None else timestamp)
+
             def log_message(self, *rest: Any) -> None:
                 pass
 
@@ -108,6 +112,10 @@ class HttpCloud:
     def variables(self) -> dict[str, str]:
         """Return the environment in which it is used."""
         raise NotImplementedError
+
+    def now(self) -> float:
+        """Return what time it is there, in seconds since 1970."""
+        return time.time()
 
     def answer(self, call: Call) -> tuple[int, Any]:
         """Return a status and a body; or raise Refused."""

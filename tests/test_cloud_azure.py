@@ -21,7 +21,8 @@ from envsync.runner.cloud import azure, azure_messages
 from envsync.runner.cloud.azure import AzureProvider
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Market, Tags
 from envsync.runner.cloud.renting import Plan, Rented
-from tests.azure_api import SECRET, SUBSCRIPTION, TOKEN, AzureApi, price, refusal
+from tests.azure_api import SECRET, SUBSCRIPTION, TOKEN, AzureApi, price
+from tests.azure_refusal import refusal
 from tests.http_cloud import Refused
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
@@ -347,6 +348,7 @@ def test_the_role_that_the_docs_give_is_enough_and_no_more(api: AzureApi, provid
     def everything() -> None:
         made = provider.create(request(provider))
         provider.console(REGION, made.id)
+        provider.renew(REGION, [made.id], TAGS, 120.0)
         assert len(provider.describe(REGION, TAGS.cluster)) == 1
         (*_, group) = [one for place in provider.everywhere() for one in provider.found(place)]
         AzureProvider([REGION]).terminate(REGION, [made.id])

@@ -22,6 +22,7 @@ from envsync.runner.cloud.azure_account import Account
 from envsync.runner.cloud.azure_errors import OperationFailed, gone, taken, translated
 from envsync.runner.cloud.azure_found import is_ending, read_tags
 from envsync.runner.cloud.azure_messages import CREATED, FIREWALL, MACHINES, NETWORK, group_of, region_name
+from envsync.runner.cloud.azure_schedules import Schedules
 from envsync.runner.cloud.provider import (
     CLUSTER,
     Expected,
@@ -75,9 +76,11 @@ class AzureProvider(Provider):
     name = "azure"
     gone_on_shutdown = False
     left_on_shutdown = (
-        "Azure keeps a machine that has shut itself down, and bills it as one that runs until it is deleted. "
-        "Should this process be killed, `envsync reap` does that, from anywhere"
+        "Azure keeps a machine that has shut itself down, and bills it as one that runs until it is "
+        "deallocated or deleted. Should this process be killed, a schedule of Azure's deallocates its "
+        "machines some hours later; `envsync reap` deletes them, from anywhere"
     )
+    renews = 300.0
 
     def __init__(
         self,
@@ -117,6 +120,7 @@ class AzureProvider(Provider):
                 hint="Name a subnet that you reach: Azure(..., private=True, subnet='/subscriptions/...').",
             )
         self._account = Account(subscription)
+        self._schedules = Schedules(self._account)
         self.subscription = self._account.subscription
         self.regions = tuple(map(region_name, chosen))
         self._zones = tuple(zones)
@@ -220,6 +224,12 @@ class AzureProvider(Provider):
                 if group:
                     with gone():
                         self._delete(group, one)
+
+    def renew(self, region: str, ids: Sequence[str], tags: Tags, lease: float) -> None:
+        """Move on the schedules that deallocate machines. See `Provider.renew`."""
+        with translated(region):
+            groups = {one: group for one in ids if (group := self._group_of_machine(one))}
+        self._schedules.move_on(region, groups, tags, lease)
 
     def console(self, region: str, identity: str) -> str:
         """Return what boot diagnostics have of the serial port. See `Provider.console`."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -65,6 +67,7 @@ class Account:
             "resources": azure.mgmt.resource.resources.ResourceManagementClient,
         }
         self._own = threading.local()
+        self._ahead = 0.0  # seconds, of Azure's clock before ours
 
     @property
     def compute(self) -> Any:
@@ -80,6 +83,10 @@ class Account:
     def resources(self) -> Any:
         """Resource groups."""
         return self._client("resources")
+
+    def now(self) -> float:
+        """Return the time by Azure's clock, once it has been asked anything, in seconds since 1970."""
+        return time.time() + self._ahead
 
     def call(self, call: Callable[..., Any], *words: Any, **asked: Any) -> Any:
         """Make a call, again if Azure was busy or the answer is lost."""
@@ -167,11 +174,18 @@ class Account:
                 base_url=self._endpoint,
                 credential_scopes=[f"{self._endpoint}/.default"],
                 retry_policy=RetryPolicy.no_retries(),  # `call` does that, in one place
+                raw_response_hook=self._heard,
                 user_agent="envsync",
                 connection_timeout=10,
                 read_timeout=60,
             )
         return clients[kind]
+
+    def _heard(self, response: Any) -> None:
+        """Learn how late it is there."""
+        with contextlib.suppress(TypeError, ValueError):  # it does not say
+            said = parsedate_to_datetime(response.http_response.headers.get("Date"))
+            self._ahead = said.timestamp() - time.time()
 
 
 class _Credential:

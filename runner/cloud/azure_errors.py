@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import CapacityError, CloudError
@@ -165,6 +166,9 @@ def _refused(codes: set[str], said: str, where: str, machine_type: str, status: 
         hint = "The subscription makes too many calls: wait a minute."
     elif "SubscriptionNotFound" in codes or "InvalidSubscriptionId" in codes:
         hint = "Is it the right subscription? `az account list` shows them."
+    elif "MissingSubscriptionRegistration" in codes:
+        name = re.search(r"Microsoft\.\w+", said)
+        hint = f"Register it, once: `az provider register --namespace {name[0] if name else 'NAMESPACE'}`."
     elif "RequestDisallowedByPolicy" in codes:
         hint = "A policy of the subscription forbids it: private=True, subnet= or tags= may be what it wants."
     elif "ScopeLocked" in codes:

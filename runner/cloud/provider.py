@@ -260,6 +260,8 @@ class Provider(ABC):
         Whether a machine that shuts itself down is gone for good, and costs nothing from then on.
     left_on_shutdown : str
         What is left of it where it is not, and whether that costs; users read it when machines are rented.
+    renews : float
+        Seconds between two calls of `renew`; 0 where it does nothing.
     """
 
     name: str
@@ -267,6 +269,7 @@ class Provider(ABC):
     has_console: bool = True
     gone_on_shutdown: bool = True
     left_on_shutdown: str = ""
+    renews: float = 0.0
 
     @abstractmethod
     def zones(self, region: str, machine_type: str) -> tuple[str, ...]:
@@ -287,6 +290,29 @@ class Provider(ABC):
     @abstractmethod
     def terminate(self, region: str, ids: Sequence[str]) -> None:
         """Begin to end machines; those that are gone or unknown are left out silently."""
+
+    def renew(self, region: str, ids: Sequence[str], tags: Tags, lease: float) -> None:  # noqa: B027
+        """Put off the moment at which the cloud itself stops machines, so that they cost no more.
+
+        It is for machines that have shut themselves down, where those are not gone. Whoever lives calls it,
+        from the first machine on. Here nothing is done.
+
+        Parameters
+        ----------
+        region : str
+            Where they are.
+        ids : sequence of str
+            Which; those that are gone or unknown are left out silently.
+        tags : Tags
+            Whose they are.
+        lease : float
+            Seconds without a sign of life from here for which they go on: the cloud may not stop them before.
+
+        Raises
+        ------
+        CloudError
+            It could not be put off for all of them.
+        """
 
     @abstractmethod
     def console(self, region: str, identity: str) -> str:

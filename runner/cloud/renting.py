@@ -28,6 +28,7 @@ from envsync.runner.cloud.introduced import Introduced
 from envsync.runner.cloud.plan import HostKeys, Plan, Spot
 from envsync.runner.cloud.prices import Prices
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest
+from envsync.runner.cloud.renewing import Renewing
 from envsync.runner.cloud.userdata import host_keys, user_data
 from envsync.runner.timeouts import wait_for
 
@@ -96,6 +97,7 @@ class Rented:
         self._beside: set[asyncio.Future[Any]] = set()
         self._watching: asyncio.Future[None] | None = None
         self._introduced = Introduced()
+        self._renewing = Renewing(provider, plan, alive=self._alive, call=self._call, hooks=self.hooks)
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -207,6 +209,7 @@ class Rented:
             Something could not be ended. The machines end themselves when their leases are over.
         """
         self.gone = None
+        self._renewing.close()
         if self._watching is not None:
             self._watching.cancel()
         for task in self._ready:
@@ -238,6 +241,14 @@ class Rented:
             known = {key: getattr(machine, key) for key in ("id", "region", "zone", "type", "market")}
             self._hired[machine.id] = hired = Hired(**known, begun=time.time())
             self._prices.ask(hired, shared, self.plan.disk)
+
+    def _alive(self) -> dict[str, list[str]]:
+        """Return the machines that are counted, by region."""
+        found: dict[str, list[str]] = {}
+        for one in self._hired.values():
+            if one.ended is None:
+                found.setdefault(one.region, []).append(one.id)
+        return found
 
     def _dismiss(self, ids: Iterable[str]) -> None:
         """Count machines no longer: they have ended, or begun to."""
@@ -340,6 +351,7 @@ class Rented:
             self._beside_it(self._discard(call, request.shared))
             raise
         self._hire(made, request.shared)
+        self._renewing.soon()
         return made
 
     async def _discard(self, call: asyncio.Future[Machine], shared: Shared) -> None:
@@ -457,6 +469,7 @@ class Rented:
         told = False
         while True:
             await asyncio.sleep(self.plan.poll if self._unwanted else self.plan.watch)
+            self._renewing.look()
             for region in list(self._made):
                 try:
                     self._compare(await self._describe(region))
