@@ -116,6 +116,11 @@ class Locks:
             made = self._made[target] = asyncio.ensure_future(make(target))
         return await asyncio.shield(made)
 
+    def ahead(self) -> Lock | None:
+        """Return the lock that was made for what is expected, as long as no host was seen to be that."""
+        made = self._made.get(self.expected) if self.expected is not None else None
+        return made.result() if made is not None and made.done() and not made.exception() else None
+
     def confirm(self, target: Target, where: str, hooks: Hooks) -> None:
         """Tell, once, that a host is not what was expected, if so: it is locked for anew."""
         expected, self.expected = self.expected, None

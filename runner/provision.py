@@ -20,6 +20,7 @@ from envsync.runner.hosts.local import Local
 from envsync.runner.local_code import look
 from envsync.runner.locking import Locks, demand_driver, demand_fit, lock_for, target_of
 from envsync.runner.many import Meter, each, first_of
+from envsync.runner.realising import few
 from envsync.runner.session import Environment, Session
 from envsync.runner.taking import Taking
 from envsync.runner.telling import tell_findings
@@ -229,14 +230,15 @@ class _Work:
         """Open a session on every host; on none if one fails, after all were tried."""
         supply = self.supply
         assert supply is not None
-        bare = lease is not None and self.taking is None and not self.image  # a machine that was just made
+        # a machine that was just made
+        ahead = self._first if lease is not None and self.taking is None and not self.image else None
         sessions: list[Session] = []
 
         async def one(host: Host) -> Session:
             meter = Meter(self.hooks)
             with self._telling(host):
                 session = await Session.open(
-                    host, cache=cache, grace=grace, lease=lease, supply=supply, hooks=meter, ahead=bare
+                    host, cache=cache, grace=grace, lease=lease, supply=supply, hooks=meter, ahead=ahead
                 )
             sessions.append(session)
             self.meters[id(session)] = meter
@@ -251,6 +253,14 @@ class _Work:
             await _close(sessions)
             raise
         return [result for result in opened if isinstance(result, Session)]
+
+    async def _first(self, target: Target) -> Collection[str]:
+        """Return what a host that has nothing is sent: its wheels if they are few and known, else uv."""
+        assert self.supply is not None
+        lock = self.lock or self.made.ahead()
+        if lock is not None and await asyncio.to_thread(few, lock, target, self.store):
+            return await asyncio.to_thread(self.store.has, {one.sha256 for one in lock.artifacts()})
+        return {await self.supply.uv(target)}
 
     async def provide(self, sessions: Sequence[Session], manifests: Sequence[Manifest]) -> list[Prepared]:
         """Lock for each host, then make all environments."""

@@ -6,10 +6,12 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from envsync.artifacts import wheel_tags
 from envsync.errors import RealiseError, ToolError, UnfitHostError
 from envsync.runner.hosts.local import Local
 from envsync.runner.imported import imported
 from envsync.runner.session import Environment
+from envsync.store import size_of
 from envsync.target import Target
 
 if TYPE_CHECKING:
@@ -18,11 +20,39 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.lock import Lock
     from envsync.runner.session import Session
+    from envsync.store import Store
 
-__all__ = ["realise"]
+__all__ = ["few", "realise"]
 
 _ROUNDS = 5  # what is there from the start, two failures of the index, all the rest, and the making
 _FAILURES = 2
+_FEW = 20_000_000  # bytes of wheels: uv, packed, is as many
+
+
+def few(lock: Lock, target: Target, store: Store) -> bool:
+    """Return whether a host that has no uv is better given all wheels of a lock than uv.
+
+    Parameters
+    ----------
+    lock : Lock
+        What is to be made there.
+    target : Target
+        The host. Where a wheel is for another one, uv says what is wrong.
+    store : Store
+        Tells how large a wheel is if the index did not.
+    """
+    tags = {str(tag) for tag in target.tags()}
+    total = 0
+    for artifact in lock.artifacts():
+        if tags.isdisjoint(wheel_tags(artifact.filename)):
+            return False
+        size = artifact.size
+        if size is None:
+            if not store.has([artifact.sha256]):
+                return False
+            size = size_of(store, artifact.sha256)
+        total += size
+    return total <= _FEW and target.implementation == "cpython"
 
 
 async def realise(
@@ -41,6 +71,9 @@ async def realise(
     # A store comes before an index: the host says all that it lacks, before it asks anybody.
     asking_store = session.taking is not None
     request = _request(lock, digest, online=online and not asking_store)
+    request["few"] = not here and await asyncio.to_thread(
+        few, lock, _target(session, lock), session.supply.store
+    )
     if here:
         request |= {"uv": _installed_uv(), "here": True, "environment": dict(environment)}
     failures = 0
@@ -104,6 +137,7 @@ def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
             for artifact in lock.artifacts()
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
+        "few": False,
         "compile": imported(),
         "online": online,
         "here": False,

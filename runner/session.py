@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from envsync.runner.hosts.base import Host
     from envsync.runner.taking import Giver
     from envsync.supply import Supply
+    from envsync.target import Target
     from envsync.trees import Manifest
 
 __all__ = ["Environment", "Lease", "Remote", "Session"]
@@ -124,7 +126,7 @@ class Session:
         lease: Lease | None = None,
         supply: Supply,
         hooks: Hooks | None = None,
-        ahead: bool = False,
+        ahead: Callable[[Target], Awaitable[Collection[str]]] | None = None,
     ) -> Session:
         """Start an agent on a host, shipping what it needs there, and probe the host.
 
@@ -142,9 +144,9 @@ class Session:
             What the host is given from.
         hooks : Hooks, optional
             Told about progress.
-        ahead : bool
-            Whether uv is sent to a host that has nothing yet while the agent starts there: nobody else will
-            give it one, and it is the largest part of what small environments take.
+        ahead : callable, optional
+            ``await ahead(target)`` returns the blobs that a host which has nothing yet is sent while the
+            agent starts there: what it needs before anything else, and nobody else will give it.
 
         Raises
         ------
@@ -163,7 +165,7 @@ class Session:
                 grace=grace,
                 supply=supply,
                 hooks=session.hooks,
-                bare=session._give_uv if ahead else None,
+                bare=None if ahead is None else functools.partial(session._give, ahead),
             )
         except BaseException:
             await session.close()
@@ -213,14 +215,16 @@ class Session:
         if self._wire is not None:
             self._wire.secrets |= set(secrets)
 
-    def _give_uv(self, found: Findings) -> None:
-        """Begin to send uv."""
+    def _give(self, ahead: Callable[[Target], Awaitable[Collection[str]]], found: Findings) -> None:
+        """Begin to send what a host needs first."""
         self.cache, self.agent, self.python = found.cache, found.agent, found.python
 
         async def give() -> None:
             with contextlib.suppress(EnvsyncError, OSError):  # who needs it sends it, and says what is wrong
                 async with self._sending:
-                    await send(self, [await self.supply.uv(target_of(found, self.supply))], what="uv")
+                    digests = await ahead(target_of(found, self.supply))
+                    if digests:
+                        await send(self, sorted(digests), what="what it needs first")
 
         self._ahead = asyncio.ensure_future(give())
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -116,6 +116,8 @@ async def makes(
             )
         return digest
 
+    # These tests are of what uv does; without it they would all be few.
+    monkeypatch.setattr("envsync.runner.realising._FEW", -1)
     # The index is not asked for a static uv by these tests: the installed one runs here just as well.
     monkeypatch.setattr(Supply, "uv", installed)
     async with AsyncExitStack() as stack:
@@ -135,3 +137,25 @@ def says(environment: Environment, code: str, **variables: str) -> str:
 
 def litter(cache: Path) -> list[str]:
     return sorted(path.name for path in (cache / "envs").iterdir() if path.name.startswith("."))
+
+
+@pytest.fixture
+async def tiny_disk(tmp_path: Path) -> AsyncIterator[Callable[..., Path]]:
+    """Mount small disks, where that is allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a disk")
+    mounted: list[Path] = []
+
+    def mount(megabytes: int, *options: str) -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        chosen = ",".join([f"size={megabytes}m", *options])
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", chosen, "tiny", folder], check=False)
+        if done.returncode:
+            pytest.skip("mounting is not allowed here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -139,17 +139,21 @@ async def test_a_host_that_has_nothing_is_sent_uv_while_its_agent_starts(
     tmp_path: Path, supply: Ships
 ) -> None:
     host, cache = Elsewhere({}), str(tmp_path / "cache")
-    async with await Session.open(host, cache=cache, supply=supply, ahead=True) as session:
+
+    async def uv(target: Target) -> set[str]:
+        return {await supply.uv(target)}
+
+    async with await Session.open(host, cache=cache, supply=supply, ahead=uv) as session:
         digest = await supply.uv(Target.current())
         assert await session.send([digest]) == 0  # it waits for what is on its way
         assert len(host.commands) == 2
         assert (await session.request("lacking", digests=[digest])) == []
     supply.asked = None
-    async with await Session.open(host, cache=cache, supply=supply, ahead=True):
+    async with await Session.open(host, cache=cache, supply=supply, ahead=uv):
         assert supply.asked is None  # the agent was there
     for file in (tmp_path / "cache" / "bin").glob("agent-*.pyz"):  # another version's
         file.rename(file.with_name("uv-1"))
-    async with await Session.open(host, cache=cache, supply=supply, ahead=True):
+    async with await Session.open(host, cache=cache, supply=supply, ahead=uv):
         assert supply.asked is None
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,10 @@ from envsync.target import Target
 from envsync.uv import find_uv
 from tests.elsewhere import Elsewhere
 from tests.index_server import IndexServer, write_wheel
-from tests.makes import Makes, litter, says
+from tests.makes import Makes, litter, says, tiny_disk
 from tests.nvml import driver_library
+
+__all__ = ["tiny_disk"]
 
 pytestmark = pytest.mark.slow
 
@@ -382,25 +384,3 @@ async def test_no_programs_may_run_in_the_cache(makes: Makes, tiny_disk: Callabl
     with pytest.raises(UnfitHostError, match="noexec") as caught:
         await (await makes.session()).realise(makes.lock(makes.artifact("alpha")))
     assert "ENVSYNC_CACHE" in str(caught.value)
-
-
-@pytest.fixture
-async def tiny_disk(tmp_path: Path) -> AsyncIterator[Callable[..., Path]]:
-    """Mount small disks, where that is allowed."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a disk")
-    mounted: list[Path] = []
-
-    def mount(megabytes: int, *options: str) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        chosen = ",".join([f"size={megabytes}m", *options])
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", chosen, "tiny", folder], check=False)
-        if done.returncode:
-            pytest.skip("mounting is not allowed here")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=True)

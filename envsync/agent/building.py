@@ -15,7 +15,7 @@ from .installing import explain, is_network, mismatched, not_given, pylock, reac
 from .layout import TREES_PTH, Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
 from .pythons import choose, find, supplement
 from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp, traces_of
-from .running import Runner
+from .running import Runner, not_executable
 
 __all__ = ["Build"]
 
@@ -28,7 +28,10 @@ for file in sys.argv[1:]:
 
 
 class Build:
-    """The making of one environment."""
+    """The making of one environment.
+
+    uv installs the wheels. Where there is no uv yet and they are few, all come here and are laid out without.
+    """
 
     def __init__(self, cache: Cache, runner: Runner, emit: Emit, request: Mapping[str, Any]) -> None:
         self.cache = cache
@@ -40,19 +43,20 @@ class Build:
         self.artifacts: list[dict[str, Any]] = request["artifacts"]
         self.settings = uv_settings(cache, request)
         self.uv = ""
+        self.few = bool(request.get("few")) and not any(cache.bin.glob("uv-*"))
         self.python: dict[str, Any] = {}
         self.notes: list[str] = []
 
     def run(self) -> dict[str, Any]:
         """Make it, unless something is lacking."""
-        uv = self._uv()
+        uv = "" if self.few else self._uv()
         python = choose(
             find(self.cache, self.request.get("hints", ())),
             self.request["python"],
             self.request.get("implementation", "cpython"),
         )
         lacking = [a for a in self.artifacts if not self.cache.has(checked_digest(a["sha256"]))]
-        asked_for = self._not_to_be_had(lacking)
+        asked_for = [a["sha256"] for a in lacking] if self.few else self._not_to_be_had(lacking)
         if uv is None or python is None or asked_for:
             return {"lacking": asked_for, "uv": uv is None, "python": python is None}
         self.uv, self.python = uv, python
@@ -81,10 +85,13 @@ class Build:
         count = len(self.artifacts)
         self.emit({"event": "step", "text": f"installing {count} package{'' if count == 1 else 's'}"})
         supplement(self.python["executable"])
-        self._venv(building)
-        problem = self._install(building)
-        if problem is not None:
-            return problem
+        if self.few:
+            self._lay(building)
+        else:
+            self._venv(building)
+            problem = self._install(building)
+            if problem is not None:
+                return problem
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
         compiling = self._begin_to_compile(site)
@@ -134,16 +141,36 @@ class Build:
         if done.returncode == 0:
             return None
         package = mismatched(done.stderr)
-        for artifact in self.artifacts:
-            if package == artifact["name"]:
-                remove(self.cache.blob(artifact["sha256"]))
-                remove(self.cache.wheels / artifact["sha256"])
+        self._forget(package)
         if lacking and is_network(done.stderr) and package is None:
             failed = [a["sha256"] for a in not_given(done.stderr, lacking)]
             text = f"the index did not give that host {len(failed)} of {len(lacking)} packages: they are sent"
             self.emit({"event": "note", "text": text})
             return {"lacking": failed, "uv": False, "python": False, "failed": True}
         raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
+
+    def _lay(self, building: Path) -> None:
+        from .laying import DamagedError, lay_wheels
+
+        if os.statvfs(self.cache.envs).f_flag & os.ST_NOEXEC:
+            raise not_executable(str(self.prefix / "bin" / "python"))
+        wheels = {a["name"]: self._wheel(a) for a in self.artifacts}
+        try:
+            lay_wheels(self.runner, self.python["executable"], building, self.prefix, wheels)
+        except DamagedError as error:
+            self._forget(error.name)
+            raise Problem(
+                "realise",
+                f"{len(self.artifacts)} packages could not be installed: {error}",
+                "Try again: the file is fetched anew.",
+            ) from error
+
+    def _forget(self, package: str | None) -> None:
+        """Remove a wheel that was found to be damaged."""
+        for artifact in self.artifacts:
+            if package == artifact["name"]:
+                remove(self.cache.blob(artifact["sha256"]))
+                remove(self.cache.wheels / artifact["sha256"])
 
     def _begin_to_compile(self, site: Path) -> list[threading.Thread]:
         """Compile what is imported first, on all cores: each process that starts would compile all of it.

@@ -16,7 +16,8 @@ def main(argv: list[str]) -> int:
     argv : list of str
         ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
         ``carry SETTINGS NAME``, ``relay SETTINGS``, ``settle``, ``share SETTINGS``,
-        ``scan [--no-records]``, ``contents`` or ``supplement PYTHON``.
+        ``scan [--no-records]``, ``contents``, ``supplement PYTHON``, ``unpack FOLDER [NAME WHEEL]...`` or
+        ``lay BUILDING PREFIX FOLDER``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -73,7 +74,14 @@ def main(argv: list[str]) -> int:
 
         supplement(rest[0])
         return 0
-    sys.stderr.write(
-        "usage: agent.pyz serve|receive|process|carry|relay|settle|share|scan|contents|supplement ...\n"
-    )
+    if verb == "unpack":
+        from .laying import unpack_wheels
+
+        return unpack_wheels(rest[0], rest[1:])
+    if verb == "lay":
+        from .laying import lay_out
+
+        return lay_out(*rest)
+    verbs = "serve|receive|process|carry|relay|settle|share|scan|contents|supplement|unpack|lay"
+    sys.stderr.write(f"usage: agent.pyz {verbs} ...\n")
     return 2

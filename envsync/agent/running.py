@@ -13,7 +13,7 @@ from .layout import Problem
 if TYPE_CHECKING:
     import subprocess
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "not_executable"]
 
 
 class Runner:
@@ -77,9 +77,14 @@ class Runner:
 
 def _not_started(program: str, error: OSError) -> Problem:
     if error.errno in (errno.EACCES, errno.EPERM):
-        return Problem(
-            "unfit",
-            f"{program} may not be executed: its folder is mounted noexec, or forbids it",
-            "Set cache= (or ENVSYNC_CACHE on that host) to a folder where programs may run.",
-        )
+        return not_executable(program)
     return Problem("unfit", f"{program} does not run there: {error.strerror}", "Is it made for this machine?")
+
+
+def not_executable(program: str) -> Problem:
+    """Return what it means that a program is in a folder from which none may run."""
+    return Problem(
+        "unfit",
+        f"{program} may not be executed: its folder is mounted noexec, or forbids it",
+        "Set cache= (or ENVSYNC_CACHE on that host) to a folder where programs may run.",
+    )
