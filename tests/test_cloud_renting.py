@@ -14,7 +14,7 @@ import pytest
 
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
-from envsync.runner.cloud import renting
+from envsync.runner.cloud import booting
 from envsync.runner.cloud.provider import Machine, MachineRequest, Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from tests.cloud_fake import FakeProvider
@@ -100,7 +100,7 @@ async def test_a_machine_whose_sshd_answers_is_looked_at_again_at_once(
         [machine] = alive(provider)
         asyncio.get_running_loop().call_later(0.05, provider.consoles.update, {machine.id: SAID})
 
-    monkeypatch.setattr(renting, "_banner", banner)
+    monkeypatch.setattr(booting, "_banner", banner)
     rented = Rented(provider, plan(1, poll=60))
     began = time.monotonic()
     machine = await rented.start()

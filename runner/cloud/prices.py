@@ -1,38 +1,75 @@
-"""What the machines of a cluster cost: asked once for each kind and place, while something else goes on."""
+"""What the machines of a cluster cost, from when each is made until it ends.
+
+Prices are asked for once for each kind and place, while something else goes on.
+"""
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import dask.config
 
 from envsync.errors import CloudError, ConfigurationError
-from envsync.runner.cloud.costs import listed_price
+from envsync.runner.cloud.costs import Bill, Hired, listed_price
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
     from concurrent.futures import Executor, Future
 
     from envsync.hooks import Hooks
-    from envsync.runner.cloud.costs import Hired
-    from envsync.runner.cloud.provider import Market, Price, Provider, Shared
+    from envsync.runner.cloud.provider import Machine, Market, Price, Provider, Shared
 
-__all__ = ["Prices", "price_of", "what_it_costs"]
+__all__ = ["Books", "price_of", "what_it_costs"]
 
 
-class Prices:
-    """Prices by type, zone and market. The user's own table comes first: he has his reasons.
+class Books:
+    """Who was hired, when, and for how much.
 
     Parameters
     ----------
     provider : Provider
-        Who is asked.
+        Who is asked for prices.
     threads : Executor
         In which.
     hooks : Hooks
-        Told of a table that makes no sense.
+        Told of a table of the user's that makes no sense.
     """
+
+    def __init__(self, provider: Provider, threads: Executor, *, hooks: Hooks) -> None:
+        self._prices = _Prices(provider, threads, hooks=hooks)
+        self._hired: dict[str, Hired] = {}
+
+    def hire(self, machine: Machine, shared: Shared, disk: int) -> None:
+        """Count a machine from now on, with its root disk of so many GiB; once."""
+        if machine.id not in self._hired:
+            known = {key: getattr(machine, key) for key in ("id", "region", "zone", "type", "market")}
+            self._hired[machine.id] = hired = Hired(**known, begun=time.time())
+            self._prices.ask(hired, shared, disk)
+
+    def dismiss(self, ids: Iterable[str]) -> None:
+        """Count machines no longer: they have ended, or begun to."""
+        now = time.time()
+        for one in ids:
+            if one in self._hired and self._hired[one].ended is None:
+                self._hired[one] = replace(self._hired[one], ended=now)
+
+    def there(self) -> dict[str, list[str]]:
+        """Return those that are counted now, by region."""
+        found: dict[str, list[str]] = {}
+        for one in self._hired.values():
+            if one.ended is None:
+                found.setdefault(one.region, []).append(one.id)
+        return found
+
+    def bill(self) -> Bill:
+        """Return what they cost, those that have ended too. A price may come later."""
+        return Bill(tuple(self._prices.priced(one) for one in self._hired.values()))
+
+
+class _Prices:
+    """Prices by type, zone and market. The user's own table comes first: he has his reasons."""
 
     def __init__(self, provider: Provider, threads: Executor, *, hooks: Hooks) -> None:
         self._provider = provider

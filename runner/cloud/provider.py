@@ -158,6 +158,11 @@ class Machine:
     called_off: bool = False
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def over(self) -> bool:
+        """Whether it works no more, and never will again."""
+        return self.state in ("stopped", "ending", "ended")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:

@@ -15,27 +15,24 @@ import itertools
 import secrets
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import asyncssh
 
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
-from envsync.runner.cloud.costs import Bill, Hired
+from envsync.runner.cloud.asking import Asking
+from envsync.runner.cloud.booting import FORGOTTEN, Booting, address_of, tail_of
 from envsync.runner.cloud.introduced import Introduced
 from envsync.runner.cloud.plan import HostKeys, Plan, Spot
-from envsync.runner.cloud.prices import Prices
+from envsync.runner.cloud.prices import Books
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest
 from envsync.runner.cloud.renewing import Renewing
-from envsync.runner.cloud.userdata import host_keys, user_data
-from envsync.runner.timeouts import wait_for
+from envsync.runner.cloud.userdata import user_data
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
+    from envsync.runner.cloud.costs import Bill
     from envsync.runner.cloud.provider import Machine, Provider, Shared
 
 __all__ = ["HostKeys", "Plan", "Rented", "Spot"]
@@ -44,15 +41,7 @@ T = TypeVar("T")
 
 _WHY = 10.0  # seconds that a cloud has to say that a machine has ended, and why
 _GONE = 300.0  # seconds that machines may take to be gone, and what they shared to be removable
-_AT_ONCE = 32  # calls: all machines of a usual cluster are asked for at the same time
-_KNOCK = 1.0  # seconds that an sshd has to say what it is
-_SOON, _SOON_TRIES = 0.2, 10  # seconds between two looks once it does, and how many there are at that pace
-_FEW = 4  # machines; of more, each is looked at less often: consoles cost a call each
-_ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
-_TAIL = 30  # lines of a console
 _TOGETHER = 0.05  # seconds: what is to end within them is one call
-_OVER = ("stopped", "ending", "ended")
-_MISSED = 2  # looks that do not show a machine which one has shown: it is no more
 _TRIES = 2  # machines that are booted for one that is wanted: the second is its replacement
 
 
@@ -84,10 +73,8 @@ class Rented:
         self._up: dict[str, Machine] = {}
         self._where = f"{provider.name} {plan.tags.cluster}"
         self._made: dict[str, set[str]] = {}
-        self._asking: dict[str, asyncio.Future[tuple[Machine, ...]]] = {}
-        self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="envsync-cloud")
-        self._hired: dict[str, Hired] = {}
-        self._prices = Prices(provider, self._threads, hooks=self.hooks)
+        self._asking = Asking(provider, plan.tags.cluster)
+        self._books = Books(provider, self._asking.threads, hooks=self.hooks)
         self._run = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._shared: Shared | None = None
@@ -97,7 +84,9 @@ class Rented:
         self._beside: set[asyncio.Future[Any]] = set()
         self._watching: asyncio.Future[None] | None = None
         self._introduced = Introduced()
-        self._renewing = Renewing(provider, plan, alive=self._alive, call=self._call, hooks=self.hooks)
+        self._renewing = Renewing(
+            provider, plan, alive=self._books.there, call=self._asking.call, hooks=self.hooks
+        )
 
     @property
     def machines(self) -> tuple[Machine, ...]:
@@ -184,11 +173,11 @@ class Rented:
         until = time.monotonic() + _WHY
         while True:
             with contextlib.suppress(CloudError):
-                found = {one.id: one for one in await self._describe(machine.region)}
+                found = {one.id: one for one in await self._asking.describe(machine.region)}
                 now = found.get(machine.id)
                 if now is None:
-                    return "the cloud does not know it any more"
-                if now.state in _OVER:
+                    return FORGOTTEN
+                if now.over:
                     return now.reason or now.state
             if time.monotonic() > until:
                 return ""
@@ -197,7 +186,7 @@ class Rented:
     async def tail(self, identity: str) -> tuple[str, ...]:
         """Return the end of a machine's console; nothing if that cannot be had."""
         with contextlib.suppress(CloudError, KeyError):
-            return _tail(await self._console(self._up[identity]))
+            return tail_of(await self._asking.console(self._up[identity]))
         return ()
 
     async def close(self) -> None:
@@ -224,47 +213,20 @@ class Rented:
                 failed.append(error)
         self._up.clear()
         await asyncio.to_thread(self._introduced.close)
-        if self._hired:
+        if self.bill().hired:
             self.hooks.note(self._where, self.bill().summary(time.time()))
-        self._threads.shutdown(wait=False)
+        self._asking.close()
         if failed:
             raise failed[0]
 
     def bill(self) -> Bill:
         """Return what its machines cost, those that have ended too. A price may come later."""
-        return Bill(tuple(self._prices.priced(one) for one in self._hired.values()))
+        return self._books.bill()
 
     def _hire(self, machine: Machine, shared: Shared) -> None:
-        """Count a machine from now on."""
+        """Know a machine, and what it costs, from now on."""
         self._made[shared.region].add(machine.id)
-        if machine.id not in self._hired:
-            known = {key: getattr(machine, key) for key in ("id", "region", "zone", "type", "market")}
-            self._hired[machine.id] = hired = Hired(**known, begun=time.time())
-            self._prices.ask(hired, shared, self.plan.disk)
-
-    def _alive(self) -> dict[str, list[str]]:
-        """Return the machines that are counted, by region."""
-        found: dict[str, list[str]] = {}
-        for one in self._hired.values():
-            if one.ended is None:
-                found.setdefault(one.region, []).append(one.id)
-        return found
-
-    def _dismiss(self, ids: Iterable[str]) -> None:
-        """Count machines no longer: they have ended, or begun to."""
-        now = time.time()
-        for one in ids:
-            if one in self._hired and self._hired[one].ended is None:
-                self._hired[one] = replace(self._hired[one], ended=now)
-
-    async def _call(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Call it in a thread. Whoever cancels waits for its end: what it makes is then known to be there."""
-        task = asyncio.get_running_loop().run_in_executor(self._threads, call, *arguments)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task})
-            raise
+        self._books.hire(machine, shared, self.plan.disk)
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Do it beside; whoever wants to know how it ended asks."""
@@ -282,7 +244,7 @@ class Rented:
 
     async def _start_in(self, region: str) -> tuple[Machine, ...]:
         plan = self.plan
-        self._zones = await self._call(self.provider.zones, region, plan.type)
+        self._zones = await self._asking.call(self.provider.zones, region, plan.type)
         if not self._zones:
             raise CapacityError(
                 f"{region} has no {plan.type} in the zones that were asked for",
@@ -292,7 +254,7 @@ class Rented:
             )
         self.hooks.step(self._where, f"renting {plan.count} x {plan.type} in {region}")
         self._made[region] = set()  # before anything is made: from now on it is looked for there
-        self._shared = await self._call(
+        self._shared = await self._asking.call(
             self.provider.open, region, plan.type, plan.tags, self._introduced.public
         )
         return await _all([self._make(first=number == 0) for number in range(plan.count)])
@@ -301,7 +263,11 @@ class Rented:
         """Have a machine up that was made: if it does not come up it is replaced, and then given up."""
         for attempt in range(_TRIES):
             try:
-                return await self._await_boot(made)
+                machine, keys = await Booting(made, self._asking, self.plan, self._where).up()
+                self._introduced.add(machine.id, address_of(machine, self.plan), keys)
+                self._up[machine.id] = machine
+                self.hooks.note(self._where, f"{machine.id} is up in {machine.zone}, {machine.market}")
+                return machine
             except BootError as error:
                 self.end(made)
                 if attempt + 1 == _TRIES:
@@ -344,7 +310,7 @@ class Rented:
 
     async def _create(self, request: MachineRequest) -> Machine:
         """Make a machine. What comes of a call that is given up is ended."""
-        call = asyncio.get_running_loop().run_in_executor(self._threads, self.provider.create, request)
+        call = self._asking.begin(self.provider.create, request)
         try:
             made = await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -360,76 +326,6 @@ class Rented:
             self._hire(made, shared)
             self.end(made)
 
-    async def _await_boot(self, made: Machine) -> Machine:
-        """Wait until a machine runs and has said its host keys."""
-        deadline = time.monotonic() + self.plan.boot
-        console = ""
-        answering = 0  # looks since its sshd answered
-        soon = min(_SOON * max(1, self.plan.count / _FEW), self.plan.poll)
-        missed: int | None = None  # looks that did not show it since one did
-        while True:
-            found = {one.id: one for one in await self._describe(made.region)}
-            now = found.get(made.id, made)
-            missed = 0 if made.id in found else missed if missed is None else missed + 1
-            forgotten = missed == _MISSED  # as some clouds do at once with what is deleted
-            why = "the cloud does not know it any more" if forgotten else now.reason or now.state
-            taken_back = forgotten and made.market == "spot"  # by the cloud, as far as that can be told
-            # by stop or reap, and our record is not to be read
-            if (forgotten and not taken_back) or (now.state in _OVER and now.called_off):
-                raise CloudError(
-                    f"somebody has ended {made.id} while it was booting: {why}",
-                    where=self._where,
-                    hint="Nothing is rented in its place. Was it `envsync stop`, or `envsync reap`?",
-                )
-            if taken_back or now.state in _OVER:
-                raise BootError(
-                    f"{made.id} ended while it was booting: {why}",
-                    where=self._where,
-                    hint="Its console may say why.",
-                    tail=_tail(await self._console(made) or console),
-                )
-            if now.state == "running" and (address := _address(now, self.plan)):
-                keys, console = await self._host_keys(now)
-                if keys:
-                    self._introduced.add(now.id, address, keys)
-                    self._up[now.id] = now
-                    self.hooks.note(self._where, f"{now.id} is up in {now.zone}, {now.market}")
-                    return now
-            if time.monotonic() > deadline:
-                raise BootError(
-                    f"{made.id} was not up, or did not say its host keys, within {self.plan.boot:g} s",
-                    where=self._where,
-                    hint="The image needs systemd and cloud-init; boot_timeout= gives it longer.",
-                    tail=_tail(console or await self._console(made)),
-                )
-            if answering:  # its keys have been said, or will be in a moment
-                answering += 1
-                await asyncio.sleep(soon if answering < _SOON_TRIES else self.plan.poll)
-            else:
-                answering += await self._answers(_address(now, self.plan))
-
-    async def _answers(self, address: str) -> bool:
-        """Wait until it is time to look again, or sshd answers at an address; return whether it does."""
-        until = time.monotonic() + self.plan.poll
-        while (left := until - time.monotonic()) > 0:
-            if address:
-                with contextlib.suppress(OSError, EOFError, asyncio.TimeoutError):
-                    await wait_for(_banner(address), min(_KNOCK, left))
-                    return True
-            await asyncio.sleep(min(_SOON, max(0.0, until - time.monotonic())))
-        return False
-
-    async def _describe(self, region: str) -> tuple[Machine, ...]:
-        """Describe the machines, once however many ask at the same time."""
-        asking = self._asking.get(region)
-        if asking is None:
-            asking = asyncio.ensure_future(self._call(self.provider.describe, region, self.plan.tags.cluster))
-            self._asking[region] = asking
-            asking.add_done_callback(lambda _: self._asking.pop(region, None))
-        return await asyncio.shield(asking)
-
-    # -- knowing
-
     def _warn(self) -> None:
         """Say, before anything is made, what this cloud cannot do; refuse what the user has to allow."""
         if not self.provider.has_console and self.plan.host_keys != "first":
@@ -443,25 +339,6 @@ class Rented:
         if not self.provider.gone_on_shutdown:
             self.hooks.warning(self._where, self.provider.left_on_shutdown)
 
-    async def _console(self, machine: Machine) -> str:
-        if not self.provider.has_console:
-            return ""
-        return await self._call(self.provider.console, machine.region, machine.id)
-
-    async def _host_keys(self, machine: Machine) -> tuple[Sequence[str], str]:
-        """Return a machine's host keys, none if it is not that far yet, and its console."""
-        if self.plan.host_keys != "first":
-            console = await self._console(machine)
-            return host_keys(console), console
-        try:
-            asking = asyncssh.get_server_host_key(
-                _address(machine, self.plan), 22, server_host_key_algs=["ssh-ed25519"], config=None
-            )
-            key = await wait_for(asking, _ANSWER)
-        except (OSError, asyncssh.Error, asyncio.TimeoutError):
-            return (), ""
-        return ([key.export_public_key().decode().strip()] if key is not None else ()), ""
-
     # -- ending
 
     async def _watch(self) -> None:
@@ -472,7 +349,7 @@ class Rented:
             self._renewing.look()
             for region in list(self._made):
                 try:
-                    self._compare(await self._describe(region))
+                    self._compare(await self._asking.describe(region))
                     told = False
                 except CloudError as error:  # noqa: PERF203 - of few
                     if not told:
@@ -488,11 +365,11 @@ class Rented:
         for identity in [one for one, told in self._unwanted.items() if told and one not in listed]:
             self._unwanted.pop(identity)  # some clouds list nothing that is deleted
         for one in found:
-            if one.state not in _OVER:
+            if not one.over:
                 continue
             if one.state == "ended":
                 self._unwanted.pop(one.id, None)
-            self._dismiss([one.id])
+            self._books.dismiss([one.id])
             if one.id in self._up:
                 if one.state == "stopped":  # it costs its disk, and nobody starts it again
                     self.end(one)
@@ -513,13 +390,13 @@ class Rented:
         self._unwanted.update(dict.fromkeys(ids, True))
         assert self._shared is not None
         try:
-            await self._call(self.provider.terminate, self._shared.region, ids)
+            await self._asking.call(self.provider.terminate, self._shared.region, ids)
         except CloudError as error:
             self._unwanted.update(dict.fromkeys(ids, False))
             text = f"{', '.join(ids)} could not be ended: {error.message}; it is tried again"
             self.hooks.warning(self._where, text)
             return
-        self._dismiss(ids)
+        self._books.dismiss(ids)
 
     async def _end_in(self, region: str) -> None:
         """End all that has the cluster's tag in a region, and wait until it is gone."""
@@ -530,16 +407,18 @@ class Rented:
         deadline = time.monotonic() + _GONE
         asked = {one for one, told in self._unwanted.items() if told}
         while True:
-            found = await self._call(self.provider.describe, region, self.plan.tags.cluster)
+            found = await self._asking.call(self.provider.describe, region, self.plan.tags.cluster)
             there = [one.id for one in found if one.state != "ended"]
             # those that we know of, too: what was made a moment ago may not be listed yet
             anew = [one for one in {*there, *self._made.get(region, ())} if one not in asked]
             if anew:
                 self.hooks.step(self._where, f"ending {len(anew)} machines in {region}")
-                await self._call(self.provider.terminate, region, anew)
-                self._dismiss(anew)
+                await self._asking.call(self.provider.terminate, region, anew)
+                self._books.dismiss(anew)
                 asked.update(anew)
-            elif not there and not await self._call(self.provider.close, region, self.plan.tags.cluster):
+            elif not there and not await self._asking.call(
+                self.provider.close, region, self.plan.tags.cluster
+            ):
                 self._made.pop(region, None)
                 self._unwanted.clear()
                 return
@@ -551,24 +430,6 @@ class Rented:
                     f"{self.plan.lease:g} s after the last sign of life from here.",
                 )
             await asyncio.sleep(0 if anew else self.plan.poll)
-
-
-async def _banner(address: str) -> None:
-    """Read the first word of an sshd, and say nothing."""
-    reader, writer = await asyncio.open_connection(address, 22)
-    try:
-        await reader.readexactly(4)
-    finally:
-        writer.close()
-
-
-def _address(machine: Machine, plan: Plan) -> str:
-    return machine.private_address if plan.private else machine.public_address
-
-
-def _tail(console: str) -> tuple[str, ...]:
-    lines = [line.rstrip() for line in console.splitlines()]
-    return tuple([line for line in lines if line][-_TAIL:])
 
 
 def _nowhere(lacking: Sequence[CapacityError], plan: Plan, where: str) -> CapacityError:
