@@ -124,7 +124,7 @@ class Cloud(Backend):
         self.commands = tuple(commands)
         self.private = private
         self.host_keys: HostKeys = host_keys
-        self.tags = dict(tags or {})
+        self.tags = {str(key): str(value) for key, value in (tags or {}).items()}  # YAML has numbers
         self.cache = cache
         self.groups = groups_of({"workers_per_job": workers_per_machine})
         self._live_by(span(client_timeout, "client_timeout"))

@@ -29,6 +29,7 @@ TYPES: dict[str, dict[str, str]] = {
     "Standard_D4ps_v6": {"CpuArchitectureType": "Arm64", "HyperVGenerations": "V2"},
     "Standard_NC4as_T4_v3": {**_SMALL, "GPUs": "1"},
     "Standard_D2_v2": {**_SMALL, "HyperVGenerations": "V1"},
+    "Standard_B2s": {**_SMALL, "LowPriorityCapable": "False"},
 }
 _MACHINE = "Microsoft.Compute/virtualMachines"
 _NETWORKS = "Microsoft.Network/virtualNetworks"
@@ -283,6 +284,17 @@ class AzureApi(HttpCloud):
                 or ("sourceAddressPrefix" in said and listed)
             ):
                 raise refusal("SecurityRuleInvalidAddressPrefix", rule["name"], 400)
+        for rule in call.body.get("properties", {}).get("securityRules", ()):
+            for one in rule["properties"].get("sourceAddressPrefixes", ()):
+                if not re.fullmatch(r"[\da-f.:]+(/\d+)?", one):
+                    said = f"Security rule has invalid Address prefix. Value provided: {one}"
+                    raise refusal("SecurityRuleInvalidAddressPrefix", said, 400)
+        disk = call.body.get("properties", {}).get("storageProfile", {}).get("osDisk", {})
+        if 0 < disk.get("diskSizeGB", 0) < 30:
+            said = (
+                "The specified disk size is smaller than the size of the corresponding disk in the VM image"
+            )
+            raise refusal("OperationNotAllowed", f"{said}: 30 GB. This is not allowed.")
         if call.body["location"] not in REGIONS:
             raise refusal("LocationNotAvailableForResourceType", status=400)
         if identity in self.resources and call.headers.get("if-none-match") == "*":
@@ -301,6 +313,8 @@ class AzureApi(HttpCloud):
         size, zones = inner["hardwareProfile"]["vmSize"], made.get("zones", [])
         if size not in TYPES:
             raise refusal("InvalidParameter", f"The value {size} of parameter 'vmSize' is invalid.", 400)
+        if inner.get("priority") == "Spot" and TYPES[size].get("LowPriorityCapable") == "False":
+            raise refusal("OperationNotAllowed", f"The VM size {size} does not support Azure Spot.")
         if not set(zones) <= set(REGIONS[made["location"]]):
             raise refusal("InvalidAvailabilityZone", f"The zones {zones} are not supported.", 400)
         image = inner["storageProfile"]["imageReference"]
@@ -429,6 +443,8 @@ class AzureApi(HttpCloud):
 
     def _skus(self, wanted: str) -> list[dict[str, Any]]:
         region = wanted.removeprefix("location eq '").removesuffix("'")
+        if region not in REGIONS:
+            return []
         return [
             {
                 "resourceType": "virtualMachines",

@@ -10,15 +10,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import stamina
+from azure.core.exceptions import HttpResponseError
 
 from envsync.errors import CapacityError, CloudError
 from envsync.runner import Azure
 from envsync.runner.cloud import azure, azure_messages
 from envsync.runner.cloud.azure import AzureProvider
+from envsync.runner.cloud.azure_errors import worth_another_try
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Market, Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from tests.azure_api import SECRET, SUBSCRIPTION, TOKEN, AzureApi, price
@@ -403,12 +406,64 @@ async def test_machines_of_a_cluster_come_up_wherever_there_is_room_and_leave_no
     assert {one.price.amount for one in rented.bill().hired if one.price} == {0.23}
 
 
+async def test_a_type_that_is_never_a_spot_machine_is_rented_otherwise_where_that_may_be(
+    api: AzureApi, provider: AzureProvider
+) -> None:
+    keys = "-----BEGIN SSH HOST KEY KEYS-----", "-----END SSH HOST KEY KEYS-----"
+    api.says = f"{keys[0]}\n{KEY} root@a\n{keys[1]}\n"
+    with pytest.raises(CapacityError, match="no spot machines of standard_b2s"):
+        await Rented(provider, Plan(type="standard_b2s", count=1, tags=TAGS, poll=0.01, spot="only")).start()
+    assert api.left() == []
+    rented = Rented(provider, Plan(type="standard_b2s", count=2, tags=TAGS, poll=0.01, spot="prefer"))
+    found = [await rented.start(), await rented.another()]
+    assert [(one.type, one.market) for one in found] == [("Standard_B2s", "on-demand")] * 2
+    await rented.close()
+    assert api.left() == []
+
+
+@pytest.mark.parametrize("name", ["Größe-名前", "名前", "a/b?c&d=e%20", "x" * 300, "a_b.c", "..", "con"])
+def test_clusters_may_have_any_name_of_text(api: AzureApi, provider: AzureProvider, name: str) -> None:
+    """Of those that go into a tag's value: names of Azure's are made of what is left."""
+    tags = replace(TAGS, cluster=name, owner="Ünal <u@x>; drop", more=(("", "x"),))
+    with pytest.raises(CloudError, match="at Azure"):
+        provider.open(REGION, TYPE, tags, KEY)
+    tags = replace(tags, more=())
+    if len(name) > 256:
+        with pytest.raises(CloudError, match="envsync:cluster cannot be a tag at Azure"):
+            provider.open(REGION, TYPE, tags, KEY)
+        return
+    made = provider.create(request(provider, tags=tags))
+    provider.renew(REGION, [made.id], tags, 120.0)
+    assert [one.id for one in provider.describe(REGION, name)] == [made.id]
+    assert {one.cluster for one in provider.found(REGION)} == {name}
+    provider.terminate(REGION, [made.id])
+    assert provider.close(REGION, name) == ()
+    assert api.left() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "wait"),
+    [("7", 7.0), ("3600", 120.0), ("-1", True), ("nan", True), ("Sun, 29 Nov 2026 06:00:30 GMT", True)],
+)
+def test_azure_is_asked_again_when_it_says_so_and_no_later_than_makes_sense(said: str, wait: float) -> None:
+    response = SimpleNamespace(status_code=429, reason="", headers={"Retry-After": said})
+    error = HttpResponseError("too many requests")
+    error.status_code, error.response = 429, response
+    assert worth_another_try(error) == wait
+
+
 REFUSED = [
     (refusal("InvalidAuthenticationToken", "The token has expired", 401), "has expired", "az login"),
     (refusal("AuthorizationFailed", "does not have authorization", 403), "authorization", "howto-azure"),
     (refusal("RequestDisallowedByPolicy", "was disallowed", 403), "disallowed", "howto-azure"),
     (refusal("OperationNotAllowed", "while it is deleted"), "while it is deleted", "documentation"),
     (refusal("InvalidParameter", "The image is not there", 400), "image", "publisher:offer"),
+    (refusal("VMMarketplaceInvalidInput", "image requires Plan information", 400), "Plan", "not supported"),
+    (
+        refusal("MissingSubscriptionRegistration", "'Microsoft.Compute'."),
+        "Compute",
+        "--namespace Microsoft.Compute`",
+    ),
 ]
 
 
@@ -424,11 +479,32 @@ def test_refusals_say_what_to_do(
     assert hint in told.value.hint
 
 
+def test_what_azure_finds_wrong_with_arguments_names_them(api: AzureApi) -> None:
+    provider = AzureProvider([REGION], reached_from=["laptop.example.org"])
+    with pytest.raises(CloudError, match="laptop") as told:
+        provider.open(REGION, TYPE, TAGS, KEY)
+    assert "reached_from" in told.value.hint
+    provider = AzureProvider([REGION])
+    with pytest.raises(CloudError, match="smaller") as told:
+        provider.create(request(provider, disk=10))
+    assert "disk=" in told.value.hint
+
+
 def test_bad_input_is_told(api: AzureApi, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CloudError, match="no region"):
         AzureProvider([])
-    with pytest.raises(CloudError, match="is no image"):
-        AzureProvider([REGION], image="ubuntu")
+    with pytest.raises(CloudError, match="no region"):
+        Azure(TYPE, region="").provider()
+    with pytest.raises(CloudError, match=r"west'europe. is no region") as told:
+        AzureProvider(["west'europe"])
+    assert "az account list-locations" in told.value.hint
+    assert Azure(TYPE, region=REGION, tags={"cost center": 7}).tags == {"cost center": "7"}
+    with pytest.raises(CloudError, match="reached_from is empty"):
+        Azure(TYPE, region=REGION, reached_from=[]).provider()
+    for image in ("ubuntu", "a:b:c:", "a b:c:d:e", "/"):
+        with pytest.raises(CloudError, match="is no image"):
+            AzureProvider([REGION], image=image)
+    assert AzureProvider(["middleofnowhere"]).zones("middleofnowhere", TYPE) == ()
     with pytest.raises(CloudError, match="is no subnet's id"):
         AzureProvider([REGION], subnet="default")
     with pytest.raises(CloudError, match="cannot be reached"):

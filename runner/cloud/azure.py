@@ -11,12 +11,12 @@ import contextlib
 import datetime
 import json
 import os
-import re
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from envsync.errors import CloudError
+from envsync.errors import CapacityError, CloudError
 from envsync.runner.cloud import azure_found, azure_messages, azure_prices
 from envsync.runner.cloud.azure_account import Account
 from envsync.runner.cloud.azure_errors import OperationFailed, gone, taken, translated
@@ -94,35 +94,12 @@ class AzureProvider(Provider):
         public: bool = True,
         reached_from: Sequence[str] = ("0.0.0.0/0",),
     ) -> None:
-        chosen = tuple(regions) or tuple(filter(None, [os.environ.get("AZURE_DEFAULTS_LOCATION")]))
-        if not chosen:
-            raise CloudError(
-                "no region is given",
-                where="azure",
-                hint="Name one: Azure(..., region='westeurope'), or set AZURE_DEFAULTS_LOCATION.",
-            )
-        if image and not (image.startswith("/") or image.count(":") == 3):
-            raise CloudError(
-                f"{image!r} is no image",
-                where="azure",
-                hint="Write publisher:offer:sku:version, or an id that begins with /.",
-            )
-        if subnet and not re.fullmatch(r"(?i)/subscriptions/.+/virtualNetworks/[^/]+/subnets/[^/]+", subnet):
-            raise CloudError(
-                f"{subnet!r} is no subnet's id",
-                where="azure",
-                hint="`az network vnet subnet show --query id` shows it.",
-            )
-        if not (public or subnet):
-            raise CloudError(
-                "machines without public addresses, in a network of their own, cannot be reached",
-                where="azure",
-                hint="Name a subnet that you reach: Azure(..., private=True, subnet='/subscriptions/...').",
-            )
+        given = tuple(filter(None, regions)) or (os.environ.get("AZURE_DEFAULTS_LOCATION", ""),)
+        self.regions = tuple(filter(None, map(region_name, given)))
+        azure_messages.check_arguments(self.regions, image, subnet, reached_from, public=public)
         self._account = Account(subscription)
         self._schedules = Schedules(self._account)
         self.subscription = self._account.subscription
-        self.regions = tuple(map(region_name, chosen))
         self._zones = tuple(zones)
         self._image = image
         self._subnet = subnet
@@ -171,6 +148,16 @@ class AzureProvider(Provider):
     def create(self, request: MachineRequest) -> Machine:
         """Make one machine, and wait until Azure has found room for it. See `Provider.create`."""
         region, group = request.shared.region, request.shared.group
+        with translated(region):
+            sku = self._sku(region, request.type)
+        if request.market == "spot" and not azure_found.may_be_spot(sku):
+            raise CapacityError(
+                f"Azure has no spot machines of {request.type}",
+                where=f"azure {region}",
+                hint="Take another type, or spot='prefer'.",
+                scope="region",
+            )
+        request = replace(request, type=sku.get("name", request.type))  # by small and capital letters
         name = azure_messages.machine_name(request.tags.cluster, request.token)
         path = f"/subscriptions/{self.subscription}/resourceGroups/{group}/providers"
         network = f"{path}/Microsoft.Network/virtualNetworks/{NETWORK}"

@@ -22,7 +22,9 @@ _LACKS = frozenset(
         "ZonalAllocationFailed",
     }
 )
-_LIMITS = frozenset({"PublicIPCountLimitReached", "QuotaExceeded", "ResourceQuotaExceeded"})
+_LIMITS = frozenset(
+    {"PublicIPCountLimitReached", "QuotaExceeded", "ResourceGroupQuotaExceeded", "ResourceQuotaExceeded"}
+)
 _BUSY = frozenset(
     {
         "AnotherOperationInProgress",
@@ -173,6 +175,12 @@ def _refused(codes: set[str], said: str, where: str, machine_type: str, status: 
         hint = "A policy of the subscription forbids it: private=True, subnet= or tags= may be what it wants."
     elif "ScopeLocked" in codes:
         hint = "Somebody has locked it against being deleted: remove the lock, then `envsync reap`."
+    elif "disk size" in said.lower():
+        hint = "disk= is what it wants otherwise; left out, it is as large as the image's."
+    elif "VMMarketplaceInvalidInput" in codes:
+        hint = "Images with a plan of their own are not supported: take another, or one of yours."
+    elif "SecurityRuleInvalidAddressPrefix" in codes:
+        hint = "Are the networks in reached_from right? '203.0.113.0/24' is one."
     elif "image" in said.lower():
         hint = "Is the image's name right? It is publisher:offer:sku:version, or an id that begins with /."
     return CloudError(f"Azure refused: {what}", where=where, hint=hint)

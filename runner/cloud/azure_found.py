@@ -23,6 +23,7 @@ __all__ = [
     "image_of",
     "is_ending",
     "machine_of",
+    "may_be_spot",
     "place_of",
     "power_of",
     "read_tags",
@@ -67,6 +68,11 @@ def zones_of(sku: Mapping[str, Any], region: str) -> tuple[str, ...]:
             return ()
         there.difference_update((one.get("restrictionInfo") or {}).get("zones") or ())
     return tuple(f"{region}-{zone}" for zone in sorted(there)) if zonal else (region,)
+
+
+def may_be_spot(sku: Mapping[str, Any]) -> bool:
+    """Whether there are spot machines of a type; True where that is not said."""
+    return _can(sku).get("LowPriorityCapable", "True") != "False"
 
 
 def image_of(sku: Mapping[str, Any], machine_type: str, region: str) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "MACHINES",
     "NETWORK",
     "as_azure_tags",
+    "check_arguments",
     "firewall",
     "group_of",
     "image_reference",
@@ -55,6 +56,50 @@ def group_of(cluster: str, region: str) -> str:
 def machine_name(cluster: str, token: str) -> str:
     """Return the name of a request's machine: there are no two of a name in a resource group."""
     return as_name(f"envsync-{cluster}-{token[:12]}")
+
+
+def check_arguments(
+    regions: Sequence[str], image: str, subnet: str, reached_from: Sequence[str], *, public: bool
+) -> None:
+    """Refuse what cannot be right, before Azure is asked for anything.
+
+    Parameters
+    ----------
+    regions, image, subnet, reached_from, public
+        As `AzureProvider` has them.
+
+    Raises
+    ------
+    CloudError
+        Something is wrong.
+    """
+
+    def refused(text: str, hint: str) -> CloudError:
+        return CloudError(text, where="azure", hint=hint)
+
+    if not regions:
+        hint = "Name one: Azure(..., region='westeurope'), or set AZURE_DEFAULTS_LOCATION."
+        raise refused("no region is given", hint)
+    for region in regions:
+        if not re.fullmatch(r"[a-z0-9]+", region):
+            hint = "`az account list-locations --query '[].name'` shows them: westeurope."
+            raise refused(f"{region!r} is no region", hint)
+    if image and not re.fullmatch(r"/.+|[^/:\s]+(:[^/:\s]+){3}", image):
+        raise refused(
+            f"{image!r} is no image", "Write publisher:offer:sku:version, or an id that begins with /."
+        )
+    if subnet and not re.fullmatch(r"(?i)/subscriptions/.+/virtualNetworks/[^/]+/subnets/[^/]+", subnet):
+        raise refused(f"{subnet!r} is no subnet's id", "`az network vnet subnet show --query id` shows it.")
+    if not (public or subnet):
+        raise refused(
+            "machines without public addresses, in a network of their own, cannot be reached",
+            "Name a subnet that you reach: Azure(..., private=True, subnet='/subscriptions/...').",
+        )
+    if not reached_from:
+        raise refused(
+            "reached_from is empty: nobody could log in to the machines, nor could envsync",
+            "Name the networks that you come from, such as '203.0.113.0/24', or leave it out.",
+        )
 
 
 # -- tags
