@@ -68,6 +68,7 @@ def main(argv: Sequence[str]) -> int:
         os.environ.pop(variable, None)
         if value is not None:
             os.environ[variable] = value
+    _reach_directly(os.environ.get("GCE_METADATA_HOST", ""))
     _set(config)
     import dask.config
 
@@ -85,6 +86,14 @@ def main(argv: Sequence[str]) -> int:
             return PORT_TAKEN
         _say({"error": {"kind": "start", "message": _reason(error)}})
         return 1
+
+
+def _reach_directly(host: str) -> None:
+    """Have no proxy asked for a host: google-auth would ask it for what is on this one's loopback."""
+    name = host.partition(":")[0]
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    if name and known.strip() != "*" and name not in known.split(","):
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{known},{name}".strip(",")
 
 
 def _set(config: Config) -> None:

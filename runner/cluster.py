@@ -133,6 +133,9 @@ class SyncedCluster(RecordedCluster):
         Who workers and scheduler are for AWS. ``"forward"``: you, by short-lived session tokens, which are
         renewed while this process lives; never by long-lived keys. ``"instance"``: the role of their machine,
         where a cloud gives it one. ``"none"``: whoever they are without envsync.
+    impersonate : str, optional
+        With ``credentials="forward"``: the service account that workers and scheduler are for Google, instead
+        of you for AWS, such as ``"reader@my-project.iam.gserviceaccount.com"``.
     processes : bool
         Taken for LocalCluster's sake; False is refused, as workers have processes of their own.
     loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
@@ -171,6 +174,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         env: Mapping[str, Any] | str | None = None,
         engine: str | None = None,
         credentials: str = "none",
+        impersonate: str | None = None,
         store: str | None = None,
         cwd: str | Path | None = None,
         on_mismatch: str = "raise",
@@ -245,8 +249,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
-        demand_sense(credentials, self.backend, self.options.env or {})
-        self.credentials = credentials
+        demand_sense(credentials, self.backend, self.options.env or {}, impersonate)
+        self.credentials, self.impersonate = credentials, impersonate
         self._forwarding: Forwarding | None = None
         self.store = store if store is not None else dask.config.get("envsync.store", None)
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
@@ -345,7 +349,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
         await self._watch.demand(self.options.n_workers)
         if self.credentials == "forward":
-            self._forwarding = Forwarding(self.backend.profile, self.hooks)
+            self._forwarding = Forwarding(self.backend.profile, self.hooks, self.impersonate)
             await self._forwarding.open()
         await self._begin_record(self.options.n_workers)
         made = Locks(self.hooks)

@@ -6,39 +6,72 @@ Each host's agent has them in its memory and gives them out on loopback; see `en
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from envsync.errors import EnvsyncError
+from envsync.runner.cloud import gce_tokens, sts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envsync.hooks import Hooks
     from envsync.runner.backends import Backend
-    from envsync.runner.cloud.sts import Identity, Temporary
     from envsync.runner.session import Session
 
-__all__ = ["Forwarding", "demand_sense", "pause", "variables"]
-
-TOKEN = "aws-token"  # noqa: S105 - a file's name
-"""The file in a process's run folder that the SDKs read what opens the endpoint from."""
+__all__ = ["Forwarding", "demand_sense", "pause"]
 
 _LOOK = 60.0  # seconds between two looks whether the client's own have changed
 _AGAIN = 30.0  # seconds until what failed is tried again, at the latest
 _LEAST = 1.0  # seconds from one renewal to the next, however short those live that are to be had
-_IDENTITIES = (
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
-    *("AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN"),
-    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
-    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
-)
-"""Variables that SDKs look at before they ask an endpoint."""
+_ACCOUNT = re.compile(r"[a-z0-9._-]+@[a-z0-9.-]+\.gserviceaccount\.com", re.IGNORECASE)
 
 
-def demand_sense(asked: str, backend: Backend, env: Mapping[str, object]) -> None:
+class Temporary(Protocol):
+    """Credentials that end by themselves.
+
+    Attributes
+    ----------
+    own : bool
+        Whether they are the ones that the user's process works with, which others may follow at any time.
+    secrets : tuple of str
+        What of them nobody else may read.
+    """
+
+    @property
+    def own(self) -> bool: ...
+
+    @property
+    def secrets(self) -> tuple[str, ...]: ...
+
+    def left(self) -> float:
+        """Return how many seconds they have."""
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """Return them as the agent gives them out."""
+
+
+class Identity(Protocol):
+    """Who workers are: `envsync.runner.cloud.sts` and `gce_tokens`. What asks a cloud blocks."""
+
+    cloud: str
+
+    def temporary(self) -> Temporary:
+        """Return short-lived credentials, or raise CloudError."""
+
+    def variables(self, port: int, folder: str) -> dict[str, str | None]:
+        """Return the environment in which SDKs ask a host's agent, at this port; and a run folder."""
+
+    def files(self, token: str) -> dict[str, bytes]:
+        """Return what lies in a process's run folder, such as the token that opens the endpoint."""
+
+
+def demand_sense(
+    asked: str, backend: Backend, env: Mapping[str, object], impersonate: str | None = None
+) -> None:
     """Refuse what cannot be done, before anything is.
 
     Parameters
@@ -49,11 +82,13 @@ def demand_sense(asked: str, backend: Backend, env: Mapping[str, object]) -> Non
         Where the cluster runs.
     env : mapping
         The variables that the user sets for workers.
+    impersonate : str or None
+        The service account of Google's whose tokens are wanted.
 
     Raises
     ------
     ValueError
-        There is no such way, or not there.
+        There is no such way, or not there; or no such service account.
     TypeError
         The user gives workers an identity already.
     """
@@ -67,33 +102,18 @@ def demand_sense(asked: str, backend: Backend, env: Mapping[str, object]) -> Non
     if asked == "instance" and not backend.instance_identity:
         raise ValueError(
             f"credentials='instance': {backend!r} gives its machines no role; "
-            "EC2(..., instance_profile='...') does"
+            "EC2(..., instance_profile='...') and GCE(..., service_account='...') do"
         )
-    theirs = {*_IDENTITIES, *variables(0, "", "")} - {"AWS_DEFAULT_REGION"}
+    if impersonate is not None and asked != "forward":
+        raise ValueError("impersonate= says whose tokens are forwarded: credentials='forward' goes with it")
+    if impersonate is not None and not _ACCOUNT.fullmatch(impersonate):
+        raise ValueError(
+            "impersonate must be a service account, such as 'reader@my-project.iam.gserviceaccount.com', "
+            f"not {impersonate!r}: what you may yourself is not sent to machines"
+        )
+    theirs = sts.TAKEN if impersonate is None else gce_tokens.TAKEN
     if asked == "forward" and (both := sorted(theirs & set(env))):
         raise TypeError(f"env= sets {both[0]}, and credentials='forward' gives workers yours: take one")
-
-
-def variables(port: int, folder: str, region: str) -> dict[str, str | None]:
-    """Return the environment in which an SDK asks the endpoint, whoever else its host is for AWS.
-
-    Parameters
-    ----------
-    port : int
-        Where the host's agent listens.
-    folder : str
-        The run folder of the process.
-    region : str
-        The client's; the host's own if empty.
-    """
-    return {
-        **dict.fromkeys(_IDENTITIES),
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{port}/credentials",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": f"{folder}/{TOKEN}",
-        **({"AWS_DEFAULT_REGION": region} if region else {}),
-    }
 
 
 def pause(current: Temporary) -> float:
@@ -124,11 +144,14 @@ class Forwarding:
         Of the user's AWS configuration.
     hooks : Hooks
         Told when others could not be had in time, or not be sent.
+    impersonate : str, optional
+        A service account of Google's: its tokens, and not AWS's.
     """
 
-    def __init__(self, profile: str | None, hooks: Hooks) -> None:
+    def __init__(self, profile: str | None, hooks: Hooks, impersonate: str | None = None) -> None:
         self._profile = profile
         self._hooks = hooks
+        self._impersonate = impersonate
         self._identity: Identity | None = None
         self._current: Temporary | None = None
         self._lent: WeakKeyDictionary[Session, _Lent] = WeakKeyDictionary()
@@ -143,11 +166,15 @@ class Forwarding:
         CloudError
             There are none to be had.
         """
-        from envsync.runner.cloud.sts import Identity
+        identity = await asyncio.to_thread(self._open)  # an SDK takes a second
+        self._identity = identity
+        self._current = current = await asyncio.to_thread(identity.temporary)
+        self._keeping = asyncio.ensure_future(self._keep(identity, current))
 
-        self._identity = await asyncio.to_thread(Identity, self._profile)  # an SDK takes a second
-        self._current = await asyncio.to_thread(self._identity.temporary)
-        self._keeping = asyncio.ensure_future(self._keep(self._identity, self._current))
+    def _open(self) -> Identity:
+        if self._impersonate is None:
+            return sts.Identity(self._profile)
+        return gce_tokens.Identity(self._impersonate)
 
     async def close(self) -> None:
         """Send none any more; silent if it was closed. Those that were sent end with the agents."""
@@ -169,13 +196,16 @@ class Forwarding:
         async with lent.turn:
             if lent.sent is None:
                 await self._send(session, lent)
-        return variables(lent.port, folder, self._identity.region), {TOKEN: lent.token.encode()}
+        return self._identity.variables(lent.port, folder), self._identity.files(lent.token)
 
     async def _send(self, session: Session, lent: _Lent) -> None:
         current = self._current
         assert current is not None
-        session.keep_secret(lent.token, current.secret_key, current.token)
-        answer = await session.request("credentials", token=lent.token, values=current.to_dict())
+        assert self._identity is not None
+        session.keep_secret(lent.token, *current.secrets)
+        answer = await session.request(
+            "credentials", cloud=self._identity.cloud, token=lent.token, values=current.to_dict()
+        )
         lent.port, lent.sent = answer["port"], current
 
     async def _keep(self, identity: Identity, first: Temporary) -> None:

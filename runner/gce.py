@@ -69,6 +69,7 @@ class GCE(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
+        self.instance_identity = service_account
         self._regions = several(region)
         self._options: dict[str, Any] = {
             "zones": several(zones),

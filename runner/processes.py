@@ -70,7 +70,7 @@ class Launch:
     remove : callable
         Tells the scheduler that workers are lost, by their names: it would notice after minutes.
     forwarding : Forwarding or None
-        The user's short-lived AWS credentials, if processes are lent them.
+        The user's short-lived credentials, if processes are lent them.
     warm : Warm or None
         Processes of workers that were started ahead.
     """

@@ -1,4 +1,4 @@
-"""What processes of a cluster are for AWS: credentials that are made up, and who asks for them there."""
+"""What processes of a cluster are for a cloud: credentials that are made up, and who asks for them there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from envsync.runner.cloud import gce_tokens
 from envsync.runner.cloud.sts import Identity, Temporary
 
 if TYPE_CHECKING:
     import pytest
-
-Answer = tuple[int, dict[str, str], int]
 
 ASK = """
 def ask():
@@ -28,6 +27,18 @@ def ask():
         return answer.status, json.load(answer), without
 """
 """What an SDK asks the endpoint of its host; then without its token."""
+
+ASK_GOOGLE = """
+def ask():
+    import json, os, urllib.request
+    path = "computeMetadata/v1/instance/service-accounts/default/token"
+    url = f"http://{os.environ['GCE_METADATA_HOST']}/{path}"
+    request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        return json.load(answer)["access_token"]
+"""
+"""What Google's library asks."""
+READER, GOOGLE_TOKEN = "reader@envsync-tests.iam.gserviceaccount.com", "ya29.c4n4ry"
 
 
 def lent(number: int = 1, *, seconds: float = 3600, own: bool = False) -> Temporary:
@@ -48,9 +59,17 @@ def lend(patch: pytest.MonkeyPatch) -> Temporary:
     return made
 
 
-def asking() -> Callable[[], Answer]:
+def lend_google(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Have clusters forward a token that nobody is asked for; return their keywords."""
+    end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+    made = gce_tokens.Token(value=GOOGLE_TOKEN, expires=end, account=READER, project="p", universe="u")
+    patch.setattr(gce_tokens.Identity, "temporary", lambda self: made)
+    return {"credentials": "forward", "impersonate": READER}
+
+
+def asking(text: str = ASK) -> Callable[[], Any]:
     """Return `ASK` as a function that travels by value: the tests' modules are nowhere else."""
     scope: dict[str, Any] = {"__name__": "__main__"}
-    exec(ASK, scope)  # scripts of tests have the text
-    made: Callable[[], Answer] = scope["ask"]
+    exec(text, scope)  # scripts of tests have the text
+    made: Callable[[], Any] = scope["ask"]
     return made

@@ -1,4 +1,4 @@
-"""Compute Engine's interface, as far as envsync calls it.
+"""Compute Engine's interface, as far as envsync calls it; and what gives tokens of service accounts.
 
 The SDK's own types read what is asked, strictly. What an operation comes to is said when it is waited for.
 """
@@ -6,22 +6,28 @@ The SDK's own types read what is asked, strictly. What an operation comes to is 
 from __future__ import annotations
 
 import base64
+import datetime
 import itertools
 import json
 import re
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from tests.http_cloud import Call, HttpCloud, Refused
 
 PROJECT = "envsync-tests"
+ROBOT = "tests@example.org"
+READER = "reader@envsync-tests.iam.gserviceaccount.com"
+REFRESH = "r3fr3sh-c4n4ry-of-a-person"
 ZONES = ("europe-west1-b", "europe-west1-c", "europe-west1-d", "us-east1-b")
 TYPES = {
     "n2-standard-4": ("X86_64", ZONES),
     "g2-standard-4": ("X86_64", ZONES[:1]),
     "c4a-standard-4": ("ARM64", ZONES),
 }
+_ACCOUNTS = "/v1/projects/-/serviceAccounts/"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 
@@ -33,6 +39,13 @@ def refusal(reason: str, message: str = "", status: int = 400) -> Refused:
     return Refused(status, {"error": {"code": status, "message": message, "errors": errors}})
 
 
+def iam_refusal(status: int, code: str, message: str, *, reason: str = "") -> Refused:
+    """Return an error as Google's newer interfaces say it."""
+    details = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason}] if reason else []
+    said = {"code": status, "message": message, "status": code, "details": details}
+    return Refused(status, {"error": said})
+
+
 class GCEApi(HttpCloud):
     """One project. Deleted instances are gone when they are looked for next.
 
@@ -40,6 +53,15 @@ class GCEApi(HttpCloud):
     ----------
     folder : Path
         Where the credentials are put.
+
+    Attributes
+    ----------
+    life : float
+        Seconds that tokens of service accounts have left when they are given.
+    given : list of str
+        These tokens.
+    creators : set of (str, str)
+        Who may have tokens of which service account; a person is ``"user"``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,6 +74,9 @@ class GCEApi(HttpCloud):
         self.disks: dict[str, Any] = {}
         self.consoles: dict[str, str] = {}
         self.shortages: list[tuple[str, str]] = []
+        self.life = 3600.0
+        self.given: list[str] = []
+        self.creators = {(ROBOT, READER), ("user", READER)}
         self._operations: dict[str, Any] = {}
         self._requests: dict[str, str] = {}
         self._numbers = itertools.count(1)
@@ -62,6 +87,7 @@ class GCEApi(HttpCloud):
         return {
             "GOOGLE_APPLICATION_CREDENTIALS": str(self._file),
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_COMPUTE": f"{self.url}/compute/v1/",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_IAMCREDENTIALS": f"{self.url}/",
         }
 
     def left(self) -> dict[str, list[str]]:
@@ -71,8 +97,13 @@ class GCEApi(HttpCloud):
 
     def answer(self, call: Call) -> tuple[int, Any]:
         if call.path == "/token":
-            return 200, {"access_token": "made", "expires_in": 3600, "token_type": "Bearer"}
-        if not call.headers.get("authorization", "").startswith("Bearer "):
+            return 200, self._log_in(dict(parse_qsl(call.body)))
+        if call.path.startswith(_ACCOUNTS):
+            return 200, self._impersonate(call)
+        token = call.headers.get("authorization", "").removeprefix("Bearer ")
+        if (
+            not token.startswith(("made-for-", "eyJ")) and token not in self.given
+        ):  # the second: signed by a key
             raise refusal("authError", "Invalid Credentials", 401)
         project, *path = call.path.removeprefix("/compute/v1/projects/").split("/")
         wanted = call.query.get("filter", "")
@@ -120,6 +151,40 @@ class GCEApi(HttpCloud):
                     raise refusal("notFound", f"{name} was not found", 404)
                 return 200, self._operation()
         raise refusal("notFound", f"no such call: {call.method} {call.path}", 404)
+
+    def _log_in(self, asked: dict[str, str]) -> Any:
+        if "refresh_token" in asked and asked["refresh_token"] != REFRESH:
+            said = {"error": "invalid_grant", "error_description": "Token has been expired or revoked."}
+            raise Refused(400, said)
+        who = "user" if "refresh_token" in asked else ROBOT
+        return {"access_token": f"made-for-{who}", "expires_in": 3600, "token_type": "Bearer"}
+
+    def _impersonate(self, call: Call) -> Any:
+        account, _, verb = call.path.removeprefix(_ACCOUNTS).partition(":")
+        assert (call.method, verb) == ("POST", "generateAccessToken")
+        lifetime = re.fullmatch(r"(\d+)s", call.body["lifetime"])
+        if set(call.body) - {"delegates", "scope", "lifetime"} or not call.body["scope"] or not lifetime:
+            raise iam_refusal(400, "INVALID_ARGUMENT", "Request contains an invalid argument.")
+        if int(lifetime[1]) > 3600:
+            raise iam_refusal(400, "INVALID_ARGUMENT", "The lifetime is longer than the organization allows.")
+        who = call.headers.get("authorization", "").removeprefix("Bearer made-for-")
+        if (who, account) not in self.creators:
+            raise iam_refusal(
+                403,
+                "PERMISSION_DENIED",
+                "Permission 'iam.serviceAccounts.getAccessToken' denied on resource (or it may not exist).",
+                reason="IAM_PERMISSION_DENIED",
+            )
+        self.given.append(f"ya29.c4n4ry-{len(self.given) + 1}")
+        end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=self.life)
+        return {"accessToken": self.given[-1], "expireTime": end.strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+    def person(self) -> str:
+        """Return a file with the login of a person, as gcloud writes it."""
+        file = self._file.with_name("person.json")
+        login = {"client_id": "c", "client_secret": "s", "refresh_token": REFRESH, "type": "authorized_user"}
+        file.write_text(json.dumps({**login, "quota_project_id": PROJECT}))
+        return str(file)
 
     def _insert(self, zone: str, call: Call) -> Any:
         v1 = self.v1
@@ -238,7 +303,7 @@ class GCEApi(HttpCloud):
             "project_id": PROJECT,
             "private_key": key.decode(),
             "private_key_id": base64.b16encode(b"key").decode(),
-            "client_email": "tests@example.org",
+            "client_email": ROBOT,
             "token_uri": f"{self.url}/token",
         }
 

@@ -47,7 +47,7 @@ from envsync.supply import Supply
 from envsync.trees import pack
 from tests.cloud_fake import FakeProvider
 from tests.elsewhere import Elsewhere
-from tests.forwarded import asking, lend
+from tests.forwarded import ASK_GOOGLE, GOOGLE_TOKEN, asking, lend, lend_google
 from tests.images import tar_of
 from tests.lab.bases import TAG, base_layout, put_image
 from tests.lab.docker import DockerEngine
@@ -201,8 +201,14 @@ def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Po
         client.kill()
 
 
-def test_a_killed_container_is_reported(keywords: dict[str, Any], podman: Podman) -> None:
-    with SyncedCluster(**keywords) as cluster:
+def test_a_killed_container_is_reported(
+    keywords: dict[str, Any], podman: Podman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SyncedCluster(**keywords, **lend_google(monkeypatch)) as cluster:
+        with Client(
+            cluster
+        ) as client:  # whose the container's connection is the kernel tells the host's agent
+            assert [*client.run(asking(ASK_GOOGLE)).values()] == [GOOGLE_TOKEN]
         (worker,) = [name for name in podman.containers() if "worker" in name]
         podman("kill", worker)
         until(lambda: not cluster.workers)

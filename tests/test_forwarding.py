@@ -19,13 +19,13 @@ import pytest
 from botocore.exceptions import ClientError
 from distributed import Client
 
-from envsync.agent.credentials import PATH, Endpoint
+from envsync.agent.credentials import PATH, ContainerCredentials, Endpoint
 from envsync.errors import CloudError
 from envsync.hooks import Hooks
 from envsync.runner import EC2, SSH, SyncedCluster, forwarding
 from envsync.runner.backends import Local
-from envsync.runner.cloud.sts import Identity, Temporary
-from envsync.runner.forwarding import TOKEN, Forwarding, demand_sense, pause, variables
+from envsync.runner.cloud.sts import TOKEN, Identity, Temporary, variables
+from envsync.runner.forwarding import Forwarding, demand_sense, pause
 from tests.forwarded import lent
 from tests.lab.ceph import Ceph
 from tests.lab.ec2_api import EC2Api
@@ -53,7 +53,7 @@ def asked(port: int, path: str = PATH, token: str | None = None) -> tuple[int, A
 
 
 def test_the_endpoint_gives_them_to_whoever_has_the_token_and_to_nobody_else() -> None:
-    endpoint = Endpoint("right")
+    endpoint = Endpoint(ContainerCredentials("right"))
     endpoint.put(lent(1).to_dict())
     assert asked(endpoint.port, token="right") == (200, lent(1).to_dict())
     for path, token, status in ((PATH, None, 403), (PATH, "wrong", 403), ("/other", "right", 404)):

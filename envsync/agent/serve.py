@@ -215,10 +215,10 @@ class _Server:
 
     def lend(self, request: Mapping[str, Any]) -> dict[str, int]:
         """Have credentials for the processes here, in place of those before; say at which port."""
-        from .credentials import Endpoint
+        from .credentials import Endpoint, service_of
 
         if self.endpoint is None:
-            self.endpoint = Endpoint(request["token"])
+            self.endpoint = Endpoint(service_of(request))
         self.endpoint.put(request["values"])
         return {"port": self.endpoint.port}
 

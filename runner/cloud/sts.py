@@ -12,8 +12,17 @@ from envsync.errors import CloudError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Identity", "Temporary"]
+__all__ = ["TAKEN", "TOKEN", "Identity", "Temporary", "variables"]
 
+TOKEN = "aws-token"  # noqa: S105 - a file's name
+"""The file in a process's run folder that the SDKs read what opens the endpoint from."""
+_IDENTITIES = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"),
+    *("AWS_CREDENTIAL_EXPIRATION", "AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_ROLE_ARN"),
+    *("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"),
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+)
+"""Variables that SDKs look at before they ask an endpoint."""
 LIFE = 3600
 """Seconds that session tokens live which STS is asked for: as many as every identity may have, root too."""
 
@@ -46,6 +55,11 @@ class Temporary:
         """Return how many seconds they have."""
         return (self.expires - datetime.datetime.now(datetime.timezone.utc)).total_seconds()
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What of them nobody else may read."""
+        return self.secret_key, self.token
+
     def to_dict(self) -> dict[str, str]:
         """Return them as an endpoint of container credentials gives them out."""
         return {
@@ -75,6 +89,16 @@ class Identity:
     def __init__(self, profile: str | None = None) -> None:
         self._profile = profile
         self._session, self._credentials = self._open()
+
+    cloud = "aws"
+
+    def variables(self, port: int, folder: str) -> dict[str, str | None]:
+        """Return the environment of a process: see `variables`."""
+        return variables(port, folder, self.region)
+
+    def files(self, token: str) -> dict[str, bytes]:
+        """Return what lies in a process's run folder: the token that opens its host's endpoint."""
+        return {TOKEN: token.encode()}
 
     @property
     def region(self) -> str:
@@ -122,7 +146,8 @@ class Identity:
             raise CloudError(
                 "credentials='forward' needs botocore",
                 where=_WHERE,
-                hint="pip install 'dask-envsync[s3]', or [ec2].",
+                hint="pip install 'dask-envsync[s3]', or [ec2]. For Google's, name a service account:"
+                " impersonate='...'.",
             ) from error
         with _translated():
             session = Session(profile=self._profile)
@@ -131,9 +156,36 @@ class Identity:
             raise CloudError(
                 "there are none here that could be forwarded",
                 where=_WHERE,
-                hint="Log in: aws configure, aws sso login, or set AWS_PROFILE; or leave out credentials=.",
+                hint="Log in: aws configure, aws sso login, or set AWS_PROFILE; or leave out credentials=."
+                " For Google's, name a service account: impersonate='...'.",
             )
         return session, credentials
+
+
+def variables(port: int, folder: str, region: str) -> dict[str, str | None]:
+    """Return the environment in which an SDK asks the endpoint, whoever else its host is for AWS.
+
+    Parameters
+    ----------
+    port : int
+        Where the host's agent listens.
+    folder : str
+        The run folder of the process.
+    region : str
+        The client's; the host's own if empty.
+    """
+    return {
+        **dict.fromkeys(_IDENTITIES),
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI": f"http://127.0.0.1:{port}/credentials",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE": f"{folder}/{TOKEN}",
+        **({"AWS_DEFAULT_REGION": region} if region else {}),
+    }
+
+
+TAKEN = frozenset(variables(0, "", ""))
+"""Variables that a user cannot set at the same time."""
 
 
 def _now() -> datetime.datetime:
