@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.store import blob_name
-from envsync.stores import open_store, records
+from envsync.stores import Entry, open_store, records
 from envsync.stores.folder import SharedFolder
 from envsync.stores.keeping import gc, pushes, verify
 from envsync.stores.pulling import pull
@@ -155,6 +157,70 @@ def test_gc_beside_pushes_takes_nothing_that_they_need(store: SharedFolder, tmp_
     assert process.communicate()[0] == b"done\n"
     assert rounds > 3
     assert removed > 0
+    assert verify(store) == []
+
+
+class Pausing(SharedFolder):
+    """A store as a push sees it that is slow: it writes its record once it may."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.waits, self.may = threading.Event(), threading.Event()
+
+    def write(self, name: str, data: bytes) -> None:
+        if name.startswith("pushes/"):
+            self.waits.set()
+            assert self.may.wait(30)
+        super().write(name, data)
+
+
+class Crossed(SharedFolder):
+    """A store as gc sees it: a push begins before it tells that it removes, and ends between its next two lists.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    begin, end : callable
+        Called at these two moments, once.
+    """
+
+    def __init__(self, root: Path, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._begin, self._end = [begin], [end]
+
+    def write(self, name: str, data: bytes) -> None:
+        if name.startswith("sweeping/") and self._begin:
+            self._begin.pop()()
+        super().write(name, data)
+
+    def entries(self, folder: str) -> list[Entry]:
+        found = super().entries(folder)
+        if folder in ("pushing", "pushes") and not self._begin and self._end:
+            self._end.pop()()
+        return found
+
+
+def test_a_push_that_ends_between_two_lists_of_gc_loses_nothing(store: SharedFolder, tmp_path: Path) -> None:
+    pushed(store, tmp_path / "source", "first", one=b"1")
+    made = Made(tmp_path / "source", {"a": b"there already", "b": b"and this"})
+    for digest in made.blobs:
+        store.put(made.store.path(digest) or b"", digest)
+    age(store, 2)  # nobody has needed them for longer than gc waits
+    slow = Pausing(store.root)
+    pushing = threading.Thread(target=push, args=(made.lock, made.manifests, made.store, slow), daemon=True)
+
+    def begin() -> None:
+        pushing.start()
+        assert slow.waits.wait(30)  # all is there, its mark too, but for its record
+
+    def end() -> None:
+        slow.may.set()
+        pushing.join(30)
+
+    assert gc(Crossed(store.root, begin, end), keep=1).blobs == 0
+    assert not pushing.is_alive()
+    assert len(pushes(store)) == 2
     assert verify(store) == []
 
 
