@@ -175,7 +175,7 @@ class Pausing(SharedFolder):
 
 
 class Crossed(SharedFolder):
-    """A store as gc sees it: a push begins before it tells that it removes, and ends between its next two lists.
+    """A store as gc sees it: a push begins before it says that it removes, and ends between the next lists.
 
     Parameters
     ----------
