@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
@@ -18,11 +19,14 @@ import urllib.error
 import urllib.request
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.lab.install import find
 from tests.lab.machines import LabError
 from tests.small import processes_in
+
+if TYPE_CHECKING:
+    from tests.lab.registry import Authority
 
 _PATIENCE = 60.0
 # a map is agreed on at once, not after a second in which there may be more to agree on
@@ -57,7 +61,7 @@ memstore device bytes = 268435456
 osd max object name len = 1024
 [client]
 rgw data = {folder}/rgw
-rgw frontends = beast endpoint=127.0.0.1:{port}
+rgw frontends = beast {listening}
 rgw thread pool size = 16
 rgw enable usage log = false
 rgw enable gc threads = false
@@ -72,6 +76,11 @@ rgw sts min session duration = 2
 class Ceph:
     """A gateway with one user; `close` ends it.
 
+    Parameters
+    ----------
+    tls : Authority, optional
+        It speaks TLS, with a certificate of that one.
+
     Attributes
     ----------
     url : str
@@ -80,11 +89,14 @@ class Ceph:
         The environment in which boto3 is its user, by long-lived keys.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Authority | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="envsync-ceph-"))  # its sockets' names are to be short
         self._running: list[subprocess.Popen[bytes]] = []
         mon, port = _free_ports(2)
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        listening = f"endpoint=127.0.0.1:{port}"
+        if tls:
+            listening = f"ssl_{listening} ssl_certificate={tls.certificate} ssl_private_key={tls.key}"
         self.variables = {
             "AWS_ENDPOINT_URL": self.url,
             "AWS_ACCESS_KEY_ID": "AKIATESTSTESTSTESTS0",
@@ -93,12 +105,14 @@ class Ceph:
             "AWS_EC2_METADATA_DISABLED": "true",
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            **({"AWS_CA_BUNDLE": str(tls.ca)} if tls else {}),
         }
+        self._trust = ssl.create_default_context(cafile=tls.ca) if tls else None
         for part in ("mon", "osd", "rgw"):
             (self.folder / part).mkdir()
         fsid = str(uuid.uuid4())
         (self.folder / "ceph.conf").write_text(
-            _CONFIGURATION.format(fsid=fsid, mon=mon, port=port, folder=self.folder)
+            _CONFIGURATION.format(fsid=fsid, mon=mon, listening=listening, folder=self.folder)
         )
         try:
             self._begin(fsid, mon)
@@ -112,7 +126,7 @@ class Ceph:
         self._call("ceph-mon", "-i", "a", "--mkfs", "--monmap", made, "--keyring", os.devnull)
         self._start("ceph-mon", "-i", "a")
         identity = str(uuid.uuid4())
-        self._call("ceph", "osd", "create", identity)
+        self._call_soon("ceph", "osd", "create", identity)
         self._call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity)
         self._start_store()
         key, secret = self.variables["AWS_ACCESS_KEY_ID"], self.variables["AWS_SECRET_ACCESS_KEY"]
@@ -144,6 +158,7 @@ class Ceph:
             aws_access_key_id=key or self.variables["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=secret or self.variables["AWS_SECRET_ACCESS_KEY"],
             aws_session_token=token or None,
+            verify=self.variables.get("AWS_CA_BUNDLE"),
         )
 
     def may_ask_for_sessions(self) -> None:
@@ -187,6 +202,18 @@ class Ceph:
             )
         return done.stdout
 
+    def _call_soon(self, *command: str) -> None:
+        """Call until it succeeds: a monitor that has just begun may refuse whoever asks."""
+        deadline = time.monotonic() + _PATIENCE / 4
+        while True:
+            try:
+                self._call(*command)
+                return
+            except LabError:  # noqa: PERF203 - a pause is what is wanted
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+
     def _start(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{program}.out").open("wb") as out:
             self._running.append(
@@ -213,7 +240,7 @@ class Ceph:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(self.url, timeout=5):
+            with urllib.request.urlopen(self.url, timeout=5, context=self._trust):
                 return True
         except urllib.error.HTTPError as error:
             error.close()
