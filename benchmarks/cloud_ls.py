@@ -1,4 +1,7 @@
-"""How long ``envsync ls`` takes with 100 clusters in the store: a folder, and S3 by moto on loopback.
+"""How long ``envsync ls`` takes with 100 clusters in the store: a folder, and two S3 on loopback.
+
+moto is one Python process, which answers one request after the other. Ceph's gateway, of the tests' lab, is a
+real S3, and speaks TLS, with as many authorities to choose from as a client of Amazon's has.
 
 ``python -m benchmarks.cloud_ls`` prints one line for each; the whole command, the interpreter's start too.
 """
@@ -14,10 +17,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import botocore
+
 from envsync.runner.cloud.costs import Bill, Hired
 from envsync.runner.cloud.provider import Price
 from envsync.runner.records import Record, Records, owner
 from envsync.stores import open_store
+from tests.lab.ceph import Ceph
+from tests.lab.install import CEPH, missing
+from tests.lab.registry import Authority
 from tests.s3 import S3, VARIABLES, end, start
 
 _CLUSTERS, _TIMES = 100, 7
@@ -33,6 +41,24 @@ def main() -> None:
             _measure("S3 (moto on loopback)", f"{S3(endpoint).bucket('records')}/team", folder)
         finally:
             end(server)
+        _measure_ceph(Path(folder))
+
+
+def _measure_ceph(folder: Path) -> None:
+    what = "S3 (Ceph's gateway on loopback, TLS)"
+    if lacking := missing(CEPH):
+        print(f"{what}: the lab lacks {' '.join(lacking)}")
+        return
+    authority = Authority(folder / "authority")
+    with authority.ca.open("ab") as bundle:
+        bundle.write(Path(botocore.__file__).with_name("cacert.pem").read_bytes())
+    gateway = Ceph(authority)
+    try:
+        os.environ.update(gateway.variables)
+        gateway.client().create_bucket(Bucket="records")
+        _measure(what, "s3://records/team", str(folder))
+    finally:
+        gateway.close()
 
 
 def _measure(what: str, url: str, folder: str) -> None:

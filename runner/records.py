@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from envsync.errors import StoreError
 from envsync.runner.cloud.costs import Bill
+from envsync.runner.configured import configured
 from envsync.store import cache_root
 from envsync.stores import open_store
 
@@ -336,10 +337,8 @@ def open_records(store: str | None = None) -> list[Records]:
     """
     if store is not None:
         return [Records(open_store(store))]
-    import dask.config
-
-    configured = dask.config.get("envsync.store", None)
-    return [*([Records(open_store(configured))] if configured else []), local_records()]
+    named = configured("envsync.store")
+    return [*([Records(open_store(named))] if named else []), local_records()]
 
 
 def local_records() -> Records:
@@ -351,11 +350,9 @@ def local_records() -> Records:
 
 def owner() -> str:
     """Return who this is: Dask's setting ``envsync.owner``, else the user and the host."""
-    import dask.config  # a tenth of a second
-
-    configured = dask.config.get("envsync.owner", None)
-    if configured:
-        return str(configured)
+    named = configured("envsync.owner")
+    if named:
+        return str(named)
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a user without a name

@@ -175,6 +175,37 @@ def test_who_is_who() -> None:
         assert not is_mine("root@desk")
 
 
+SETTINGS = """
+import json, sys
+from envsync.runner.configured import configured, folders
+found, asked = configured("envsync.owner"), "dask" in sys.modules
+import dask.config
+assert found == dask.config.get("envsync.owner", None)
+assert set(folders()) == set(filter(None, map(str, dask.config.paths)))
+print(json.dumps([found, asked]))
+"""
+
+
+def test_dask_is_asked_for_settings_where_there_are_any(tmp_path: Path) -> None:
+    file, home = tmp_path / "etc" / "ours.yaml", tmp_path / "home" / ".config" / "dask"
+    home.mkdir(parents=True)
+    (home / "dask.yaml").write_text("# scheduler: threads\n")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("DASK_")}
+    usual = {**kept, "HOME": str(tmp_path / "home"), "DASK_CONFIG": str(file.parent)}
+
+    def settings(**more: str) -> Any:
+        done = subprocess.run([sys.executable, "-c", SETTINGS], env={**usual, **more}, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    assert settings() == [None, False]
+    assert settings(DASK_ENVSYNC__OWNER="ada@laptop") == ["ada@laptop", True]
+    file.parent.mkdir()
+    file.write_text("envsync:\n  owner: eve@desk\n")
+    assert settings() == ["eve@desk", True]
+    assert settings(DASK_CONFIG=str(file)) == ["eve@desk", True]
+
+
 # -- while a cluster lives
 
 

@@ -6,6 +6,7 @@ fifth of a second because Dask, rich and the network stack stay out of its way.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -105,5 +106,6 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command and exit."""
+    gc.set_threshold(50_000)
     cli(prog_name="envsync")
     raise AssertionError("click exits")  # pragma: no cover
