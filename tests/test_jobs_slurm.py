@@ -51,7 +51,7 @@ WHOLE = (
 import datetime
 from envsync.runner.cloud import sts
 
-class Lent:
+class Lent(sts.Identity):
     region = ""
     def __init__(self, profile):
         pass
