@@ -351,8 +351,10 @@ def test_the_role_that_the_docs_give_is_enough_and_no_more(api: AzureApi, provid
     def everything() -> None:
         made = provider.create(request(provider))
         provider.console(REGION, made.id)
-        provider.renew(REGION, [made.id], TAGS, 120.0)
         assert len(provider.describe(REGION, TAGS.cluster)) == 1
+        other = provider.create(replace(request(provider), token="other"))
+        provider.terminate(REGION, [other.id])
+        provider.renew(REGION, [made.id], TAGS, 120.0)
         (*_, group) = [one for place in provider.everywhere() for one in provider.found(place)]
         AzureProvider([REGION]).terminate(REGION, [made.id])
         assert provider.remove(REGION, group)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import stamina
 
-from envsync.errors import CloudError
+from envsync.errors import CapacityError, CloudError
 from envsync.hooks import Hooks
 from envsync.runner.cloud import azure
 from envsync.runner.cloud.azure import AzureProvider
@@ -46,10 +46,10 @@ def provider(api: AzureApi) -> AzureProvider:
     return AzureProvider([REGION])
 
 
-def made(provider: AzureProvider, number: int = 1) -> str:
+def made(provider: AzureProvider, number: int = 1, lease: float = LEASE) -> str:
     shared = provider.open(REGION, TYPE, TAGS, KEY)
     asked = MachineRequest(
-        shared=shared, type=TYPE, token=f"{number:012d}", tags=TAGS, user_data="#!/bin/sh\n"
+        shared=shared, type=TYPE, token=f"{number:012d}", tags=TAGS, user_data="#!/bin/sh\n", lease=lease
     )
     return provider.create(asked).id
 
@@ -65,8 +65,8 @@ def schedules(api: AzureApi) -> list[dict[str, Any]]:
 def test_machines_of_a_client_that_is_gone_cost_nothing_some_hours_later(
     api: AzureApi, provider: AzureProvider
 ) -> None:
+    """Even if it was killed while its machine was being made."""
     one = made(provider)
-    provider.renew(REGION, [one], TAGS, LEASE)
     (schedule,) = schedules(api)
     assert schedule["tags"][CLUSTER] == TAGS.cluster
     api.machines()[one]["power"] = "stopped"  # its own switch
@@ -87,7 +87,6 @@ def test_a_living_client_moves_it_on_for_longer_than_a_day(api: AzureApi, provid
     one = made(provider)
     for _ in range(30):
         provider.renew(REGION, [one], TAGS, LEASE)
-        provider.renew(REGION, [one], TAGS, LEASE)
         api.pass_time(HOUR + 1)
         assert [one.state for one in provider.describe(REGION, TAGS.cluster)] == ["running"]
     assert len([call for call in api.asked if "/schedules/" in call.path]) == 30, "one call an hour"
@@ -96,9 +95,8 @@ def test_a_living_client_moves_it_on_for_longer_than_a_day(api: AzureApi, provid
 
 
 def test_a_client_may_be_away_for_as_long_as_its_timeout_says(api: AzureApi, provider: AzureProvider) -> None:
-    one = made(provider)
     away = 12 * HOUR
-    provider.renew(REGION, [one], TAGS, away)
+    one = made(provider, lease=away)
     for _ in range(3):
         api.pass_time(HOUR - 1)  # the longest that it is not moved on
         provider.describe(REGION, TAGS.cluster)  # it hears what time it is
@@ -109,13 +107,18 @@ def test_a_client_may_be_away_for_as_long_as_its_timeout_says(api: AzureApi, pro
         provider.renew(REGION, [one], TAGS, away)  # it is back, in time for today's
     api.pass_time(away)
     assert powers(api) == ["running"]
+    two = made(provider, 2, lease=30 * HOUR)
     with pytest.raises(CloudError, match="client_timeout of 30 h") as told:
-        provider.renew(REGION, [one], TAGS, 30 * HOUR)
+        provider.renew(REGION, [two], TAGS, 30 * HOUR)
+    assert len(schedules(api)) == 1
     assert "envsync reap" in told.value.hint
 
 
 def test_one_that_is_refused_is_told_and_keeps_no_other(api: AzureApi, provider: AzureProvider) -> None:
+    api.registered.clear()
     machines = [made(provider, number) for number in range(3)]
+    assert schedules(api) == []
+    api.registered.add("Microsoft.DevTestLab")
     api.fail(f"PUT .*/schedules/.*{machines[0]}$", refusal("AuthorizationFailed", "no authorization", 403))
     with pytest.raises(CloudError, match=f"{machines[0]} could not be made: .*no authorization") as told:
         provider.renew(REGION, [*machines, "not-there"], TAGS, LEASE)
@@ -131,6 +134,25 @@ def test_one_that_is_refused_is_told_and_keeps_no_other(api: AzureApi, provider:
         provider.renew(REGION, machines, TAGS, LEASE)
     assert "az login" in told.value.hint
     assert "deallocates the machine at 12:00 UTC" in told.value.hint
+
+
+def test_machines_that_come_and_go_leave_no_schedules(api: AzureApi, provider: AzureProvider) -> None:
+    stays = made(provider)
+    for number in range(2, 5):
+        provider.terminate(REGION, [made(provider, number)])
+    api.shortages.append(("AllocationFailed", "no room"))
+    with pytest.raises(CapacityError):
+        made(provider, 5)
+    assert len(schedules(api)) == 5
+    api.fail("DELETE .*/schedules/", refusal("TooManyRequests", status=429))
+    provider.renew(REGION, [stays], TAGS, LEASE)
+    assert [one["name"] for one in schedules(api)] == [f"shutdown-computevm-{stays}"]
+    provider.terminate(REGION, [stays])
+    assert provider.close(REGION, TAGS.cluster) == ()
+    made(provider, 6)
+    api.asked.clear()
+    provider.renew(REGION, [], TAGS, LEASE)  # what was there is not asked for: it went with its group
+    assert api.asked == []
 
 
 async def test_a_cluster_has_it_for_each_machine_and_says_where_there_is_none(

@@ -173,6 +173,7 @@ class AzureProvider(Provider):
             with taken():
                 self._account.begin(machines, group, name, body, once=True)
             self._groups[name] = group
+            self._schedules.begin(region, group, name, request.tags, request.lease)
             try:
                 made = self._made(machines, group, name, expand="instanceView")
             except BaseException:
@@ -352,6 +353,7 @@ class AzureProvider(Provider):
 
     def _delete(self, group: str, name: str) -> None:
         self._running.discard(name)
+        self._schedules.forget(group, name)
         delete = self._account.compute.virtual_machines.begin_delete
         # it need not shut down in good order: nothing on it is wanted any more
         self._account.call(delete, group, name, force_deletion=True, polling=False)

@@ -112,6 +112,8 @@ class MachineRequest:
         What it runs first. Everything on it can read that: no secrets.
     disk : int
         GiB of its root disk, which goes with it; 0 for the image's own size.
+    lease : float
+        Seconds without a sign of life from here for which it goes on: see `Provider.renew`.
     """
 
     shared: Shared
@@ -122,6 +124,7 @@ class MachineRequest:
     tags: Tags
     user_data: str = field(repr=False)
     disk: int = 0
+    lease: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -299,6 +299,7 @@ class Rented:
                     tags=plan.tags,
                     user_data=data,
                     disk=plan.disk,
+                    lease=plan.lease,
                 )
                 try:
                     return await self._create(request)
