@@ -17,6 +17,7 @@ import pytest
 import stamina
 from distributed import Client
 from google.auth import iam
+from google.auth.compute_engine import _metadata
 from google.oauth2 import credentials as logins
 
 from envsync.agent.credentials import Endpoint, service_of
@@ -95,6 +96,15 @@ def test_whoever_is_logged_in_as_the_account_needs_nobody_to_let_them(
     key = api.variables()["GOOGLE_APPLICATION_CREDENTIALS"]
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", key)
     assert Identity(ROBOT).temporary().value == f"made-for-{ROBOT}"  # never the key
+    assert api.given == []
+    # on a machine that has the account, or in a task of a cluster whose workers have it
+    machine = endpoint(7)
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, f"127.0.0.1:{machine.port}")
+    monkeypatch.setattr(_metadata, "_GCE_METADATA_HOST", f"127.0.0.1:{machine.port}")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS")
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))
+    assert Identity(READER).temporary().value == "ya29.c4n4ry-7"
     assert api.given == []
     # gcloud auth application-default login --impersonate-service-account=...
     url = f"https://iamcredentials.googleapis.com/v1/projects/-/serviceAccounts/{READER}:generateAccessToken"
@@ -239,6 +249,15 @@ def test_it_answers_as_a_metadata_server_does_and_no_more(
     assert asked(made.port)[0] == 503  # which the library asks again
 
 
+GIVING = """
+import json, os, sys
+from envsync.agent.credentials import Endpoint, service_of
+os.setuid(1)  # what gives them out is no root, as on most hosts
+made = Endpoint(service_of({"cloud": "google", "token": "unused"}))
+made.put(json.loads(sys.argv[1]))
+print(made.port, flush=True)
+sys.stdin.read()
+"""
 ANOTHER = """
 import os, socket, sys
 user, port, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -254,15 +273,20 @@ while data := connection.recv(4096):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone can be another user")
 def test_another_user_of_the_host_is_refused_by_the_kernels_word() -> None:
-    made = endpoint()
-    said = {}
-    for user in (0, 1, 65534):
-        command = [sys.executable, "-c", ANOTHER, str(user), str(made.port), TOKEN]
-        said[user] = subprocess.run(command, capture_output=True, check=True, text=True).stdout
-    assert "c4n4ry-1" in said[0]
-    for user in (1, 65534):
-        assert said[user].startswith("HTTP/1.0 403")
-        assert said[user].rstrip().endswith("not for other users")
+    command = [sys.executable, "-c", GIVING, json.dumps(values())]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as giving:
+        assert giving.stdin
+        assert giving.stdout
+        port = giving.stdout.readline().strip()
+        said = {}
+        for user in (0, 1, 2, 65534):
+            command = [sys.executable, "-c", ANOTHER, str(user), port, TOKEN]
+            said[user] = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+        giving.stdin.close()
+    assert "c4n4ry-1" in said.pop(1)
+    for answer in said.values():
+        assert answer.startswith("HTTP/1.0 403")
+        assert answer.rstrip().endswith("not for other users")
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
