@@ -85,6 +85,9 @@ def test_a_person_is_never_sent_but_the_account_that_they_may_be(api: GCEApi) ->
     assert REFRESH not in sent
     assert "made-for-user" not in sent
     assert token.value not in repr(token)
+    compute = "123-compute@developer.gserviceaccount.com"  # which does not say whose it is
+    api.creators.add(("user", compute))
+    assert Identity(compute).temporary().project == ""
     for wrong in (-7200, 4 * 3600):  # what a clock here says that is wrong
         api.life = wrong
         assert 3590 < Identity(READER).temporary().left() <= 3600
@@ -245,8 +248,9 @@ def test_it_answers_as_a_metadata_server_does_and_no_more(
     code, said = asked(made.port, path, headers)
     assert code == status
     assert "c4n4ry" not in said
-    made.put(values(seconds=0))
+    made.put({**values(seconds=0), "project": ""})
     assert asked(made.port)[0] == 503  # which the library asks again
+    assert asked(made.port, "/computeMetadata/v1/project/project-id")[0] == 404
 
 
 GIVING = """

@@ -9,7 +9,9 @@ import contextlib
 import datetime
 import json
 import os
+import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import CloudError
@@ -24,6 +26,7 @@ LIFE = 3600
 """Seconds that tokens live which Google is asked for: no more are given without a policy of its own."""
 
 _WHERE = "google credentials"
+_CALL = 20.0  # seconds that Google may take to answer
 _BUSY = frozenset({429, 500, 502, 503, 504})
 
 
@@ -135,7 +138,7 @@ class Identity:
         from google.auth import impersonated_credentials
         from google.auth.transport.requests import Request
 
-        request = Request()
+        request = partial(Request(), timeout=_CALL)
         own, project = google.auth.default(scopes=[SCOPE])  # anew: somebody may have logged in again
         if getattr(own, "service_account_email", None) == "default":  # a machine's: it asks for its name
             own.refresh(request)
@@ -149,7 +152,7 @@ class Identity:
             value=given.token,
             expires=_by_this_clock(given.expiry.replace(tzinfo=datetime.timezone.utc)),
             account=self._account,
-            project=project or self._account.rpartition("@")[2].partition(".")[0],
+            project=project or _project_of(self._account),
             universe=given.universe_domain,
         )
 
@@ -178,6 +181,12 @@ def variables(port: int, folder: str) -> dict[str, str | None]:
 
 TAKEN = frozenset(variables(0, ""))
 """Variables that a user cannot set at the same time."""
+
+
+def _project_of(account: str) -> str:
+    """Return the project that a service account is in; empty if its address does not say."""
+    found = re.fullmatch(r"[^@]+@([^.]+)\.iam\.gserviceaccount\.com", account)  # not of Google's own making
+    return found[1] if found else ""
 
 
 def _by_this_clock(expires: datetime.datetime) -> datetime.datetime:
