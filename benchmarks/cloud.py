@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+from urllib.parse import urlsplit
 
 from benchmarks.timing import Action, Row, Table, compare
 
@@ -23,6 +29,9 @@ ROUNDS = 3
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
 SAID = f"-----BEGIN SSH HOST KEY KEYS-----\n{KEY} root@a\n-----END SSH HOST KEY KEYS-----\n"
 UP = "SyncedCluster(EC2(...)): from sshd's first answer to a worker that is verified"
+TAKEN = "the same, and the machine takes what it lacks from a store that has it"
+STORE = "s3://bench/team"
+SMALL = 300_000  # bytes: files that are smaller than a request for them is worth come from the client
 
 
 def cloud() -> list[Table]:
@@ -82,18 +91,49 @@ def _up() -> Table:
     try:
         with lab.api.used(), tempfile.TemporaryDirectory() as folder:
             lock = lock_of(Path(folder), [f"{name}=={version(name)}" for name in sorted(CORE)])
-            rows = compare({UP: lambda: asyncio.run(_first_worker(lab, lock))}, rounds=ROUNDS)
+            with _store(lab, lock) as (store, trouble):
+                actions: dict[str, Action] = {UP: lambda: asyncio.run(_first_worker(lab, lock))}
+                if store:
+                    actions[TAKEN] = lambda: asyncio.run(_first_worker(lab, lock, store=store))
+                rows = compare(actions, rounds=ROUNDS)
+                rows += [] if store else [Row(TAKEN, trouble=trouble)]
     finally:
         lab.close()
     notes = [
         "A bare Debian without uv and without the environment's Python packages, which go there over the "
         "lab's link: Dask, distributed and what they need. The machine has its own Python.",
+        "The store is Ceph's S3 beside the client, from which the machine takes by signed addresses.",
         "The lab's machines share this one's cores.",
     ]
     return Table(title, target, rows, notes)
 
 
-async def _first_worker(lab: Any, lock: Path) -> float:
+@contextlib.contextmanager
+def _store(lab: Any, lock: Path) -> Iterator[tuple[str, str]]:
+    """Yield the URL of a store that has what the lock needs and that machines reach; or none, and why."""
+    from tests.lab.ceph import Ceph
+    from tests.lab.install import CEPH, missing
+
+    if lacking := missing(CEPH):
+        yield "", "the lab lacks " + " ".join(lacking)
+        return
+    gateway = Ceph(address=lab.gateway)
+    try:
+        gateway.client().create_bucket(Bucket=urlsplit(STORE).netloc)
+        used = {**gateway.variables, "NO_PROXY": f"127.0.0.1,{lab.gateway}"}
+        used["AWS_ENDPOINT_URL_S3"] = used.pop("AWS_ENDPOINT_URL")
+        used["AWS_DEFAULT_REGION"] = lab.api.variables["AWS_DEFAULT_REGION"]
+        with patch.dict(os.environ, used):
+            envsync = Path(sys.executable).with_name("envsync")
+            subprocess.run(
+                [envsync, "push", "--quiet", "--lock", lock, f"{STORE}#small"], check=True, cwd=lock.parent
+            )
+            yield STORE, ""
+    finally:
+        gateway.close()
+
+
+async def _first_worker(lab: Any, lock: Path, **more: Any) -> float:
     from distributed import Client
 
     from envsync.runner import EC2, SyncedCluster
@@ -106,12 +146,15 @@ async def _first_worker(lab: Any, lock: Path) -> float:
     try:
         async with (
             SyncedCluster(
-                backend, lock=lock, n_workers=1, threads_per_worker=1, asynchronous=True
+                backend, lock=lock, n_workers=1, threads_per_worker=1, asynchronous=True, **more
             ) as cluster,
             Client(cluster, asynchronous=True) as client,
         ):
             await client.wait_for_workers(1)
-            return time.perf_counter() - answered[0]
+            took = time.perf_counter() - answered[0]
+            if "store" in more and cluster.prepared[0].sent > SMALL:
+                raise RuntimeError(f"{cluster.prepared[0].sent} bytes came from here, not from the store")
+            return took
     finally:
         over.set()
         watching.join()

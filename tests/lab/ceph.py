@@ -1,4 +1,4 @@
-"""Ceph's gateway on loopback: an S3 and an STS whose credentials are checked, and expire.
+"""Ceph's gateway: an S3 and an STS whose credentials are checked, and expire.
 
 One monitor, one object store in memory and one gateway, all from Debian; they run for as long as they are
 waited for here, as this process's children.
@@ -80,6 +80,8 @@ class Ceph:
     ----------
     tls : Authority, optional
         It speaks TLS, with a certificate of that one.
+    address : str
+        Where it listens.
 
     Attributes
     ----------
@@ -89,12 +91,12 @@ class Ceph:
         The environment in which boto3 is its user, by long-lived keys.
     """
 
-    def __init__(self, tls: Authority | None = None) -> None:
+    def __init__(self, tls: Authority | None = None, *, address: str = "127.0.0.1") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="envsync-ceph-"))  # its sockets' names are to be short
         self._running: list[subprocess.Popen[bytes]] = []
         mon, port = _free_ports(2)
-        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
-        listening = f"endpoint=127.0.0.1:{port}"
+        self.url = f"{'https' if tls else 'http'}://{address}:{port}"
+        listening = f"endpoint={address}:{port}"
         if tls:
             listening = f"ssl_{listening} ssl_certificate={tls.certificate} ssl_private_key={tls.key}"
         self.variables = {
