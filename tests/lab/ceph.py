@@ -128,7 +128,7 @@ class Ceph:
         self._call("ceph-mon", "-i", "a", "--mkfs", "--monmap", made, "--keyring", os.devnull)
         self._start("ceph-mon", "-i", "a")
         identity = str(uuid.uuid4())
-        self._call_soon("ceph", "osd", "create", identity)
+        self._ask("osd", "create", identity)
         self._call("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", identity)
         self._start_store()
         key, secret = self.variables["AWS_ACCESS_KEY_ID"], self.variables["AWS_SECRET_ACCESS_KEY"]
@@ -204,13 +204,12 @@ class Ceph:
             )
         return done.stdout
 
-    def _call_soon(self, *command: str) -> None:
-        """Call until it succeeds: a monitor that has just begun may refuse whoever asks."""
+    def _ask(self, *question: str) -> bytes:
+        """Ask the monitor: while it begins it may refuse whoever asks."""
         deadline = time.monotonic() + _PATIENCE / 4
         while True:
             try:
-                self._call(*command)
-                return
+                return self._call("ceph", *question)
             except LabError:  # noqa: PERF203 - a pause is what is wanted
                 if time.monotonic() > deadline:
                     raise
@@ -234,7 +233,7 @@ class Ceph:
             store = self._start("ceph-osd", "-i", "0")
             deadline = time.monotonic() + _PATIENCE / 10
             while store.poll() is None and time.monotonic() < deadline:
-                if b"1 up" in self._call("ceph", "osd", "stat"):
+                if b"1 up" in self._ask("osd", "stat"):
                     return
                 time.sleep(0.05)
             _end(self._running.pop())
