@@ -38,7 +38,6 @@ def test_a_folder_of_a_bucket(authority: Authority, tmp_path: Path, monkeypatch:
         store = open_store("s3://team/tls")
         with monkeypatch.context() as patch:
             patch.setattr(ssl.SSLContext, "load_verify_locations", count)
-            store.write("first", b"1")
             names = [f"records/{number}" for number in range(8)]
             together = threading.Barrier(len(names))
 

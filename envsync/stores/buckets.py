@@ -206,7 +206,13 @@ def _read_authorities_once(client: Any) -> None:
     """Have botocore read the authorities' certificates once, not for each connection: it takes 30 ms."""
     with contextlib.suppress(AttributeError, KeyError):  # where it lies is botocore's own affair
         context = client._endpoint.http_session._manager.connection_pool_kw["ssl_context"]
-        context.load_verify_locations = cache(context.load_verify_locations)
+        read, reading = cache(context.load_verify_locations), threading.Lock()
+
+        def load(*places: Any, **named: Any) -> None:
+            with reading:
+                read(*places, **named)
+
+        context.load_verify_locations = load
 
 
 @contextlib.contextmanager
