@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SOURCES = envsync runner plugins tests examples benchmarks
 READY = $(BIN)/.ready
-# a file's tests stay together, as they share what is slow to make; one more than there are cores, as many wait
+# a file's tests stay together, as they share what is slow to make (and some files: tests/conftest.py); one
+# process more than there are cores, as many tests wait
 PROCESSES ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 PARALLEL ?= -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 

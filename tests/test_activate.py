@@ -17,9 +17,7 @@ from envsync import plugins
 from envsync.plugins.activate import activate, active, deactivate
 from envsync.plugins.overlay import Overlays
 from envsync.uv import find_uv
-from tests.overlays import make_wheel, put, put_tree, real, real_wheels, run_python
-
-__all__ = ["real_wheels"]
+from tests.overlays import make_wheel, put, put_tree, real, run_python
 
 # Before the code of each child.
 PRELUDE = """
@@ -92,6 +90,7 @@ say(before[:2], during[:2], digest, before == state(), active(), answers, deacti
         assert [*answers, again] == [{"forgotten": [], "restart": []}] * 5
 
 
+@pytest.mark.slow
 def test_a_real_package_and_its_metadata_come_and_go(overlays: Overlays, real_wheels: Path) -> None:
     """The compiled one, which an interpreter that has it already gets too if it did not import it."""
     wheels = [real(real_wheels, "six", "1.16.0"), real(real_wheels, "msgpack", "1.0.8")]

@@ -163,6 +163,7 @@ with client_environment("tls://127.0.0.1:1", Security.temporary()) as environmen
 """
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

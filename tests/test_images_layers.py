@@ -28,9 +28,7 @@ from envsync.images.wheels import Place, files_of
 from envsync.plugins.unpack import lay, unpack
 from envsync.store import FolderStore
 from tests.images import artifact_of, lock_of
-from tests.overlays import make_wheel, real_wheels
-
-__all__ = ["real_wheels"]
+from tests.overlays import make_wheel
 
 MINOR = "{}.{}".format(*sys.version_info[:2])
 PLACE = Place(prefix="opt/env", minor=MINOR)
@@ -76,6 +74,7 @@ def tree(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+@pytest.mark.slow
 def test_a_layer_is_what_an_installer_lays(real_wheels: Path, tmp_path: Path) -> None:
     """Byte for byte what unpack and lay make of the same wheels, scripts and RECORDs included."""
     wheels = sorted(real_wheels.glob("*.whl"))[::2]

@@ -22,9 +22,7 @@ from dask import config
 from envsync.plugins.hostlock import HostLock, OwnerLock
 from envsync.plugins.overlay import Overlays, root, tree_digest
 from envsync.trees import Manifest
-from tests.overlays import make_wheel, put, put_tree, real, real_wheels, sha256_of
-
-__all__ = ["real_wheels"]
+from tests.overlays import make_wheel, put, put_tree, real, sha256_of
 
 
 @pytest.fixture
@@ -315,6 +313,7 @@ with overlays.lock():
 """
 
 
+@pytest.mark.slow
 def test_one_process_of_a_host_fetches_and_all_have_it(
     overlays: Overlays, real_wheels: Path, tmp_path: Path
 ) -> None:

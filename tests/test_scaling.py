@@ -44,6 +44,7 @@ async def cluster_of(n_workers: Any = 0, **asked: Any) -> AsyncIterator[tuple[Si
     assert not site.states().keys() - {"CANCELLED", "FAILED"}, "no job is left"
 
 
+@pytest.mark.slow
 def test_a_thousand_jobs_are_one_array_one_listing_and_one_cancellation() -> None:
     async def test() -> None:
         site = Site()

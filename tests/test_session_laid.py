@@ -16,9 +16,9 @@ from envsync.target import Target
 from tests.elsewhere import Elsewhere
 from tests.index_server import write_wheel
 from tests.makes import Makes, litter, says, tiny_disk
-from tests.overlays import make_wheel, real_wheels
+from tests.overlays import make_wheel
 
-__all__ = ["real_wheels", "tiny_disk"]
+__all__ = ["tiny_disk"]
 
 pytestmark = pytest.mark.slow
 

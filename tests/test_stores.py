@@ -185,6 +185,7 @@ def test_a_folder_that_is_replaced_while_it_is_empty_is_no_error(
     assert gone == [".unfinished", "pushes", digest[:2]]
 
 
+@pytest.mark.slow
 def test_a_push_into_a_folder_that_is_killed_is_taken_up(tmp_path: Path) -> None:
     shared, source = tmp_path / "shared", tmp_path / "source"
     made = Made(source, {"small": b"small"})

@@ -144,6 +144,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_gc_beside_pushes_takes_nothing_that_they_need(store: SharedFolder, tmp_path: Path) -> None:
     pushed(store, tmp_path / "source", "first", one=b"1")
     arguments = [tmp_path / "source2", store.root.as_uri()]

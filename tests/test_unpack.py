@@ -16,9 +16,7 @@ from envsync.plugins.overlay import Overlays
 from envsync.plugins.scan import scan
 from envsync.plugins.unpack import lay, site_of, unpack
 from envsync.uv import find_uv
-from tests.overlays import hash_of, make_wheel, put, real, real_wheels
-
-__all__ = ["real_wheels"]
+from tests.overlays import hash_of, make_wheel, put, real
 
 
 def installed(wheel: Path, folder: Path, python: str = sys.executable) -> tuple[Path, Path]:
@@ -57,6 +55,7 @@ def test_it_is_what_uv_installs_by_scan(real_wheels: Path, tmp_path: Path) -> No
     assert (found["leftovers"], found["unowned"]) == ([], [])
 
 
+@pytest.mark.slow
 def test_every_line_of_record_is_true(real_wheels: Path, tmp_path: Path) -> None:
     for wheel in sorted(real_wheels.glob("*.whl")):
         prefix, site = installed(wheel, tmp_path / wheel.stem)

@@ -31,6 +31,7 @@ DEBIAN, UBUNTU = "136693071363", "099720109477"
 _LARGEST = 16384  # bytes of user-data
 _NO_TOKEN = "ABCDE"  # what moto takes for none
 _GPU = "Deep Learning Base OSS Nvidia Driver GPU AMI (Ubuntu 22.04)"
+_LOADERS: dict[str | None, Any] = {}
 _IMAGES = [  # the older first: moto has each made when it is read
     ("ami-0000000000000de11", "debian-12-amd64-20260101-1", DEBIAN, "x86_64"),
     ("ami-0000000000000de12", "debian-12-amd64-20260901-2", DEBIAN, "x86_64"),
@@ -222,11 +223,16 @@ class EC2Api:
         self._undo.append(lambda: setattr(owner, name, original) if own else delattr(owner, name))
 
     def _patch(self) -> None:
+        import botocore.session
         from moto.ec2.models.instances import Instance, InstanceBackend
         from moto.ec2.models.security_groups import SecurityGroupBackend
         from moto.ec2.models.spot_requests import SpotRequestBackend
         from moto.ec2.responses import EC2Response
 
+        # each session of boto3's would read anew what it needs to know of services, for 0.2 s
+        self._replace(
+            botocore.session, "create_loader", lambda original: lambda paths=None: _loader(original, paths)
+        )
         self._replace(EC2Response, "call_action", lambda original: lambda it: self._call(original, it))
         self._replace(EC2Response, "get_console_output", lambda _: lambda it: self._console(it))
         self._replace(
@@ -325,6 +331,13 @@ class EC2Api:
                     if more.get("group_id") == group.id or more.get("name") == group.name:
                         raise EC2ClientError("DependencyViolation", f"{group.id} has a dependent object")
         return original(backend, **more)
+
+
+def _loader(make: Callable[[str | None], Any], paths: str | None) -> Any:
+    """Return what reads descriptions of services, one in a process."""
+    if paths not in _LOADERS:
+        _LOADERS[paths] = make(paths)
+    return _LOADERS[paths]
 
 
 def _cancel(backend: Any, identities: list[str]) -> list[Any]:
