@@ -19,7 +19,8 @@ class Azure(Cloud):
 
     The account is that of Azure's default credentials: ``az login``, a service principal's variables, a
     managed identity. A machine that shuts itself down is kept, and billed as one that runs, until it is
-    deleted by `close` or ``envsync reap``.
+    deleted by `close` or ``envsync reap``, or deallocated by a schedule of Azure's: within six hours, if
+    nobody moves that on any more.
 
     Parameters
     ----------

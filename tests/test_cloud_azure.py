@@ -218,6 +218,16 @@ def test_what_another_place_may_have_is_told_apart_whenever_azure_says_it(
     assert provider.create(replace(wanted, zone="westeurope-2", token="another")).zone == "westeurope-2"
 
 
+def test_a_fault_of_azures_own_is_no_reason_to_give_up(api: AzureApi, provider: AzureProvider) -> None:
+    wanted = request(provider)
+    api.shortages.append(("NetworkingInternalOperationError", "An unexpected error occurred."))
+    with pytest.raises(CapacityError, match=r"could not make .*unexpected error") as told:
+        provider.create(wanted)
+    assert told.value.scope == "zone"
+    assert api.machines() == {}
+    assert provider.create(replace(wanted, zone="westeurope-2", token="another")).zone == "westeurope-2"
+
+
 def test_what_the_serial_port_says_is_the_console(api: AzureApi, provider: AzureProvider) -> None:
     made = provider.create(request(provider))
     assert provider.console(REGION, made.id) == ""
@@ -509,6 +519,8 @@ def test_bad_input_is_told(api: AzureApi, monkeypatch: pytest.MonkeyPatch) -> No
     assert AzureProvider(["middleofnowhere"]).zones("middleofnowhere", TYPE) == ()
     with pytest.raises(CloudError, match="is no subnet's id"):
         AzureProvider([REGION], subnet="default")
+    with pytest.raises(CloudError, match="'mine' is no identity's id"):
+        AzureProvider([REGION], identity="mine")
     with pytest.raises(CloudError, match="cannot be reached"):
         Azure(TYPE, region=REGION, private=True).provider()
     with pytest.raises(CloudError, match="subscription could not be found") as told:

@@ -110,6 +110,12 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
     try:
         yield
     except OperationFailed as error:
+        if "Internal" in error.code:  # a fault of Azure's own, where it was: the next try may be elsewhere
+            raise CapacityError(
+                f"Azure could not make {machine_type or 'it'}: {error.message} ({error.code})",
+                where=where,
+                hint="Try again, or another zone or region.",
+            ) from error
         raise _refused({error.code}, error.message, where, machine_type) from error
     except HttpResponseError as error:
         if isinstance(error, ClientAuthenticationError) and not _said(error):

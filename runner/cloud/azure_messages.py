@@ -59,13 +59,19 @@ def machine_name(cluster: str, token: str) -> str:
 
 
 def check_arguments(
-    regions: Sequence[str], image: str, subnet: str, reached_from: Sequence[str], *, public: bool
+    regions: Sequence[str],
+    image: str,
+    subnet: str,
+    identity: str,
+    reached_from: Sequence[str],
+    *,
+    public: bool,
 ) -> None:
     """Refuse what cannot be right, before Azure is asked for anything.
 
     Parameters
     ----------
-    regions, image, subnet, reached_from, public
+    regions, image, subnet, identity, reached_from, public
         As `AzureProvider` has them.
 
     Raises
@@ -90,6 +96,8 @@ def check_arguments(
         )
     if subnet and not re.fullmatch(r"(?i)/subscriptions/.+/virtualNetworks/[^/]+/subnets/[^/]+", subnet):
         raise refused(f"{subnet!r} is no subnet's id", "`az network vnet subnet show --query id` shows it.")
+    if identity and not identity.lower().startswith("/subscriptions/"):
+        raise refused(f"{identity!r} is no identity's id", "`az identity show --query id` shows it.")
     if not (public or subnet):
         raise refused(
             "machines without public addresses, in a network of their own, cannot be reached",
