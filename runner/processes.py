@@ -40,6 +40,9 @@ __all__ = [
 GRACE = 5.0
 """Seconds that a process has to close by itself before it is made to."""
 
+MOMENT = 0.5
+"""The same, for one that nobody wants any more."""
+
 _CONFIG = "config.json"
 _BEFORE = "distributed.nanny.pre-spawn-environ"
 _SEED, _DASKS_SEED = "PYTHONHASHSEED", "6640"  # that of all workers, if nobody says another one
@@ -148,7 +151,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         except BaseException:
             self.status = Status.failed
             if self.remote is not None:
-                await asyncio.shield(self.remote.stop(0.5))
+                await asyncio.shield(self.remote.stop(MOMENT))
             raise
         assert self.remote is not None
         await super().start()
@@ -232,7 +235,7 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
         except AgentError:
             if self.remote.lost is not None:
                 raise
-            await self.remote.stop(0.5)  # it died meanwhile: one that starts now tells why, or comes up
+            await self.remote.stop(MOMENT)  # it died meanwhile: one that starts now tells why, or comes up
             return False
         return True
 

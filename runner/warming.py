@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from envsync.errors import EnvsyncError
 from envsync.plugins.spare import AT_START
-from envsync.runner.processes import WorkerProcess, process_name, worker_variables
+from envsync.runner.processes import MOMENT, WorkerProcess, process_name, worker_variables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Warm", "begin_first"]
 
-_MOMENT = 0.5  # seconds that one which nobody wants has to end by itself
 _FIRST = "first.json"
 
 
@@ -76,7 +75,7 @@ class Warm:
             return None
         if known == _Essentials.of(variables, config) and remote.running:
             return remote
-        await remote.stop(_MOMENT)
+        await remote.stop(MOMENT)
         return None
 
     async def close(self) -> None:

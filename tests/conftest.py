@@ -32,7 +32,7 @@ from tests.makes import makes, store_of_uv, uv_asked_for
 from tests.overlays import real_wheels
 from tests.running import elsewhere, others
 from tests.s3 import s3, s3_server
-from tests.small import small_lock
+from tests.small import keywords, small_lock
 
 __all__ = [
     "authority",
@@ -42,6 +42,7 @@ __all__ = [
     "docker_engine",
     "docker_registry",
     "elsewhere",
+    "keywords",
     "lab",
     "lab_bases",
     "machine",

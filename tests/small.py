@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,6 +28,12 @@ def small_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ENVSYNC_CACHE", str(folder / "cache"))
         yield lock_of(folder, [f"{name}=={version(name)}" for name in sorted(CORE)])
+
+
+@pytest.fixture
+def keywords(small_lock: Path) -> dict[str, Any]:
+    """What a small cluster is started with; many files have keywords of their own."""
+    return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
 
 
 def lock_of(folder: Path, requirements: list[str]) -> Path:

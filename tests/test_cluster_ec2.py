@@ -31,11 +31,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.slow]
 CANARY = "c4n4ry-in-the-clients-environment-77c1"
 
 
-@pytest.fixture
-def keywords(small_lock: Path) -> dict[str, Any]:
-    return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
-
-
 def contents(folder: Path) -> Iterator[bytes]:
     """Return all that is written below a folder, and what wheels there hold."""
     for file in folder.rglob("*"):

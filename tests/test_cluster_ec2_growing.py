@@ -22,11 +22,6 @@ from tests.running import until
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
 
-@pytest.fixture
-def keywords(small_lock: Path) -> dict[str, Any]:
-    return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
-
-
 class Heard(Hooks):
     def __init__(self) -> None:
         self.texts: list[str] = []

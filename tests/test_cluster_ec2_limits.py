@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import dask.config
@@ -19,11 +18,6 @@ from tests.running import until
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 DEAR = {"envsync.cloud.prices": {"ec2": {"date": "2026-11-01", "m7i.large": 3600.0}}}
 """A dollar a second."""
-
-
-@pytest.fixture
-def keywords(small_lock: Path) -> dict[str, Any]:
-    return {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
 
 
 async def test_money_that_is_spent_ends_it_in_the_middle_of_a_computation(

@@ -11,7 +11,8 @@ from tests.lab.batch import CORES, GPUS, UID, BatchLab
 from tests.lab.processes import Process
 
 # The package has made a database cluster, and keys by which heads reach nodes as the user oar.
-# What looks for jobs that are out of time would do so every ten seconds, but for what is said here.
+# What looks for jobs that are out of time would do so every ten seconds, but for what is said here; and a job
+# that is deleted while it is launched, and hears nothing of that, would be told again after twenty.
 _HEAD = """set -e
 sed -i '
   s/^DB_BASE_PASSWD=.*/DB_BASE_PASSWD="oar"/
@@ -21,6 +22,7 @@ sed -i '
   s/^JOB_RESOURCE_MANAGER_PROPERTY_DB_FIELD=/#&/
   s/^SCHEDULER_JOB_SECURITY_TIME=.*/SCHEDULER_JOB_SECURITY_TIME="1"/
   $aSCHEDULER_MIN_TIME_BETWEEN_2_CALLS="0"
+  $aJOBDEL_SOFTWALLTIME="5"
 ' /etc/oar/oar.conf
 sed -i 's/^\\(my $\\(read_commands_\\|villains\\)timeout\\) = 10;/\\1 = 2;/' /usr/lib/oar/Almighty
 touch /var/log/oar.log; chown oar: /var/log/oar.log
