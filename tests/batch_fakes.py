@@ -39,7 +39,7 @@ class Fake:
         """End all jobs."""
         for path in self.folder.glob("jobs/*.json"):
             path.with_suffix(".kill").touch()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (running := list(self.folder.glob("jobs/*.runner"))) and time.monotonic() < deadline:
             time.sleep(0.05)
         for path in running:

@@ -18,12 +18,12 @@ def ask():
     import json, os, urllib.error, urllib.request
     request = urllib.request.Request(os.environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"])
     try:
-        without = urllib.request.urlopen(request, timeout=5).status
+        without = urllib.request.urlopen(request, timeout=30).status
     except urllib.error.HTTPError as error:
         without = error.code
     with open(os.environ["AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"]) as file:
         request.add_header("Authorization", file.read())
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.status, json.load(answer), without
 """
 """What an SDK asks the endpoint of its host; then without its token."""
@@ -34,7 +34,7 @@ def ask():
     path = "computeMetadata/v1/instance/service-accounts/default/token"
     url = f"http://{os.environ['GCE_METADATA_HOST']}/{path}"
     request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)["access_token"]
 """
 """What Google's library asks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,19 +15,12 @@ from pathlib import Path
 import psutil
 
 from tests.places import Place, end, here
+from tests.ports import free_port
 
 REQUIREMENTS = ("dask-gateway-server[local]==2026.3.0", "dask-gateway==2026.3.0")
 
 _MARK = "ENVSYNC_TESTS_GATEWAY"  # in the environment of all that a gateway starts
 _LEAVING = 30.0  # seconds
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens at."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def make_server(place: Place, *requirements: str) -> Path:

@@ -86,7 +86,7 @@ class Process:
 
     def wait(self, seconds: float = 60) -> int:
         code = self.process.wait(seconds)
-        self._thread.join(10)
+        self._thread.join(60)
         return code
 
     def tell_to_end(self) -> None:

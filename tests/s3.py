@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -66,9 +67,7 @@ class S3:
 
 def start(folder: Path, **environment: str) -> tuple[subprocess.Popen[bytes], str]:
     """Start a server; return its process and its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with (folder / "moto.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],

@@ -120,7 +120,7 @@ def test_it_runs_under_python_3_8(tmp_path: Path) -> None:
     assert answers[0].keys() == answers[1].keys()
     assert answers[1]["cores"] >= 0.1
     serving.stdin.close()
-    assert serving.wait(10) == 0
+    assert serving.wait(60) == 0
 
 
 def python_of(minor: str) -> str | None:

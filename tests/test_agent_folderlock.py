@@ -62,12 +62,14 @@ def test_whoever_waits_is_told_for_whom(tmp_path: Path) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 60
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert [owner["pid"] for owner in told] == [str(process.pid)]
     assert waiting.is_alive()
     process.kill()
     process.wait()
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()  # the dead holder is on this machine: no need to wait until it is stale
 
 
@@ -81,6 +83,7 @@ def test_a_holder_elsewhere_is_dead_when_it_does_not_touch_it(tmp_path: Path) ->
     assert not lock.exists()
 
 
+@pytest.mark.slow
 def test_a_holder_elsewhere_that_touches_it_lives(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.mkdir()
@@ -88,15 +91,15 @@ def test_a_holder_elsewhere_that_touches_it_lives(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def wait() -> None:
-        with FolderLock(lock, lambda owner: None, stale=0.6):
+        with FolderLock(lock, lambda owner: None, stale=2.0):
             entered.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    for _ in range(8):
+    for _ in range(25):  # for longer than that
         os.utime(lock)
-        time.sleep(0.2)
+        time.sleep(0.1)
         assert not entered.is_set()
-    assert entered.wait(5)
+    assert entered.wait(60)
 
 
 def test_it_beats_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +107,8 @@ def test_it_beats_while_it_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lock = tmp_path / "lock"
     seen: set[Any] = set()
     with FolderLock(lock, lambda owner: None):
-        for _ in range(10):
+        deadline = time.monotonic() + 60
+        while len(seen) < 3:
+            assert time.monotonic() < deadline
             seen.add(lock.stat().st_mtime_ns)
-            time.sleep(0.05)
-    assert len(seen) > 2
+            time.sleep(0.02)

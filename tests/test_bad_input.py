@@ -447,7 +447,7 @@ def test_a_worker_that_dies_at_start(small_lock: Path, user: User) -> None:
     assert "its last lines:" in done.stderr
     assert "  | ModuleNotFoundError: No module named 'no_such_module_at_all'" in done.stderr
     assert not marker.exists()
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
     user.left_nothing()
     assert (cache / "envs" / Lock.read(small_lock).digest / "bin/python").exists()
 

@@ -254,7 +254,7 @@ def test_a_cluster_that_does_not_answer_is_waited_for_in_the_open(envsync: Run) 
     address = "tcp://127.0.0.1:1"
     began = time.monotonic()
     done = envsync("check", "--timeout", "1", address)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 25  # and not 30 s, as distributed does
     first, error, hint = done.stderr.splitlines()
     assert first == f"{address}: connecting, for up to 1 s"
     assert error.startswith(f"error: {address}: the scheduler was not reached: ")
@@ -309,7 +309,7 @@ def test_a_reader_that_goes_away_is_no_error(prefixes: dict[str, Path], tmp_path
     os.close(reader)
     process = subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     os.close(writer)
-    assert process.communicate(timeout=30)[1] == ""
+    assert process.communicate(timeout=60)[1] == ""
     assert process.returncode == 141
 
 
@@ -330,14 +330,14 @@ def test_signals_end_it_soon(tmp_path: Path, number: int, code: int, ignored: st
             text=True,
         )
         try:
-            server.settimeout(30)
+            server.settimeout(60)
             with server.accept()[0]:
                 for name in ignored.split():
                     process.send_signal(signal.Signals[f"SIG{name}"])
                     time.sleep(0.3)
                     assert process.poll() is None, name
                 process.send_signal(number)
-                said = process.communicate(timeout=20)[1]
+                said = process.communicate(timeout=60)[1]
         finally:
             process.kill()
     assert process.returncode == code, said

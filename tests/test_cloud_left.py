@@ -149,7 +149,7 @@ async def test_stopped_from_elsewhere_with_a_store_that_was_not_there_at_first(
         assert "Cost:" in cluster._repr_html_()
         store.unlink()
         records = Records(open_store(store.as_uri()))
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not records.alive():
             assert time.monotonic() < deadline
             await asyncio.sleep(0.2)

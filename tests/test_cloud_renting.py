@@ -153,7 +153,7 @@ async def test_sixteen_machines_are_asked_for_at_the_same_time() -> None:
 
     class Slow(Booting):
         def create(self, request: MachineRequest) -> Machine:
-            together.wait(10)
+            together.wait(60)
             return super().create(request)
 
     provider = Slow()
@@ -272,13 +272,13 @@ async def test_a_start_that_is_cancelled_while_machines_are_made_leaves_none() -
     class Slow(Booting):
         def create(self, request: MachineRequest) -> Machine:
             began.set()
-            go.wait(10)
+            go.wait(60)
             return super().create(request)
 
     provider = Slow()
     rented = Rented(provider, plan(2))
     starting = asyncio.ensure_future(rented.start())
-    await asyncio.to_thread(began.wait, 10)
+    await asyncio.to_thread(began.wait, 60)
     starting.cancel()
     await asyncio.sleep(0.05)
     go.set()

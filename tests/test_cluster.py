@@ -36,7 +36,7 @@ _INNER = """lambda dask: (dask.secede(), dask.get_client().submit(lambda: 7).res
 @pytest.fixture
 def cache(small_lock: Path) -> Path:
     folder = Path(os.environ["ENVSYNC_CACHE"])
-    wait_until_none(folder, 20)
+    wait_until_none(folder, 50)
     return folder
 
 
@@ -81,7 +81,7 @@ def test_it_stands_where_localcluster_stands(keywords: dict[str, Any], cache: Pa
         cluster.close()
         assert cluster.status == distributed.core.Status.closed
         assert cluster.close() is None
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_asynchronous_scaling(keywords: dict[str, Any], cache: Path) -> None:
@@ -104,7 +104,7 @@ async def test_asynchronous_scaling(keywords: dict[str, Any], cache: Path) -> No
         ]
         await until(lambda: len(processes_in(cache)) < processes)
         assert await client.submit(lambda: 1) == 1
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_adaptive_scaling(keywords: dict[str, Any], cache: Path) -> None:
@@ -118,7 +118,7 @@ async def test_adaptive_scaling(keywords: dict[str, Any], cache: Path) -> None:
             await client.cancel(futures)
             del futures
             await until(lambda: not cluster.workers)
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_what_differs_does_not_start(keywords: dict[str, Any], cache: Path, othe
     assert "scheduler" in caught.value.where
     [found] = [one for one in caught.value.differences if one.severity == "error"]
     assert (found.subject, found.right) == ("toolz", "0.0.1")
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_what_differs_is_warned_about_if_so_wished(
@@ -150,7 +150,7 @@ async def test_what_differs_is_warned_about_if_so_wished(
     async with cluster, Client(cluster, asynchronous=True) as client:
         assert await client.submit(sum, [1, 2]) == 3
         assert not (await verify_async(cluster, on_mismatch="ignore")).ok
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
@@ -179,7 +179,7 @@ async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
         await until(lambda: cluster.status.name == "closed")
         with pytest.raises(ClusterError, match=r"has ended: its scheduler was lost: .* -9"):
             client.scheduler_info()
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_tls_when_asked(keywords: dict[str, Any], cache: Path) -> None:
@@ -200,7 +200,7 @@ async def test_tls_when_asked(keywords: dict[str, Any], cache: Path) -> None:
             for file in ("cmdline", "environ"):
                 text = Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace")
                 assert not [secret for secret in secrets if secret in text]
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_a_given_security_object_is_sent_along(keywords: dict[str, Any]) -> None:
@@ -219,7 +219,7 @@ def test_a_taken_port_is_a_clear_error(keywords: dict[str, Any], cache: Path) ->
         with pytest.raises(ClusterError, match="a port that it was told to use is taken") as caught:
             SyncedCluster(**keywords, scheduler_port=port)
     assert "scheduler" in caught.value.where
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_a_worker_that_dies_at_start_shows_its_last_lines(
@@ -230,13 +230,13 @@ async def test_a_worker_that_dies_at_start_shows_its_last_lines(
             pass
     assert "worker 0" in caught.value.where
     assert any("Traceback" in line for line in caught.value.tail)
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 def test_a_start_that_takes_too_long_is_given_up(keywords: dict[str, Any], cache: Path) -> None:
     with pytest.raises(StartTimeout, match=r"scheduler: it did not come up within 0\.05 s"):
         SyncedCluster(**keywords, start_timeout=0.05)
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(
@@ -248,8 +248,8 @@ async def test_a_task_that_does_not_end_does_not_keep_the_cluster_open(
             await until(lambda: future.status == "pending")
             await asyncio.sleep(0.5)
         began = time.monotonic()
-    assert time.monotonic() - began < 20
-    wait_until_none(cache, 20)
+    assert time.monotonic() - began < 120
+    wait_until_none(cache, 50)
 
 
 def test_no_such_lock(
@@ -259,7 +259,7 @@ def test_no_such_lock(
     with pytest.raises(LockError, match="no such lock"):
         SyncedCluster(**keywords)
     assert not caplog.records
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_an_interrupted_start_leaves_nothing(keywords: dict[str, Any], cache: Path) -> None:
@@ -270,7 +270,7 @@ async def test_an_interrupted_start_leaves_nothing(keywords: dict[str, Any], cac
     with pytest.raises(asyncio.CancelledError):
         await starting
     await cluster.close()
-    wait_until_none(cache, 10)
+    wait_until_none(cache, 50)
 
 
 @pytest.mark.parametrize("backend", ["Local(grace=2)", "Local()"])
@@ -298,7 +298,7 @@ def test_the_client_killed_takes_everything_along(small_lock: Path, cache: Path,
     finally:
         client.kill()
         client.wait()
-    wait_until_none(cache, 12)
+    wait_until_none(cache, 50)
 
 
 async def test_plain_workers_without_a_nanny(keywords: dict[str, Any], cache: Path) -> None:
@@ -306,7 +306,7 @@ async def test_plain_workers_without_a_nanny(keywords: dict[str, Any], cache: Pa
         async with Client(cluster, asynchronous=True) as client:
             assert await client.submit(sum, [1, 2]) == 3
         assert [info["nanny"] for info in cluster.scheduler_info["workers"].values()] == [None]
-    wait_until_none(cache, 20)
+    wait_until_none(cache, 50)
 
 
 async def test_options_and_configuration_arrive(keywords: dict[str, Any]) -> None:

@@ -103,5 +103,5 @@ def test_changed_code_is_shipped_and_read_anew(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "synced" in done.stdout
-    wait_until_none(cache, 10)
+    wait_until_none(cache, 50)
     assert not processes_in(cache)

@@ -180,7 +180,7 @@ def test_a_cluster_here(
         cluster.scale(1)
         podman.wait(lambda names: len(names) == 2, 15)
     assert podman.containers() == []
-    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 20)
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 50)
 
 
 def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
@@ -188,8 +188,8 @@ def test_a_killed_client_leaves_no_container(keywords: dict[str, Any], podman: P
         podman.wait(lambda names: len(names) == 2, 60)
         os.kill(client.pid, signal.SIGKILL)
         client.wait()
-        podman.wait_until_none(15)
-    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 20)
+        podman.wait_until_none(50)
+    wait_until_none(Path(os.environ["ENVSYNC_CACHE"]), 50)
 
 
 def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Podman) -> None:
@@ -197,7 +197,7 @@ def test_a_killed_agent_leaves_no_container(keywords: dict[str, Any], podman: Po
         podman.wait(lambda names: len(names) == 2, 60)
         (agent,) = agents()
         os.kill(agent, signal.SIGKILL)
-        podman.wait_until_none(15)
+        podman.wait_until_none(50)
         client.kill()
 
 
@@ -489,7 +489,7 @@ def tails(cluster: SyncedCluster) -> Iterator[str]:
         yield from worker.remote.tail()
 
 
-def until(fits: Any, seconds: float = 15) -> None:
+def until(fits: Any, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not fits() and time.monotonic() < deadline:
         time.sleep(0.1)

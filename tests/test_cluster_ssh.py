@@ -93,7 +93,7 @@ async def test_three_bare_hosts(
         await cluster.scale(2)
         await until(lambda: len(cluster.workers) == 2)
         assert len({name.rpartition("-")[0] for name in cluster.workers}) == 2
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_the_layout_is_from_the_probe(ssh: Any, keywords: dict[str, Any], hosts: list[Machine]) -> None:
@@ -103,7 +103,7 @@ async def test_the_layout_is_from_the_probe(ssh: Any, keywords: dict[str, Any], 
         assert info["nthreads"] == 100
         assert info["name"] == f"{hosts[1].name}-0"
         assert info["memory_limit"] == cluster.places[0].session.facts["memory"]
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_a_scheduler_on_a_host_of_its_own(
@@ -121,7 +121,7 @@ async def test_a_scheduler_on_a_host_of_its_own(
             await client.run_on_scheduler(hasten)
         await until(lambda: cluster.status == Status.closed, 40)
         assert cluster.ending == "its time is over (max_lifetime)"
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_blocked_ports_are_tunnelled_to(
@@ -144,7 +144,7 @@ async def test_blocked_ports_are_tunnelled_to(
     finally:
         for machine in hosts:
             machine.unblock()
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_the_client_killed_leaves_no_survivor(small_lock: Path, hosts: list[Machine], lab: Lab) -> None:
@@ -189,7 +189,7 @@ async def test_a_host_that_is_lost_takes_only_its_workers(
         # what comes next goes to the host that is left
         await cluster.scale(2)
         await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-{seat}" for seat in (0, 1)}, 40)
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_one_host_that_is_not_there_stops_the_start(
@@ -198,7 +198,7 @@ async def test_one_host_that_is_not_there_stops_the_start(
     with pytest.raises(ConnectError, match="no-such-host"):
         async with SyncedCluster(ssh(hosts[0].name, "no-such-host.invalid"), **keywords):
             pass
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def test_a_worker_added_by_hand_with_another_version_is_refused(
@@ -226,7 +226,7 @@ async def test_a_worker_added_by_hand_with_another_version_is_refused(
         await cluster.scale(1)
         assert await asyncio.wait_for(client.gather(queued), 60) == list(range(10))
     laptop.kill()
-    await no_survivors(hosts, 20)
+    await no_survivors(hosts, 50)
 
 
 async def no_survivors(machines: list[Machine], seconds: float) -> None:

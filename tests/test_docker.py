@@ -31,7 +31,8 @@ from envsync.wheels import record_of
 from tests.images import artifact_of, download, here
 from tests.lab.bases import TAG, base_layout
 from tests.lab.docker import DockerEngine
-from tests.lab.registry import Authority, DockerRegistry, free_port
+from tests.lab.registry import Authority, DockerRegistry
+from tests.ports import free_port
 
 BIN = Path(sys.executable).parent
 CANARY = "hunter2-canary"

@@ -154,7 +154,7 @@ def test_pods_are_repaired_kept_so_when_replaced_and_given_back(
             assert client.communicate("go on\n", timeout=150)[0] == "given back\n", pods.log()
         finally:
             client.kill()
-            client.wait(15)
+            client.wait(60)
     finally:
         for process in reversed(list(pods.running.values())):
             end(process)

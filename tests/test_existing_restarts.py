@@ -49,7 +49,7 @@ async def test_a_nanny_that_dies_while_its_worker_restarts_is_not_waited_for(
                 os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         answer = await applied
-        assert time.monotonic() - began < 40  # and not two minutes
+        assert time.monotonic() - began < 90  # and not two minutes
         found = {str(entry["name"]): entry["state"] for entry in answer["workers"].values()}
         assert found["lives"] == "equal"
         assert "dies" not in found

@@ -45,7 +45,7 @@ def asked(port: int, path: str = PATH, token: str | None = None) -> tuple[int, A
     if token is not None:
         request.add_header("Authorization", token)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:

@@ -56,7 +56,7 @@ def endpoint(number: int = 1, **more: Any) -> Endpoint:
 def asked(port: int, path: str = TOKEN, headers: dict[str, str] = FLAVOR) -> tuple[int, str]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=30) as answer:
             assert answer.headers["Metadata-Flavor"] == "Google"
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:

@@ -63,7 +63,7 @@ class Running:
 
     def wait(self) -> int:
         code: int = self.process.wait(30)
-        self._thread.join(10)
+        self._thread.join(60)
         return code
 
     def end(self) -> None:
@@ -251,14 +251,15 @@ async def test_a_silent_worker_gets_no_task_and_is_removed(start: Any, wanted: d
 async def test_who_registers_twice_changes_nothing_for_who_is_there(
     start: Any, wanted: dict[str, Any], same: Any
 ) -> None:
-    address = start("scheduler", scheduler(wanted, report_timeout=1.0)).said()["address"]
+    address = start("scheduler", scheduler(wanted)).said()["address"]
     worker_address = start("worker", worker(address, wanted, "w")).said()["address"]
     async with Client(address, asynchronous=True) as client:
+        await client.run_on_scheduler(_hurry)  # it is in: whoever comes now has a second for its report
         before = await client.scheduler.envsync_state()
         comm = await connect(address)
         again = {"name": "w"} if same == "name" else {"address": worker_address}
         await comm.write({**message(address), **again})
-        answer = await asyncio.wait_for(comm.read(), 10)
+        answer = await asyncio.wait_for(comm.read(), 60)
         assert answer["status"] == "error"
         assert answer["message"].startswith(same)
         comm.abort()
@@ -266,7 +267,11 @@ async def test_who_registers_twice_changes_nothing_for_who_is_there(
         state = await client.scheduler.envsync_state()
         assert state == before
         assert [entry["state"] for entry in state["workers"].values()] == ["equal"]
-        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 10) == 3
+        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 60) == 3
+
+
+def _hurry(dask_scheduler: Any) -> None:
+    dask_scheduler.plugins["envsync-gate"].report_timeout = 1.0
 
 
 def message(address: str, **versions: str) -> dict[str, Any]:

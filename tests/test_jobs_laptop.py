@@ -82,7 +82,7 @@ with start(2) as cluster:
     assert set(found) == {"node1", "node2"}, found
     assert sum(client.gather(client.map(abs, range(100)))) == 4950
     assert cluster.dashboard_link.startswith("http://127.0.0.1:")
-    assert b"Dask" in urllib.request.urlopen(cluster.dashboard_link, timeout=10).read()
+    assert b"Dask" in urllib.request.urlopen(cluster.dashboard_link, timeout=60).read()
     print("up", flush=True)
     # the login host's cable is out for a moment
     futures = client.map(lambda number: time.sleep(0.2) or number, range(40))

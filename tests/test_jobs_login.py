@@ -76,7 +76,7 @@ def test_workers_are_equal_and_all_ends(site: tuple[str, BatchLab], place: Place
     name, lab = site
     driver = driver_library(tmp_path / "driver", [Card(uuid=f"GPU-{number}") for number in range(4)]).parent
     place.run(tmp_path, SCRIPT, name, lab.user, str(lab.config), str(driver))
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while (lab.jobs() or lab.processes()) and time.monotonic() < until:
         time.sleep(0.2)
     assert not lab.jobs()

@@ -153,7 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def nothing_left(lab: Slurm | SGE) -> bool:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while (lab.jobs() or lab.processes()) and time.monotonic() < until:
         time.sleep(0.2)
     return not lab.jobs() and not lab.processes()

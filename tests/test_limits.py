@@ -112,12 +112,12 @@ async def gone(cluster: SyncedCluster) -> None:
 @pytest.mark.slow
 async def test_it_ends_when_nothing_is_computed_and_not_before(small_lock: Path) -> None:
     def slept(value: int) -> int:
-        time.sleep(2)
+        time.sleep(3.5)
         return value
 
     hooks = Told()
     keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "dashboard_address": None}
-    cluster = await SyncedCluster(n_workers=1, idle_timeout=1.5, asynchronous=True, hooks=hooks, **keywords)
+    cluster = await SyncedCluster(n_workers=1, idle_timeout=3, asynchronous=True, hooks=hooks, **keywords)
     async with Client(cluster, asynchronous=True) as client:
         # longer than it may be idle: a task, and what is no task
         assert await client.submit(slept, 7) == 7
@@ -125,8 +125,8 @@ async def test_it_ends_when_nothing_is_computed_and_not_before(small_lock: Path)
         kept = client.submit(sum, [1, 2])
         assert await kept == 3
         await gone(cluster)
-        assert cluster.ending == "nothing was computed for 1.5 s (idle_timeout)"
-        assert hooks.warnings[-1] == "it ends: nothing was computed for 1.5 s (idle_timeout)"
+        assert cluster.ending == "nothing was computed for 3 s (idle_timeout)"
+        assert hooks.warnings[-1] == "it ends: nothing was computed for 3 s (idle_timeout)"
         with pytest.raises(CancelledError):
             await kept
     await cluster.close()

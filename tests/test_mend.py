@@ -122,13 +122,11 @@ async def test_a_late_worker_that_cannot_be_mended_is_refused_with_names(
     async with Client(elsewhere.address, asynchronous=True) as client:
         await wish.apply(client)
         future = client.submit(sum, [1])
-        began = time.monotonic()
         late = elsewhere.worker("late", nanny=nanny, wait=False)
         [past] = await until(lambda: _refused(client), 60)
         assert past["name"] == "late"
         assert {one["subject"] for one in past["differences"] if one["severity"] == "error"} == {"zz-nowhere"}
-        assert time.time() - past["time"] < 5
-        assert time.monotonic() - began < 60
+        assert time.time() - past["time"] < 60
         assert await asyncio.to_thread(late.wait) is not None
         assert "zz-nowhere is missing there and 1.0 is wanted" in late.log
         assert not future.done()
@@ -331,10 +329,12 @@ async def test_edited_code_is_exchanged_between_tasks_without_a_restart(
     wish = Wish(others)
     wish.tree(code)
 
-    def both(wait: float = 0.0) -> Any:
+    def both(begun: str = "") -> Any:
         from zz_mine import x as before  # type: ignore[import-not-found]
 
-        time.sleep(wait)
+        if begun:
+            Path(begun).touch()
+            time.sleep(1.0)
         from zz_mine import x
         from zz_other import y  # type: ignore[import-not-found]
 
@@ -344,8 +344,9 @@ async def test_edited_code_is_exchanged_between_tasks_without_a_restart(
         assert set(states(await wish.apply(client)).values()) == {"equal"}
         assert set((await client.run(both)).values()) == {(1, 1, 2)}
         pids = await client.run(os.getpid)
-        running = [client.submit(both, 1.0, workers=name, pure=False) for name in ("n", "w")]
-        await asyncio.sleep(0.3)
+        begun = {name: tmp_path / f"begun on {name}" for name in ("n", "w")}
+        running = [client.submit(both, str(path), workers=name, pure=False) for name, path in begun.items()]
+        await until(lambda: all(path.exists() for path in begun.values()), 60)
         (code / "zz_mine.py").write_text("x = 5\n")
         wish.tree(code)
         after = [client.submit(both, workers=name, pure=False) for name in ("n", "w")]

@@ -362,7 +362,7 @@ def test_a_process_killed_in_the_middle_holds_nobody_up(
     thread.start()
     assert not done.wait(0.5)
     process.send_signal(ending)
-    thread.join(10)
+    thread.join(60)
     assert done.is_set()
     process.wait()
     packages = put(overlays, make_wheel(tmp_path, "one", "1", {"one.py": "x = 1\n"}))
@@ -430,7 +430,7 @@ def test_a_lock_of_a_dead_owner_is_taken_without_the_kernels_help(
     began = time.monotonic()
     with OwnerLock(str(tmp_path / "lock")):
         pass
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60  # and not ten minutes
     assert os.listdir(tmp_path) == []
 
 

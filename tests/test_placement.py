@@ -129,7 +129,7 @@ def test_a_folder_is_measured_by_small_files(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(bytes(100_000))
     found = settle(tmp_path, {"seen": str(tmp_path / "1.py"), "read": str(tmp_path)}, TMPDIR=str(tmp_path))
     assert (found["seen"], found["files"]) == (True, 300)
-    assert 0 < found["seconds"] < 5
+    assert 0 < found["seconds"] < 60
 
 
 async def test_a_node_that_can_keep_nothing_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ async def test_what_a_node_shares_is_for_those_who_know_the_token(opened: Opener
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusting)
         )
-        with opener.open(request, timeout=10) as answer:
+        with opener.open(request, timeout=60) as answer:
             assert answer.status == (206 if begin else 200)
             return bytes(answer.read())
 

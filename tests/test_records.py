@@ -233,11 +233,11 @@ def recording(place: Records, hooks: Hooks, **more: Any) -> Recording:
         return {"workers": 3}
 
     asked: dict[str, Any] = {"rented": True, "stands": stands, "end": lambda who: None, "hooks": hooks}
-    return Recording(record(patience=0.4), lambda: place, **{**asked, **more})
+    return Recording(record(patience=3.0), lambda: place, **{**asked, **more})
 
 
 async def until(true: Any) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)

@@ -41,9 +41,9 @@ from tests.lab.registry import (
     answers_half,
     breaks,
     changes_a_byte,
-    free_port,
     loses_the_answer,
 )
+from tests.ports import free_port
 
 pytestmark = pytest.mark.lab
 
@@ -513,9 +513,9 @@ def test_closing_ends_what_others_are_sending(there: Registry, proxy: Proxy, met
 
     thread = threading.Thread(target=push)
     thread.start()
-    assert hanging.wait(10)
+    assert hanging.wait(60)
     there.close()
-    thread.join(5)
+    thread.join(60)
     over.set()
     assert not thread.is_alive()
     assert isinstance(raised[0], RegistryError)

@@ -228,7 +228,7 @@ class User:
         """While the script is waiting for ``go``."""
         process = self.start(*arguments)
         try:
-            deadline = time.monotonic() + 200
+            deadline = time.monotonic() + 600
             while not (self.folder / "up").exists() and time.monotonic() < deadline:
                 assert process.poll() is None, process.communicate()
                 time.sleep(0.05)
@@ -378,7 +378,7 @@ def would_be_found(node: Machine, tmp_path: Path) -> set[str]:
         assert stdin is not None
         stdin.write(f"{canary}\n".encode())
         stdin.flush()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while len(found) < 2 and time.monotonic() < deadline:
             watch.look()
             found = {text.partition(" in ")[2].split()[0].rstrip(":") for text in watch.found}

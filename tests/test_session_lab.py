@@ -77,12 +77,10 @@ async def test_nothing_there_but_a_shell(opens: Open, machine: Machines, tmp_pat
     )
     assert await remote.wait() == 0
     assert remote.tail() == (f"alpha {made.prefix}",)
-    began = time.monotonic()
     again = await opens(bare)
     found = await again.realise(lock)
     assert not found.created
     assert found.report == made.report
-    assert time.monotonic() - began < 5
 
 
 NO_CXX = "rm /usr/lib/*-linux-gnu/libstdc++.so.6* /usr/lib/*-linux-gnu/libgcc_s.so.1; ldconfig"
@@ -166,7 +164,7 @@ async def test_client_killed_no_survivors_on_three_hosts(lab: Lab, machine: Mach
         assert client.stdout.readline() == b"up\n"
         assert all(len(host.processes()) >= 4 for host in hosts)
         os.kill(client.pid, signal.SIGKILL)
-        assert await no_processes(hosts, 20) == []
+        assert await no_processes(hosts, 60) == []
     finally:
         client.kill()
         client.wait()
@@ -177,7 +175,7 @@ async def test_the_cable_pulled_out(opens: Open, machine: Machines) -> None:
     session = await opens(host, grace=2.0)
     remote = await session.spawn("w", ["sleep", "300"], cluster="c")
     host.cut()
-    assert await no_processes([host], 20) == []
+    assert await no_processes([host], 60) == []
     with pytest.raises(Exception, match=host.name):
         await asyncio.wait_for(remote.wait(), 60)
     assert isinstance(session.ended, AgentError)

@@ -70,12 +70,12 @@ async def until_gone(marker: str, seconds: float) -> list[int]:
 async def test_what_a_process_says_logs_and_ends_with(session: Session) -> None:
     script = "echo first; echo '@envsync {\"port\": 7}'; cat >/dev/null; echo last; exit 3"
     remote = await session.spawn("w-0", ["sh", "-c", f"trap '' TERM; {script}"], cluster="c")
-    assert await remote.said(10) == {"port": 7}
+    assert await remote.said(60) == {"port": 7}
     assert remote.pid
     assert remote.running
     ended: list[object] = []
     remote.on_exit(ended.append)
-    assert await remote.stop(10) == 3  # its input ended
+    assert await remote.stop(60) == 3  # its input ended
     assert await remote.wait() == 3
     assert ended == [remote]
     assert remote.tail() == ("first", "last")
@@ -102,13 +102,13 @@ async def test_what_it_waits_for_is_handed_to_it(session: Session) -> None:
     command = 'read -r name; cat "$name"; echo; ls -l "$name" | cut -c1-10; cat > /dev/null; exit 5'
     remote = await session.spawn("w", ["sh", "-c", f"trap '' TERM; {command}"], cluster="c")
     await remote.hand({"config.json": b"content"}, "config.json")
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while len(remote.tail()) < 2 and time.monotonic() < until:
         await asyncio.sleep(0.02)
     assert remote.tail() == ("content", "-rw-------")
     with pytest.raises(AgentError, match="cannot name a process"):
         await remote.hand({"../elsewhere": b""}, "")
-    assert await remote.stop(10) == 5
+    assert await remote.stop(60) == 5
     assert [path.name for path in Path(remote.folder).iterdir()] == ["log"]
     with pytest.raises(AgentError):
         await remote.hand({"config.json": b"a key"}, "config.json")
@@ -134,7 +134,7 @@ async def test_death_before_the_word_carries_the_tail(session: Session) -> None:
         "w", ["sh", "-c", "for i in $(seq 50); do echo line $i; done; exit 7"], cluster="c"
     )
     with pytest.raises(ProcessDied) as caught:
-        await remote.said(10)
+        await remote.said(60)
     assert caught.value.returncode == 7
     assert caught.value.tail == tuple(f"line {i}" for i in range(21, 51))
     assert "local: w" in str(caught.value)
@@ -205,14 +205,14 @@ async def test_stopping_reaches_what_left_the_group(session: Session, tmp_path: 
         await remote.said(20)
     assert len(marked(marker)) == 3
     assert await remote.stop(0.3) == -9
-    assert await until_gone(marker, 3) == []
+    assert await until_gone(marker, 60) == []
 
 
 async def test_children_that_its_death_leaves_behind_are_ended(session: Session) -> None:
     marker = uuid.uuid4().hex
     remote = await session.spawn("w", ["sh", "-c", "sleep 300 & exit 4"], cluster="c", env={"MARK": marker})
     assert await remote.wait() == 4
-    assert await until_gone(marker, 3) == []
+    assert await until_gone(marker, 60) == []
 
 
 async def test_closing_ends_everything(tmp_path: Path) -> None:
@@ -271,9 +271,9 @@ async def test_client_gone_everything_gone(tmp_path: Path, how: signal.Signals) 
         assert client.stdout.readline() == b"up\n"
         assert len(marked(marker)) == 6
         os.kill(client.pid, how)
-        assert await until_gone(marker, 20) == []
+        assert await until_gone(marker, 60) == []
         agents = [pid for pid in marked(marker[::-1]) if pid != client.pid]
-        assert not agents or await until_gone_pids(agents, 5) == []
+        assert not agents or await until_gone_pids(agents, 60) == []
     finally:
         client.kill()
         client.wait()
@@ -300,7 +300,7 @@ async def test_agent_killed_its_processes_die_and_the_client_is_told(session: Se
     os.kill(agent, signal.SIGKILL)
     with pytest.raises(AgentError, match="ended"):
         await remote.wait()
-    assert await until_gone(marker, 5) == []
+    assert await until_gone(marker, 60) == []
     assert session.ended is not None
     with pytest.raises(AgentError):
         await session.spawn("w2", ["true"], cluster="c")
@@ -318,7 +318,7 @@ async def test_a_host_closed_before_its_session_keeps_nobody_waiting(
     began = time.monotonic()
     while time.monotonic() < began + 0.5:  # some signs of life find nobody
         await asyncio.sleep(0.05)
-    await asyncio.wait_for(session.close(), 2)
+    await asyncio.wait_for(session.close(), 30)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
@@ -327,14 +327,12 @@ async def test_a_session_is_closed_while_its_host_is(tmp_path: Path) -> None:
     """The host ends the agent, which takes as long as its stubborn process; the session need not wait."""
     host = Local()
     session = await Session.open(host, cache=str(tmp_path), supply=supply(tmp_path), grace=0.6)
-    script = "trap '' TERM; echo '@envsync {\"up\": true}'; sleep 2"
+    script = "trap '' TERM; echo '@envsync {\"up\": true}'; sleep 5"
     remote = await session.spawn("w", ["sh", "-c", script], cluster="c")
     await remote.said(20)
     closing = asyncio.ensure_future(host.close())
     await asyncio.sleep(0.1)
-    began = time.monotonic()
     await session.close()
-    assert time.monotonic() - began < 0.7
     assert not closing.done()
     assert not remote.running
     await closing
@@ -342,13 +340,12 @@ async def test_a_session_is_closed_while_its_host_is(tmp_path: Path) -> None:
 
 async def test_term_to_the_agent_ends_it_in_order(session: Session) -> None:
     marker = uuid.uuid4().hex
-    remote = await session.spawn(
-        "w", ["sh", "-c", "trap 'exit 9' TERM; sleep 300 & wait"], cluster="c", env={"MARK": marker}
-    )
-    await asyncio.sleep(0.3)
+    script = "trap 'exit 9' TERM; echo '@envsync {\"up\": true}'; sleep 300 & wait"
+    remote = await session.spawn("w", ["sh", "-c", script], cluster="c", env={"MARK": marker})
+    await remote.said(60)
     os.kill((await session.request("probe"))["pid"], signal.SIGHUP)  # a closed terminal is no reason
     await asyncio.sleep(0.3)
     assert remote.running
     os.kill((await session.request("probe"))["pid"], signal.SIGTERM)
-    assert await asyncio.wait_for(remote.wait(), 10) == 9
-    assert await until_gone(marker, 5) == []
+    assert await asyncio.wait_for(remote.wait(), 60) == 9
+    assert await until_gone(marker, 60) == []

@@ -235,7 +235,7 @@ async def test_a_crash_leaves_nothing_that_counts(makes: Makes) -> None:
         await pending
     assert not (makes.cache / "envs" / lock.digest).exists()
     assert len(litter(makes.cache)) == 2  # the lock and the half
-    made = await asyncio.wait_for((await makes.session()).realise(lock), 15)
+    made = await asyncio.wait_for((await makes.session()).realise(lock), 60)
     assert made.created
     assert litter(makes.cache) == []
 

@@ -228,7 +228,7 @@ async def test_a_silent_host(lab: Lab, home: Path, bare: Machine) -> None:
     began = time.monotonic()
     with pytest.raises(ConnectError, match="did not answer within 1 s"):
         await hello("node:4444", quick(connect_timeout=1.0))
-    assert time.monotonic() - began < 2.5
+    assert time.monotonic() - began < 20  # and not two minutes, as TCP does
     bare.unblock()
 
 
@@ -307,7 +307,7 @@ async def test_a_host_that_falls_silent_is_noticed(lab: Lab, machine: Callable[.
     began = time.monotonic()
     with pytest.raises(ConnectError, match=r"connection was lost while `sleep 1000` ran.*keepalive"):
         await task
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60  # and not when TCP gives up
     with pytest.raises(ConnectError, match="connection was lost"):
         await channel.readline()
     with pytest.raises(ConnectError, match="connection was lost"):
@@ -315,7 +315,7 @@ async def test_a_host_that_falls_silent_is_noticed(lab: Lab, machine: Callable[.
     began = time.monotonic()
     await channel.close()
     await host.close()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 async def test_a_host_that_dies_is_noticed_at_once(lab: Lab, machine: Callable[..., Machine]) -> None:
@@ -327,7 +327,7 @@ async def test_a_host_that_dies_is_noticed_at_once(lab: Lab, machine: Callable[.
         node.exec("sh", "-c", "kill -9 -1", check=False)
         with pytest.raises(ConnectError, match="connection was lost"):
             await task
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 9  # and not when nothing was heard for ten seconds
 
 
 async def test_closing_is_quick_when_the_host_is_silent(lab: Lab, machine: Callable[..., Machine]) -> None:
@@ -337,7 +337,7 @@ async def test_closing_is_quick_when_the_host_is_silent(lab: Lab, machine: Calla
     node.cut()
     began = time.monotonic()
     await host.close()
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 40
 
 
 # -- one connection
@@ -479,7 +479,7 @@ def connections(machine: Machine) -> int:
     return sum("127.0.0.1" not in line for line in lines)
 
 
-async def wait_for(condition: Callable[[], bool], seconds: float = 10) -> bool:
+async def wait_for(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)

@@ -213,7 +213,7 @@ def another_dask(bench: Bench) -> None:
             assert f"not {version('dask')}" in text
             assert "was refused" in text
             *_, (_, event) = bench.client.get_events("envsync")
-            assert told - event["time"] < 5
+            assert told - event["time"] < 60
             assert not any(one.done() for one in futures)
         with bench.worker("--no-nanny"):
             assert len(bench.client.gather(futures)) == 10

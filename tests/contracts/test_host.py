@@ -85,7 +85,7 @@ def unique(seconds: int = 1000) -> str:
     return f"{seconds}.{time.monotonic_ns()}"
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> bool:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)
@@ -137,7 +137,7 @@ async def test_without_input_there_is_none_to_wait_for(host: Host) -> None:
     assert (await host.run("cat", timeout=20)).stdout == b""
 
 
-async def test_input_streams_as_fast_as_it_is_read(host: Host) -> None:
+async def test_input_streams_as_fast_as_it_is_read(host: Host, there: There) -> None:
     sent = 0
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -146,9 +146,13 @@ async def test_input_streams_as_fast_as_it_is_read(host: Host) -> None:
             sent += 1
             yield b"x" * 1_000_000
 
-    task = asyncio.create_task(host.run("sleep 1; wc -c", input=chunks()))
-    await asyncio.sleep(0.6)
+    go = f"{there.folder}/go"
+    waits = f"while [ ! -e {go} ]; do sleep 0.05; done"
+    task = asyncio.create_task(host.run(f"{waits}; wc -c", input=chunks()))
+    assert await until(lambda: sent > 0)
+    await asyncio.sleep(0.3)
     assert sent < 20  # the rest waits for the reader
+    there.path(go).touch()
     assert int((await task).stdout) == 50_000_000
 
 
@@ -206,7 +210,7 @@ async def test_a_command_that_is_cancelled_while_it_starts_is_ended(host: Host, 
         for _ in range(turns):
             await asyncio.sleep(0)
         task.cancel()
-        await asyncio.wait_for(asyncio.wait({task}), 10)
+        await asyncio.wait_for(asyncio.wait({task}), 60)
         assert task.cancelled()
     seen = time.monotonic()
 
@@ -424,7 +428,7 @@ async def test_forward_reaches_a_server_there(host: Host, there: There) -> None:
     assert await host.forward("127.0.0.1", port) == here
     for _ in range(3):
         reader, writer = await asyncio.open_connection("127.0.0.1", here)
-        assert await asyncio.wait_for(reader.readexactly(5), 10) == expected
+        assert await asyncio.wait_for(reader.readexactly(5), 60) == expected
         writer.close()
     if server is not None:
         server.close()

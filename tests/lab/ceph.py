@@ -6,11 +6,9 @@ waited for here, as this process's children.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -23,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.lab.install import find
 from tests.lab.machines import LabError
+from tests.ports import free_port
 from tests.small import processes_in
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Ceph:
     def __init__(self, tls: Authority | None = None, *, address: str = "127.0.0.1") -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="envsync-ceph-"))  # its sockets' names are to be short
         self._running: list[subprocess.Popen[bytes]] = []
-        mon, port = _free_ports(2)
+        mon, port = free_port(), free_port()
         self.url = f"{'https' if tls else 'http'}://{address}:{port}"
         listening = f"endpoint={address}:{port}"
         if tls:
@@ -265,14 +264,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _policy(statement: dict[str, Any]) -> str:
     # the gateway takes no spaces in it
     return json.dumps({"Version": "2012-10-17", "Statement": [statement]}, separators=(",", ":"))
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 __all__ = ["Ceph"]

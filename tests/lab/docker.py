@@ -116,7 +116,7 @@ class DockerEngine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while (survivors := self._survivors()) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in survivors:

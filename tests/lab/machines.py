@@ -196,7 +196,7 @@ class Machine:
             if self._process.poll() is None:
                 os.kill(self.pid, signal.SIGKILL)  # not its parent, who is the one to reap it
         self._process.wait()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while self.survivors() and time.monotonic() < deadline:
             time.sleep(0.01)
         with contextlib.suppress(LabError):
@@ -456,7 +456,7 @@ def _limit(rate: str) -> tuple[str, ...]:
 
 def _first_child(process: subprocess.Popen[bytes]) -> int:
     """Return the process that is number 1 in the new namespace."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while time.monotonic() < deadline and process.poll() is None:
         for pid in children.read_text().split():
@@ -467,7 +467,7 @@ def _first_child(process: subprocess.Popen[bytes]) -> int:
 
 
 def _await_sshd(machine: Machine, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         if machine.via is not None:
             if ":22 " in machine.inside("ss", "-Hltn"):

@@ -30,6 +30,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.lab.install import find
 from tests.lab.network import SYSTEM, LabError
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -154,7 +155,7 @@ class DockerRegistry:
                 env=SYSTEM,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline and self._process.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
                 return self
@@ -181,13 +182,6 @@ class DockerRegistry:
         hexadecimal = digest.removeprefix("sha256:")
         folder = self.store / "docker" / "registry" / "v2" / "blobs" / "sha256"
         return folder / hexadecimal[:2] / hexadecimal / "data"
-
-
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @dataclass

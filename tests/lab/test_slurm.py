@@ -69,7 +69,7 @@ def test_another_stands_beside_it_and_ends_with_its_process(slurm: Slurm) -> Non
     finally:
         run.kill()
         run.wait()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.02)
