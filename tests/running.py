@@ -303,7 +303,7 @@ def states(answer: Mapping[str, Any]) -> dict[str, str]:
     return {str(entry["name"]): entry["state"] for entry in answer["workers"].values()}
 
 
-async def until(condition: Any, seconds: float = 30) -> Any:
+async def until(condition: Any, seconds: float = 90) -> Any:
     """Wait until something holds; what it was."""
     end = time.monotonic() + seconds
     while True:

@@ -193,7 +193,7 @@ def test_what_is_handed_to_a_process_as_it_ends_is_not_left(cache: Cache) -> Non
     def emit(event: dict[str, Any]) -> None:
         if event["event"] == "exit":
             ended.set()
-            go_on.wait(20)  # who reads what it says is slow
+            go_on.wait(60)  # who reads what it says is slow
 
     request: dict[str, Any] = {
         "cluster": "ada-1",
@@ -205,11 +205,11 @@ def test_what_is_handed_to_a_process_as_it_ends_is_not_left(cache: Cache) -> Non
     }
     child = spawn(cache, emit, request)
     os.kill(child.pid, signal.SIGKILL)
-    assert ended.wait(20)
+    assert ended.wait(60)
     with pytest.raises(Problem):
         child.hand({"key.pem": base64.b64encode(b"private").decode()}, "config.json")
     go_on.set()
-    assert child.ended.wait(20)
+    assert child.ended.wait(60)
     until = time.monotonic() + 60
     while [file.name for file in (cache.runs / "ada-1/worker_0").iterdir()] != ["log"]:
         assert time.monotonic() < until

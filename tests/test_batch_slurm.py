@@ -86,7 +86,7 @@ async def jobs(site: Site) -> AsyncIterator[Driver]:
     await until(made, lambda: all(job.ended for job in made.jobs.values()))
 
 
-async def until(jobs: Driver, true: Callable[[], bool], seconds: float = 60) -> None:
+async def until(jobs: Driver, true: Callable[[], bool], seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         await jobs.poll()

@@ -90,7 +90,7 @@ async def test_asynchronous_scaling(keywords: dict[str, Any], cache: Path) -> No
         Client(cluster, asynchronous=True) as client,
     ):
         await cluster.scale(3)
-        await client.wait_for_workers(3, timeout=60)
+        await client.wait_for_workers(3, timeout=150)
         await until(lambda: set(cluster.workers) == {0, 1, 2})
         held = client.map(lambda x: x + 1, range(6), workers=None)
         await distributed.wait(held)
@@ -164,7 +164,7 @@ async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
         os.kill(pid, signal.SIGKILL)
         # its nanny starts another
         await until(lambda: pid not in processes_in(cache))
-        assert await asyncio.wait_for(client.submit(os.getpid, pure=False), 30) != pid
+        assert await asyncio.wait_for(client.submit(os.getpid, pure=False), 90) != pid
         assert list(cluster.workers) == [0]
 
         with caplog.at_level(logging.WARNING, "envsync"):
@@ -173,7 +173,7 @@ async def test_a_worker_that_dies_comes_back_and_a_dead_nanny_is_told(
         assert "worker 0" in caplog.text
         assert "-9" in caplog.text
         await cluster.scale(1)
-        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 30) == 3
+        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 90) == 3
 
         os.kill(cluster.scheduler.remote.pid, signal.SIGKILL)
         await until(lambda: cluster.status.name == "closed")
@@ -354,7 +354,7 @@ def test_senseless_options_are_refused_before_anything_starts(
     assert not processes_in(cache)
 
 
-async def until(true: Any, seconds: float = 30) -> None:
+async def until(true: Any, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

@@ -52,14 +52,14 @@ if __name__ == "__main__":
         assert on_all(client, two) == {"b"}
         # workers that come later have it too, and pass the gate with it
         cluster.scale(3)
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=150)
         assert on_all(client, one) == {2}
         assert not code_differs(cluster)
         # nor do workers that are being started just now stay behind
         cluster.scale(4)
         pathlib.Path(mine.__file__).write_text("VALUE = 33\\n")
         assert cluster.sync() == 1
-        client.wait_for_workers(4, timeout=60)
+        client.wait_for_workers(4, timeout=150)
         assert on_all(client, one) == {33}, on_all(client, one)
         print("synced")
 """

@@ -101,7 +101,7 @@ async def test_two_machines_from_nothing_and_back(
         # one is lost: its worker is, the other goes on
         cloud.api.client().terminate_instances(InstanceIds=[machines[1].id])
         await until(lambda: len(cluster.scheduler_info["workers"]) == 1, 60)
-        assert await asyncio.wait_for(client.submit(sum, [3, 4]), 20) == 7
+        assert await asyncio.wait_for(client.submit(sum, [3, 4]), 90) == 7
     assert backend.machines == ()
     assert not rented.config.exists()
     written = [*contents(tmp_path)]
@@ -132,7 +132,7 @@ async def test_machines_of_a_client_that_was_killed_end_themselves(cloud: Cloud,
     finally:
         client.kill()
         client.wait()
-    await until(lambda: not vm.alive, 40)
+    await until(lambda: not vm.alive, 90)
     await until(lambda: "instances" not in cloud.api.left(), 60)
     assert vm.survivors() == []
     (found,) = cloud.api.client().describe_instances(InstanceIds=[identity])["Reservations"][0]["Instances"]

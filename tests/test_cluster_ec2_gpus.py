@@ -88,7 +88,7 @@ async def test_a_local_package_computes_on_a_worker_for_each_gpu_with_credential
         SyncedCluster(backend, n_workers=2, credentials="forward", **keywords) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
-        await client.wait_for_workers(2, timeout=60)
+        await client.wait_for_workers(2, timeout=150)
         seen = await client.run(lambda: __import__("os").environ["CUDA_VISIBLE_DEVICES"])
         assert sorted(seen.values()) == ["GPU-aaaa", "GPU-bbbb"]
         assert {info["resources"]["GPU"] for info in cluster.scheduler_info["workers"].values()} == {1}

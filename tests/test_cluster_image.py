@@ -290,7 +290,7 @@ def test_two_hosts(made: Made, lab: Lab, hosts: dict[Machine, Podman], rented: b
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=150)
         if not rented:
             assert cluster.scheduler_address.startswith(f"tls://{next(iter(hosts)).address}:")
         where = client.run(lambda: (os.uname().nodename, sys.prefix))
@@ -489,7 +489,7 @@ def tails(cluster: SyncedCluster) -> Iterator[str]:
         yield from worker.remote.tail()
 
 
-def until(fits: Any, seconds: float = 60) -> None:
+def until(fits: Any, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not fits() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -87,7 +87,7 @@ async def test_three_bare_hosts(
             assert set(modes.decode().split()) == {"600"}
 
         await cluster.scale(5)
-        await client.wait_for_workers(5, timeout=60)
+        await client.wait_for_workers(5, timeout=150)
         await until(lambda: len(cluster.workers) == 5)
         assert {f"{machine.name}-1" for machine in hosts[:2]} < set(cluster.workers)
         await cluster.scale(2)
@@ -119,7 +119,7 @@ async def test_a_scheduler_on_a_host_of_its_own(
         assert set(cluster.workers) == {f"{machine.name}-0" for machine in hosts[1:]}
         async with Client(cluster, asynchronous=True) as client:  # it would look for a scheduler that is gone
             await client.run_on_scheduler(hasten)
-        await until(lambda: cluster.status == Status.closed, 40)
+        await until(lambda: cluster.status == Status.closed, 90)
         assert cluster.ending == "its time is over (max_lifetime)"
     await no_survivors(hosts, 50)
 
@@ -184,11 +184,11 @@ async def test_a_host_that_is_lost_takes_only_its_workers(
         Client(cluster, asynchronous=True) as client,
     ):
         doomed.kill()
-        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-0"}, 40)
-        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 20) == 3
+        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-0"}, 90)
+        assert await asyncio.wait_for(client.submit(sum, [1, 2]), 90) == 3
         # what comes next goes to the host that is left
         await cluster.scale(2)
-        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-{seat}" for seat in (0, 1)}, 40)
+        await until(lambda: set(cluster.workers) == {f"{hosts[0].name}-{seat}" for seat in (0, 1)}, 90)
     await no_survivors(hosts, 50)
 
 
@@ -241,7 +241,7 @@ async def no_survivors(machines: list[Machine], seconds: float) -> None:
     raise AssertionError(f"still there after {seconds} s: {left}")
 
 
-async def until(true: Any, seconds: float = 30) -> None:
+async def until(true: Any, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline

@@ -78,7 +78,7 @@ def started(gateway, workers):
     with gateway.new_cluster() as cluster:
         cluster.scale(workers)
         with cluster.get_client() as client:
-            client.wait_for_workers(workers, timeout=90)
+            client.wait_for_workers(workers, timeout=150)
             assert client.scheduler.address.startswith("gateway://"), client.scheduler.address
             yield cluster, client
 
@@ -105,7 +105,7 @@ with Gateway(sys.argv[1]) as gateway, started(gateway, 2) as (cluster, client):
     plugin = SyncEnvironment()
     found = client.register_plugin(plugin)
     assert found.ok, found
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=150)
     pids = set(client.run(os.getpid).values())
     assert first[1] not in pids and second[1] in pids, (first, second, pids)
     assert everywhere(client, vary) == {"2.0"}, everywhere(client, vary)
@@ -125,7 +125,7 @@ with Gateway(sys.argv[1]) as gateway, started(gateway, 2) as (cluster, client):
     assert everywhere(client, mine) == {22}, everywhere(client, mine)
     # and given back
     plugin.unregister()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     assert (set(client.run(path).values()), client.run_on_scheduler(path)) == before
     assert everywhere(client, extra) == {"no"}
     assert client.run_on_scheduler(lambda: __import__("vary").__version__) == "1.0"
@@ -183,7 +183,7 @@ with Gateway(sys.argv[1]) as gateway:
         with gateway.connect(gateway.submit()) as cluster:
             cluster.scale(1)
             with cluster.get_client() as client:
-                client.wait_for_workers(1, timeout=90)
+                client.wait_for_workers(1, timeout=150)
             print(cluster.scheduler_address)
 """
 
@@ -263,7 +263,7 @@ with Gateway(sys.argv[1]) as gateway:
         assert everywhere(client, vary) == {"2.0"}
         assert everywhere(client, extra) == {"extra"}
         cluster.scale(3)
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=150)
         assert {client.submit(vary, pure=False).result() for _ in range(12)} == {"2.0"}
         pathlib.Path("mine.py").write_text("VALUE = 22\\n")
         client.sync_environment()

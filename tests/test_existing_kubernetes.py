@@ -96,7 +96,7 @@ def mine():
     return __import__("mine").VALUE
 
 with Client(scheduler_file=sys.argv[1]) as client:
-    client.wait_for_workers(2, timeout=90)
+    client.wait_for_workers(2, timeout=150)
     known = client.scheduler_info()["workers"].values()
     assert {one["name"] for one in known} == {"mine-default-worker-one", "mine-default-worker-two"}, known
     assert all(one["nanny"] for one in known)
@@ -114,7 +114,7 @@ with Client(scheduler_file=sys.argv[1]) as client:
     assert everywhere(client, mine) == {22}
     print("repaired", flush=True)
     sys.stdin.readline()  # a pod is replaced
-    client.wait_for_workers(2, timeout=90)
+    client.wait_for_workers(2, timeout=150)
     told = set(client.gather([client.submit(vary, pure=False) for _ in range(40)]))
     assert told == {"2.0"}, told
     assert everywhere(client, mine) == {22}

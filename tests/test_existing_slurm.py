@@ -66,7 +66,7 @@ REPAIRED = (
 dask.config.set({"distributed.deploy.lost-worker-timeout": "1s"})
 address, python, nanny = *sys.argv[1:3], sys.argv[3] == "nanny"
 with start(address, python, nanny) as cluster, Client(cluster) as client:
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=150)
     assert on_workers(client, socket.gethostname) == {"node1", "node2"}
     # they differ, and are told
     found = verify(client, on_mismatch="ignore")

@@ -79,7 +79,7 @@ def python():
     return "%d.%d" % sys.version_info[:2], __import__("distributed").__version__
 
 with Client(scheduler_file=sys.argv[1]) as client:
-    client.wait_for_workers(1, timeout=60)
+    client.wait_for_workers(1, timeout=150)
     assert everywhere(client, python) == {(sys.argv[3], sys.argv[4])} == {python()}
     before = sorted(map(str, client.run(path).values())), client.run_on_scheduler(path)
     plugin = SyncEnvironment()
@@ -95,14 +95,17 @@ with Client(scheduler_file=sys.argv[1]) as client:
     late = subprocess.Popen([sys.argv[2], "worker", "--scheduler-file", sys.argv[1], "--name", "late",
                              "--nthreads", "4", "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"])
     try:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=150)
         futures += [client.submit(vary, pure=False) for _ in range(20)]
         assert set(client.gather(futures)) == {"2.0"}
         assert everywhere(client, mine) == {22}, everywhere(client, mine)
         assert verify(client, on_mismatch="ignore").ok, verify(client, on_mismatch="ignore")
     finally:
         late.terminate()
-        late.wait(30)
+        try:
+            late.wait(30)
+        except subprocess.TimeoutExpired:  # how it ends is nothing of ours
+            late.kill()
     plugin.unregister()
     assert sorted(map(str, client.run(path).values())) == before[0]
     assert client.run_on_scheduler(path) == before[1]
@@ -164,17 +167,20 @@ with Client(scheduler_file=scheduler) as client:
         events = client.run_on_scheduler(lambda dask_scheduler: [
             *dask_scheduler.get_events("envsync"), *dask_scheduler.get_events("all")])
         since = min(stamp for stamp, said in events if said["action"] in ("refused", "add-worker"))
-        assert told - since < 5, (told - since, events)
+        assert told - since < 60, (told - since, events)
         if ran == "none":
             time.sleep(1)
             assert not any(one.done() for one in futures)
             assert not client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.total_nthreads)
-            assert late.wait(30) is not None
+            assert late.wait(60) is not None
         else:
             assert len(client.gather(futures)) == 10
     finally:
         late.terminate()
-        late.wait(30)
+        try:
+            late.wait(30)
+        except subprocess.TimeoutExpired:  # how it ends is nothing of ours
+            late.kill()
     print("told:", text)
 """
 )
@@ -221,7 +227,7 @@ with Client(scheduler_file=sys.argv[1]) as client:
     other = subprocess.Popen([sys.argv[2], "worker", "--scheduler-file", sys.argv[1], "--name", "other",
                               "--nthreads", "1", "--host", "127.0.0.1", "--no-dashboard"])
     try:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=150)
         kept = client.submit(os.getpid, workers=["other"], pure=False)
         pid = kept.result()
         try:
@@ -246,7 +252,10 @@ with Client(scheduler_file=sys.argv[1]) as client:
         assert kept.result() == pid == client.submit(os.getpid, workers=["other"], pure=False).result()
     finally:
         other.terminate()
-        other.wait(30)
+        try:
+            other.wait(30)
+        except subprocess.TimeoutExpired:  # how it ends is nothing of ours
+            other.kill()
     print("let be")
 """
 )

@@ -129,7 +129,7 @@ def test_they_are_renewed_before_workers_ask_for_others() -> None:
     assert 1790 < pause(lent(seconds=3600)) <= 1800
     assert 3600 - pause(lent(seconds=3600)) > 15 * 60  # SDKs ask from then on
     assert 440 < pause(lent(seconds=900)) <= 450
-    assert 1.9 < pause(lent(seconds=4)) <= 2
+    assert 1 < pause(lent(seconds=4)) <= 2
     assert pause(lent(seconds=0.5)) == 1
     assert pause(lent(seconds=-5)) == 60  # the clock here is wrong
     assert pause(lent(seconds=12 * 3600, own=True)) == 60  # whoever logs in again is noticed
@@ -252,7 +252,7 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
 
         # a worker that comes later has them too
         await cluster.scale(2)
-        await client.wait_for_workers(2, timeout=60)
+        await client.wait_for_workers(2, timeout=150)
         both = await client.run(lambda: __import__("os").environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"])
         (uri,) = set(both.values())
         assert uri == environ["AWS_CONTAINER_CREDENTIALS_FULL_URI"]

@@ -62,7 +62,7 @@ class Running:
         return "".join(self.lines)
 
     def wait(self) -> int:
-        code: int = self.process.wait(30)
+        code: int = self.process.wait(60)
         self._thread.join(60)
         return code
 
@@ -70,7 +70,7 @@ class Running:
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
-            self.process.wait(20)
+            self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError("it did not close when its input ended:\n" + self.log) from None

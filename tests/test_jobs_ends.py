@@ -49,7 +49,7 @@ def start(n_workers, more=None, **options):
     more = {"dashboard_address": "127.0.0.1:0", "hooks": told, **(more or {})}
     return SyncedCluster(Slurm(**asked), n_workers=n_workers, **more)
 
-def until(condition, seconds=40):
+def until(condition, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, (told.all, cluster.jobs)
@@ -66,7 +66,7 @@ early = set()  # numbers of jobs whose time is as good as over
 jobprocess.leaves_at = lambda time, number: time if number in early else 0.0
 with start(3, time="10:00") as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     names = lambda: {info["name"] for info in client.scheduler_info()["workers"].values()}
     held = client.scatter([bytes([n]) * 1000 for n in range(30)], hash=False)
 
@@ -107,10 +107,10 @@ groups = {
 }
 with start({"good": 1, "hungry": 1, "doomed": 1}, {"memory_limit": None}, groups=groups) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     cluster.scale({"broken": 1, "shut": 1, "late": 1})
     try:
-        client.wait_for_workers(6, timeout=60)
+        client.wait_for_workers(6, timeout=150)
     except JobFailed as error:
         assert "6 workers will not be there" in str(error)
     else:
@@ -126,7 +126,7 @@ with start({"good": 1, "hungry": 1, "doomed": 1}, {"memory_limit": None}, groups
     hog.cancel()
     # two clusters on one node
     with start(1, extra=["--nodelist=node1"]) as other, Client(other, set_as_default=False) as one:
-        one.wait_for_workers(1, timeout=60)
+        one.wait_for_workers(1, timeout=150)
         assert len({row.node for row in other.jobs} & {row.node for row in cluster.jobs}) == 1
         assert other.verify().ok and cluster.verify().ok
     # a node dies, and Slurm hears of it; who is not heard of any more is told sooner than elsewhere

@@ -49,7 +49,7 @@ asked = {"cores": 1, "memory": "400 MB", "poll": 1, "time": "10:00"}
 backend = Slurm(prologue=[f"export LD_LIBRARY_PATH={sys.argv[1]}"], **asked)
 with SyncedCluster(backend, n_workers=2, dashboard_address="127.0.0.1:0", hooks=told) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(2, timeout=90)
+    client.wait_for_workers(2, timeout=150)
     assert set(client.run(builds).values()) == {("2.5.1+cu124", "12.4.127")}
     assert client.run_on_scheduler(here) == here() == "2.5.1+cpu"
     verification = cluster.verify()

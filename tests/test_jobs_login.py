@@ -36,7 +36,7 @@ def pinned():
 
 with SyncedCluster(backend, n_workers=2) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(2, timeout=90)
+    client.wait_for_workers(2, timeout=150)
     found = list(client.run(where).values())
     assert {version for *_, version in found} == {"2.0"}
     assert all("/home/.cache/envsync/envs/" in prefix for _, prefix, _ in found), found

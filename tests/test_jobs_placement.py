@@ -50,7 +50,7 @@ def start(told, n_workers=3, **options):
 
 def check(cluster):
     client = cluster.get_client()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     found = set(client.run(where).values())
     assert {node for node, *_ in found} == {"node1", "node2"}
     assert {version for *_, version in found} == {"2.0"}
@@ -96,7 +96,7 @@ with start(told) as cluster:
         assert time.monotonic() < end
         time.sleep(0.1)
     subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)  # not in two minutes
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     assert not told.failures, told.failures
 
 # who knows better is told what to do

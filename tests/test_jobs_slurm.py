@@ -33,7 +33,7 @@ def start(n_workers, credentials="none", **options):
     more = {"dashboard_address": "127.0.0.1:0", "credentials": credentials}
     return SyncedCluster(Slurm(**asked), n_workers=n_workers, **more)
 
-def until(condition, seconds=30):
+def until(condition, seconds=90):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -64,7 +64,7 @@ with open("mine.py", "w") as file:
     file.write("VALUE = 'local code'\\n")
 with start(3, time="10:00", credentials="forward") as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     assert cluster.verify().ok
     found = list(client.run(where).values())
     assert {node for node, *_ in found} == {"node1", "node2"}, found
@@ -83,12 +83,12 @@ with start(3, time="10:00", credentials="forward") as cluster:
         file.write("VALUE = 'edited code'\\n")
     assert cluster.sync() == 1
     assert cluster.sync() == 0
-    client.wait_for_workers(3, timeout=30)
+    client.wait_for_workers(3, timeout=150)
     assert {value for *_, value in client.run(where).values()} == {"edited code"}
     with open("mine.py", "w") as file:
         file.write("VALUE = 'edited again, and not synced'\\n")
     cluster.scale(4)
-    client.wait_for_workers(4, timeout=60)
+    client.wait_for_workers(4, timeout=150)
     assert {value for *_, value in client.run(where).values()} == {"edited code"}
     assert "4 jobs: 4 running; 4 workers" in str(cluster.jobs)
     assert "4 running" in cluster._repr_html_()
@@ -125,7 +125,7 @@ KILLED = (
     BEGIN
     + """
 cluster = start(2)
-cluster.get_client().wait_for_workers(2, timeout=60)
+cluster.get_client().wait_for_workers(2, timeout=150)
 print("up", flush=True)
 time.sleep(600)
 """
@@ -155,7 +155,7 @@ backend = Slurm(cores=1, memory="400 MB", poll=1, groups=groups)
 asked = {"n_workers": {"one": 1, "two": 2}, "idle_timeout": "10 min"}
 with SyncedCluster(backend, hooks=told, **asked) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(3, timeout=60)
+    client.wait_for_workers(3, timeout=150)
     names = sorted(info["name"] for info in client.scheduler_info()["workers"].values())
     assert names == ["one-1-0", "two-2-0", "two-2-1"], names
     for group, there in (("one", "debug"), ("two", "urgent")):
@@ -193,7 +193,7 @@ asked = {"cores": 2, "memory": "800 MB", "poll": 1, "gres": "gpu:2"}
 jobs = Slurm(prologue=[f"export LD_LIBRARY_PATH={driver}"], **asked)
 with SyncedCluster(jobs, n_workers=4, dashboard_address=None) as cluster:
     client = cluster.get_client()
-    client.wait_for_workers(4, timeout=60)
+    client.wait_for_workers(4, timeout=150)
     found = sorted(client.run(pinned).values())
     assert [device for device, *_ in found] == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"], found
     assert len({job for _, job, _ in found}) == 2
@@ -243,11 +243,11 @@ def client_with_workers(place: Place, folder: Path) -> Iterator[subprocess.Popen
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)
         process.stdout.close()
 
 
-def nothing_left(slurm: Slurm, seconds: float = 20) -> bool:
+def nothing_left(slurm: Slurm, seconds: float = 60) -> bool:
     until = time.monotonic() + seconds
     while (slurm.jobs() or slurm.processes()) and time.monotonic() < until:
         time.sleep(0.2)
@@ -274,7 +274,7 @@ def test_what_slurm_would_never_run_is_an_error_before_it_is_submitted(
 def test_a_client_that_is_killed_leaves_no_job(slurm: Slurm, place: Place, tmp_path: Path) -> None:
     with client_with_workers(place, tmp_path) as process:
         process.send_signal(signal.SIGKILL)
-    assert nothing_left(slurm, 40)
+    assert nothing_left(slurm, 90)
 
 
 def test_a_job_that_somebody_cancels_is_told_and_the_others_go_on(
@@ -295,7 +295,7 @@ def test_no_secret_is_in_what_slurm_shows(slurm: Slurm, place: Place, tmp_path: 
         assert "carry" in shown
         assert secret not in shown
         assert secret not in json.dumps([one.arguments for one in slurm.processes()])
-    assert nothing_left(slurm, 40)
+    assert nothing_left(slurm, 90)
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
@@ -328,7 +328,7 @@ def test_from_the_shell(slurm: Slurm, place: Place, tmp_path: Path, site: tuple[
         "import socket\n"
         "from distributed import Client\n"
         "with Client() as client:\n"
-        "    client.wait_for_workers(2, timeout=60)\n"
+        "    client.wait_for_workers(2, timeout=150)\n"
         "    print(sorted(set(client.run(socket.gethostname).values())))\n"
     )
     asked = (*site, "--cores", "1", "--memory", "400MB", "--time", "10:00")

@@ -50,7 +50,7 @@ def submit(batch: BatchLab, script: Path, *, count: int = 1, gpus: int = 0, seco
     return [batch.call("condor_submit", "-terse", "-", stdin=text, folder=folder).split(".")[0]]
 
 
-def until(condition: Callable[[], bool], batch: BatchLab, seconds: float = 40) -> None:
+def until(condition: Callable[[], bool], batch: BatchLab, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, (batch.jobs(), batch.processes(), batch.log()[-3000:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -171,15 +172,18 @@ def scheduler(prefix: Path, *arguments: str) -> Iterator[str]:
         [*command, "--scheduler-file", str(file), *arguments], stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 30
-        while not file.exists() or not file.read_text():
+        deadline = time.monotonic() + 60
+        address = ""
+        while not address:
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.05)
-        yield json.loads(file.read_text())["address"]
+            with contextlib.suppress(OSError, ValueError):  # it is not there, or not yet written to its end
+                address = json.loads(file.read_text())["address"]
+        yield address
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 @pytest.mark.slow

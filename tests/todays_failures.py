@@ -97,7 +97,7 @@ class Bench:
     def on(self, worker: str, function: Callable[[], Any]) -> Any:
         return self.client.submit(function, workers=[worker], pure=False).result(60)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 60) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 90) -> Any:
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert time.monotonic() < end, f"not within {seconds:g} s"
@@ -224,7 +224,7 @@ def connected_before(bench: Bench) -> None:
     """Versions are compared once, when a client connects, with the workers of that moment."""
 
     def wait() -> None:
-        bench.client.wait_for_workers(1, timeout=60)
+        bench.client.wait_for_workers(1, timeout=150)
         assert bench.on("late", os.getpid)
 
     with bench.worker("--no-nanny"):

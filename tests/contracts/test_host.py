@@ -85,7 +85,7 @@ def unique(seconds: int = 1000) -> str:
     return f"{seconds}.{time.monotonic_ns()}"
 
 
-async def until(condition: Callable[[], bool], seconds: float = 60) -> bool:
+async def until(condition: Callable[[], bool], seconds: float = 90) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         await asyncio.sleep(0.02)

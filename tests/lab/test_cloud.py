@@ -22,7 +22,7 @@ print(u.urlopen(u.Request(base + sys.argv[1], headers={"X-aws-ec2-metadata-token
 """
 
 
-def until(true: Callable[[], Any], seconds: float = 60) -> Any:
+def until(true: Callable[[], Any], seconds: float = 90) -> Any:
     deadline = time.monotonic() + seconds
     while not (value := true()):
         assert time.monotonic() < deadline
