@@ -255,10 +255,13 @@ class _Work:
         return [result for result in opened if isinstance(result, Session)]
 
     async def _first(self, target: Target) -> Collection[str]:
-        """Return what a host that has nothing is sent: its wheels if they are few and known, else uv."""
+        """Return what a host that has nothing is sent: its wheels if they are few and known, else uv.
+
+        Whether it is what was locked for, is seen later.
+        """
         assert self.supply is not None
         lock = self.lock or self.made.ahead()
-        if lock is not None and await asyncio.to_thread(few, lock, target, self.store):
+        if lock is not None and await asyncio.to_thread(few, lock, lock.target, self.store):
             return await asyncio.to_thread(self.store.has, {one.sha256 for one in lock.artifacts()})
         return {await self.supply.uv(target)}
 

@@ -95,8 +95,8 @@ class _Essentials:
         later = {
             name: value for name, value in (config.get("env") or {}).items() if name.startswith(AT_START)
         }
-        # as it arrives there
-        first = json.loads(json.dumps({name: config.get(name) for name in ("cpus", "dask")}))
+        # as it arrives there; what is empty says no more than what is not there
+        first = json.loads(json.dumps({name: config.get(name) or None for name in ("cpus", "dask")}))
         return cls({**variables, **later}, first)
 
 
