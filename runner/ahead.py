@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 from envsync.errors import BuildError, CaptureError, CloudError, EnvsyncError, ResolveError
 from envsync.hooks import Hooks
 from envsync.runner.locking import lock_for, target_for
+from envsync.runner.realising import few
 from envsync.store import default_store
 from envsync.target import Target
 
@@ -200,7 +201,9 @@ async def _locked(locks: Locks, target: Target, settings: IndexSettings, hooks: 
 async def _supplies(lock: Lock, supply: Supply, filling: Filling | None, *, python: bool) -> None:
     """Have ready what bare machines are given besides: nobody else has that for them."""
     with contextlib.suppress(EnvsyncError):
-        digests = [await supply.uv(lock.target)]
+        digests = []
+        if not await asyncio.to_thread(few, lock, lock.target, supply.store):
+            digests.append(await supply.uv(lock.target))
         if python:
             digests.append((await supply.interpreter(lock.target)).digest)
         if filling is not None:

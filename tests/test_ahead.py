@@ -239,11 +239,13 @@ class Noted(Filling):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+@pytest.mark.parametrize("most", [0, 20_000_000], ids=["many", "few"])
 async def test_what_machines_will_lack_is_put_into_the_store_meanwhile(
-    making: list[Target], small_lock: Path, given: bool
+    making: list[Target], small_lock: Path, given: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("envsync.runner.realising._FEW", most)
     filling, lock = Noted(), Lock.read(small_lock)
-    wanted = {UV, *(one.sha256 for one in lock.artifacts())}
+    wanted = {*(one.sha256 for one in lock.artifacts()), *(() if most else [UV])}
     # an image that nobody knows is enough where the lock is there
     told = Promised(None if given else replace(DEBIAN, python=lock.target.minor))
     booting = until(lambda: filling.asked >= wanted and not filling.stopped)

@@ -80,7 +80,8 @@ def place(session: Session) -> Place:
 async def test_one_that_is_as_it_would_be_is_taken_once(session: Session, place: Place) -> None:
     warm = Warm("ada-1")
     warm.begin(place, "worker_0", VARIABLES, CONFIG)
-    taken = await warm.take(place, "worker_0", VARIABLES, {**CONFIG, "wanted": "another", "options": {}})
+    known = {"wanted": "another", "options": {}, "cpus": []}  # as it is where none are bound
+    taken = await warm.take(place, "worker_0", VARIABLES, {**CONFIG, **known})
     assert taken is not None
     assert json.loads(session.processes[0].files["first.json"]) == {"cpus": None, "dask": CONFIG["dask"]}
     assert await warm.take(place, "worker_0", VARIABLES, CONFIG) is None
