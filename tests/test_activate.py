@@ -116,6 +116,7 @@ say(own, answer, said, packed, places, gone, "six" in sys.modules, importlib.met
     assert (six, after) == (False, own)
 
 
+@pytest.mark.slow
 def test_what_was_imported_from_elsewhere_is_told_and_not_touched(
     overlays: Overlays, real_wheels: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +181,7 @@ say(
     assert all(place.startswith(second.site) for place in places)
 
 
+@pytest.mark.slow
 def test_a_compiled_one_that_changes_needs_a_restart(overlays: Overlays, real_wheels: Path) -> None:
     builts = [
         overlays.build(put(overlays, real(real_wheels, "msgpack", version)), [])
@@ -200,6 +202,7 @@ say(told, answer, sys.modules["msgpack"] is msgpack, lingering)
     assert lingering == [str(Path(builts[0].site).parents[2])]
 
 
+@pytest.mark.slow
 def test_what_lingers_is_held(overlays: Overlays, real_wheels: Path) -> None:
     """The modules of a package that stays may read its files: they stay too."""
     builts = [
@@ -224,6 +227,7 @@ say([one.partition("/")[0] for one in left], [one.partition("/")[0] for one in o
     assert os.path.exists(builts[0].site)
 
 
+@pytest.mark.slow
 def test_namespaces_merge_with_what_is_installed(
     overlays: Overlays, real_wheels: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +332,7 @@ say(seen, before == state())
     assert child(code, first, tree, built(1, 2), built(2, 2)) == [[[1], [1], [1], [2]], True]
 
 
+@pytest.mark.slow
 def test_what_a_package_put_into_the_import_system_goes_with_it(
     overlays: Overlays, real_wheels: Path
 ) -> None:
@@ -351,6 +356,7 @@ say(said, before == state(), [name for name in sys.modules if name.startswith("s
     assert child(code, *builts) == [["1.17.0", False, "a%20b", [True]], True, []]
 
 
+@pytest.mark.slow
 def test_a_real_pth(overlays: Overlays, real_wheels: Path, tmp_path: Path) -> None:
     """That of setuptools, which gives distutils back to Python 3.12 and newer."""
     built = overlays.build(put(overlays, real(real_wheels, "setuptools", "75.8.0")), [])

@@ -171,6 +171,7 @@ async def test_two_clients_with_one_name_have_two_clusters(api: EC2Api) -> None:
     await second.close()
 
 
+@pytest.mark.slow
 async def test_what_a_dead_client_left_and_never_had_a_switch_is_reaped(api: EC2Api, tmp_path: Path) -> None:
     """Nothing boots here, so nothing ends itself. The client's clock was a day wrong, either way."""
     machines = rented()

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 _PROGRAM = """
 import json, multiprocessing, os, sys, threading, time
 from envsync.plugins.spare import keep
@@ -74,6 +76,7 @@ def test_it_becomes_the_first_that_is_spawned_and_is_like_the_second(tmp_path: P
     assert first == second
 
 
+@pytest.mark.slow
 def test_a_new_interpreter_where_a_copy_would_be_another_one(tmp_path: Path) -> None:
     found = run(tmp_path, after="os.environ['LD_LIBRARY_PATH'] = '/elsewhere'")
     assert found["kept"]

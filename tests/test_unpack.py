@@ -199,6 +199,7 @@ def test_what_is_no_wheel(tmp_path: Path) -> None:
         unpack(str(wheel), str(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_noticed(real_wheels: Path, tmp_path: Path) -> None:
     data = bytearray(real(real_wheels, "msgpack", "1.1.0").read_bytes())
     data[len(data) // 3] ^= 4

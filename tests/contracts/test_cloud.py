@@ -494,6 +494,7 @@ def test_the_price_list_is_read(api: EC2Api) -> None:
     assert disk.amount == pytest.approx(8.8 / 730)
 
 
+@pytest.mark.slow
 def test_all_that_belongs_to_clusters_is_found(api: EC2Api, ec2: Account) -> None:
     client = api.client()
     tags = [{"Key": CLUSTER, "Value": "ada-1"}, {"Key": OWNER, "Value": "ada@laptop"}]
