@@ -48,8 +48,14 @@ def count_ssh(machine: Machine) -> Callable[[], int]:
 
 
 async def test_two_hosts_with_empty_caches(
-    lab: Lab, machine: Callable[..., Machine], server: Between, small_lock: Path, tmp_path: Path
+    lab: Lab,
+    machine: Callable[..., Machine],
+    server: Between,
+    small_lock: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("envsync.runner.realising._FEW", -1)  # uv, too
     store = "s3://lab/team"
     done = subprocess.run(
         [BIN / "envsync", "push", "--lock", small_lock, f"{store}#small"],
