@@ -89,7 +89,7 @@ class Gateway:
         logs = [self.work / "gateway.log", *sorted(self.work.glob("clusters/*/logs/*.log"))]
         return "\n".join(f"== {one.name}\n{one.read_text(errors='replace')}" for one in logs)
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 120) -> None:
         """Wait until the server answers through its proxy."""
         deadline = time.monotonic() + seconds
         while True:

@@ -191,7 +191,7 @@ async def test_what_is_new_is_told_once(site: Site) -> None:
     told: list[Job] = []
     watching = asyncio.create_task(one.watch(lambda news: told.extend(news.values())))
     await one.submit(site.request("news"), "sleep 1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not any(job.ended for job in told):
         assert time.monotonic() < deadline, told
         await asyncio.sleep(0.1)
@@ -212,7 +212,7 @@ async def test_a_job_over_its_time_is_told_so(site: Site, jobs: Driver, late: st
 async def test_what_slurm_has_forgotten_is_told_by_its_accounting(
     site: Site, jobs: Driver, old: dict[str, str]
 ) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while set(jobs.system.listed(await call(site, jobs.system.listing(old)))) & set(old):
         assert time.monotonic() < deadline
         await asyncio.sleep(0.5)

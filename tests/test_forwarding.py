@@ -172,7 +172,7 @@ first = credentials.get_frozen_credentials().access_key
 print(json.dumps({"method": credentials.method, "first": first, "region": session.region_name}), flush=True)
 filesystem = s3fs.S3FileSystem()
 filesystem.pipe("team/of-a-worker", filesystem.cat("team/of-the-client") + b", read")
-deadline = time.monotonic() + 30
+deadline = time.monotonic() + 90
 while credentials.get_frozen_credentials().access_key == first and time.monotonic() < deadline:
     time.sleep(0.05)
 session.client("s3").put_object(Bucket="team", Key="later", Body=b"with the others")

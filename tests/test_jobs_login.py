@@ -53,7 +53,7 @@ with SyncedCluster(backend, n_workers=2) as cluster:
     assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 2
     assert len(cluster.jobs) == (2 if name == "OAR" else 3)  # the scheduler's, where it has one
     cluster.scale(1)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while [row.state for row in cluster.jobs if row.name != "scheduler"].count("running") > 1:
         assert time.monotonic() < end, cluster.jobs
         time.sleep(0.2)

@@ -102,7 +102,7 @@ with start(told) as cluster:
 # who knows better is told what to do
 told = Told()
 with start(told, 1, placement="shared") as cluster:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not told.failures:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -110,7 +110,7 @@ with start(told, 1, placement="shared") as cluster:
     assert "placement='node'" in told.failures[0], told.failures
 told = Told()
 with start(told, 1, placement="node", scratch="$NOWHERE") as cluster:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 90
     while not told.failures:
         assert time.monotonic() < end
         time.sleep(0.1)

@@ -140,7 +140,7 @@ class BatchLab(Lab):
 
     def _until(self, answer: Callable[[], str], expected: Callable[[str], bool] = bool) -> None:
         """Wait until it answers what is expected of it."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 said = answer()

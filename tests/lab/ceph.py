@@ -205,7 +205,7 @@ class Ceph:
 
     def _ask(self, *question: str) -> bytes:
         """Ask the monitor: while it begins it may refuse whoever asks."""
-        deadline = time.monotonic() + _PATIENCE / 4
+        deadline = time.monotonic() + _PATIENCE / 2
         while True:
             try:
                 return self._call("ceph", *question)
@@ -230,7 +230,7 @@ class Ceph:
         """Start it until it is up: one of ten asks before it knows the cluster's name, and ends."""
         for _ in range(5):
             store = self._start("ceph-osd", "-i", "0")
-            deadline = time.monotonic() + _PATIENCE / 10
+            deadline = time.monotonic() + _PATIENCE / 4
             while store.poll() is None and time.monotonic() < deadline:
                 if b"1 up" in self._ask("osd", "stat"):
                     return

@@ -119,7 +119,7 @@ class Cloud(Lab):
         self._booter = threading.Thread(target=self._boot_all, daemon=True)
         self._booter.start()
 
-    def vm(self, identity: str, patience: float = 20) -> VM:
+    def vm(self, identity: str, patience: float = 90) -> VM:
         """Return the machine that an instance is, once it is there."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:

@@ -242,7 +242,7 @@ class Slurm(Lab):
         (self.folder / "gres.conf").write_text(f"Name=gpu Type=fake File={devices}/nvidia[0-{count - 1}]\n")
 
     def _await_nodes(self) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         states = ""
         while time.monotonic() < deadline:
             with contextlib.suppress(LabError):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.lab
 
 
 def ended(slurm: Slurm) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while slurm.jobs() or slurm.processes():
         assert time.monotonic() < deadline, (slurm.jobs(), slurm.processes())
         time.sleep(0.05)
@@ -39,7 +39,7 @@ def test_jobs_see_the_tests_folder_and_a_tmp_of_their_node(slurm: Slurm, tmp_pat
 
 def test_a_cancelled_job_leaves_nothing(slurm: Slurm, tmp_path: Path) -> None:
     said = slurm.call("sbatch", f"--chdir={tmp_path}", "--output=log", "--wrap=sleep 1000 & sleep 1000")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while sum("sleep" in process.arguments[0] for process in slurm.processes()) < 2:
         assert time.monotonic() < deadline, slurm.jobs()
         time.sleep(0.05)
