@@ -104,14 +104,14 @@ async def test_another_cluster_is_not_let_in_on_either_side(tmp_path: Path) -> N
     ours, theirs = Authority("ours"), Authority("theirs")
     relay = await asyncio.to_thread(Relay, tmp_path)
     try:
-        process = start_carrier(tmp_path, relay.said["port"], ours.issue("worker"), grace=3)
-        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)
+        process = start_carrier(tmp_path, relay.said["port"], ours.issue("worker"), grace=10)
+        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 60)
         # a client that trusts another authority
         with pytest.raises(ConnectError, match="no carrier of this cluster"):
             await CarriedHost("job").take(
                 relay.claim(arrived["key"]), theirs.issue("client").client_context()
             )
-        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)  # it calls again
+        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 60)  # it calls again
         # one that trusts this one, but shows another's certificate
         context = theirs.issue("client").client_context()
         context.load_verify_locations(cadata=ours.certificate)
@@ -132,7 +132,7 @@ async def test_nobody_disturbs_a_relay(tmp_path: Path) -> None:
                 with socket.create_connection(("127.0.0.1", port)) as sock, contextlib.suppress(OSError):
                     sock.sendall(junk)
         process = start_carrier(tmp_path, relay.said["port"], authority.issue("worker"))
-        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 20)
+        arrived = await asyncio.wait_for(asyncio.to_thread(relay.hear), 60)
         assert arrived["arrived"] == "job 1"
         host = CarriedHost("job")
         await host.take(relay.claim(arrived["key"]), authority.issue("client").client_context())

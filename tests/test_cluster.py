@@ -273,7 +273,7 @@ async def test_an_interrupted_start_leaves_nothing(keywords: dict[str, Any], cac
     wait_until_none(cache, 50)
 
 
-@pytest.mark.parametrize("backend", ["Local(grace=2)", "Local()"])
+@pytest.mark.parametrize("backend", ["Local(grace=8)", "Local()"])
 def test_the_client_killed_takes_everything_along(small_lock: Path, cache: Path, backend: str) -> None:
     # also with the default grace, which is far longer: its end is noticed, not its silence
     script = (

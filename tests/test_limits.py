@@ -144,7 +144,7 @@ async def test_it_ends_when_its_time_is_over_and_whoever_waits_is_told(small_loc
         waiting = [one.submit(time.sleep, 60, pure=False) for one in (client, other)]
         for future in waiting:
             with pytest.raises(CancelledError, match=r"its time is over \(max_lifetime\)"):
-                await asyncio.wait_for(future, 30)
+                await asyncio.wait_for(future, 90)
         await gone(cluster)
         assert cluster.ending == "its time is over (max_lifetime)"
     assert processes_in(small_lock.parent / "cache") == {}

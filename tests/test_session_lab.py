@@ -141,7 +141,7 @@ async def main(config, key, *names):
     options = SSHOptions(config=(Path(config),), identities=(Path(key),))
     for name in names:
         session = await Session.open(
-            parse_host(name, options), supply=Supply(default_store(), IndexSettings()), grace=3.0
+            parse_host(name, options), supply=Supply(default_store(), IndexSettings()), grace=6.0
         )
         for number in range(3):
             command = "trap '' TERM; sleep 300 & wait; sleep 300"
@@ -172,7 +172,7 @@ async def test_client_killed_no_survivors_on_three_hosts(lab: Lab, machine: Mach
 
 async def test_the_cable_pulled_out(opens: Open, machine: Machines) -> None:
     host = machine("python")
-    session = await opens(host, grace=2.0)
+    session = await opens(host, grace=4.0)
     remote = await session.spawn("w", ["sleep", "300"], cluster="c")
     host.cut()
     assert await no_processes([host], 60) == []

@@ -240,7 +240,7 @@ from envsync.supply import Supply
 
 async def main(cache, program, marker):
     session = await Session.open(
-        Local(), cache=cache, supply=Supply(FolderStore(cache), IndexSettings()), grace=2.0
+        Local(), cache=cache, supply=Supply(FolderStore(cache), IndexSettings()), grace=5.0
     )
     for number in range(2):
         remote = await session.spawn(
