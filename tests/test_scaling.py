@@ -94,8 +94,9 @@ def test_what_waits_goes_first_then_the_youngest_that_run() -> None:
     run(test)
 
 
+@pytest.mark.slow
 def test_what_is_given_up_before_its_turn_is_never_submitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envsync.runner.batch.driver.MINUTE", 0.5)
+    monkeypatch.setattr("envsync.runner.batch.driver.MINUTE", 3.0)
 
     async def test() -> None:
         async with cluster_of(2, submissions_per_minute=1) as (site, cluster):
