@@ -233,12 +233,12 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
         running = client.submit(
             lambda command: __import__("subprocess").run(command, capture_output=True, text=True), command
         )
-        for _ in range(200):
+        for _ in range(600):
             if s3.list_objects_v2(Bucket="team", Prefix="of-a-worker").get("KeyCount"):
                 break
             await asyncio.sleep(0.1)
         moment["then"] = True
-        done: subprocess.CompletedProcess[str] = await asyncio.wait_for(running, 60)
+        done: subprocess.CompletedProcess[str] = await asyncio.wait_for(running, 120)
         assert done.returncode == 0, done.stderr
         first, second = map(json.loads, done.stdout.splitlines())
         assert first == {"method": "container-role", "first": lent(1).access_key, "region": "eu-west-1"}
