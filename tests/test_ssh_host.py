@@ -298,7 +298,7 @@ async def test_an_account_that_may_not_log_in(lab: Lab, bare: Machine) -> None:
 
 async def test_a_host_that_falls_silent_is_noticed(lab: Lab, machine: Callable[..., Machine]) -> None:
     node = machine("bare")
-    host = parse_host(node.name, quick(config=(lab.config,), keepalive=0.5, keepalive_count=2))
+    host = parse_host(node.name, quick(config=(lab.config,), keepalive=1.5, keepalive_count=2))
     channel = await host.start("cat")
     task = asyncio.create_task(host.run("sleep 1000"))
     assert await wait_for(lambda: bool(node.processes("sleep 1000")))
