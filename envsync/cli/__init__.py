@@ -106,6 +106,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command and exit."""
+    # what a command makes stays until its end, and goes with the process: looking for garbage takes a tenth
     gc.set_threshold(50_000)
-    cli(prog_name="envsync")
+    try:
+        cli(prog_name="envsync")
+    finally:
+        gc.freeze()
     raise AssertionError("click exits")  # pragma: no cover
