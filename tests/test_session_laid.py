@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from envsync.agent.archive import build
+from envsync.agent.building import Build
+from envsync.agent.layout import Cache
+from envsync.agent.realise import realise
+from envsync.agent.running import Runner
 from envsync.artifacts import Artifact
 from envsync.errors import RealiseError, UnfitHostError
 from envsync.runner.hosts.local import Local
@@ -156,3 +164,39 @@ async def test_a_disk_that_is_full_or_takes_no_programs(
             await (await makes.session()).realise(lock)
         assert "ENVSYNC_CACHE" in str(caught.value)
         assert not (makes.cache / "envs").exists() or litter(makes.cache) == []
+
+
+class Lacking(Runner):
+    """Runs an interpreter that has no `venv`."""
+
+    def run(self, argv: list[str], *rest: Any, **more: Any) -> subprocess.CompletedProcess[bytes]:
+        if "lay" in argv:
+            said = b"Traceback (most recent call last):\nModuleNotFoundError: No module named 'venv'\n"
+            return subprocess.CompletedProcess(argv, 1, b"", said)
+        return super().run(argv, *rest, **more)
+
+
+def test_a_python_that_cannot_do_it_has_uv_asked_for(
+    makes: Makes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agent.pyz").write_bytes(build()[0])
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "agent.pyz")])
+    artifact = makes.artifact("alpha")
+    cache = Cache(tmp_path / "there")
+    told: list[dict[str, Any]] = []
+    cache.blob(artifact.sha256).parent.mkdir(parents=True)
+    with makes.store.open(artifact.sha256) as file:
+        cache.blob(artifact.sha256).write_bytes(file.read())
+    request = {
+        "digest": "0" * 64,
+        "python": platform.python_version(),
+        "artifacts": [{key: getattr(artifact, key) for key in ("name", "version", "filename", "sha256")}],
+        "few": True,
+        "hints": [sys.executable],
+    }
+    answer = realise(cache, Lacking(), told.append, request)
+    assert answer == {"lacking": [], "uv": True, "python": False}
+    assert "No module named 'venv'" in told[-1]["text"]
+    assert realise(cache, Runner(), told.append, request)["created"]
+    # with uv it is not tried
+    assert Build(cache, Runner(), told.append, {**request, "uv": {"path": "uv"}}).few is False

@@ -43,7 +43,7 @@ class Build:
         self.artifacts: list[dict[str, Any]] = request["artifacts"]
         self.settings = uv_settings(cache, request)
         self.uv = ""
-        self.few = bool(request.get("few")) and not any(cache.bin.glob("uv-*"))
+        self.few = bool(request.get("few")) and not request.get("uv") and not any(cache.bin.glob("uv-*"))
         self.python: dict[str, Any] = {}
         self.notes: list[str] = []
 
@@ -85,13 +85,11 @@ class Build:
         count = len(self.artifacts)
         self.emit({"event": "step", "text": f"installing {count} package{'' if count == 1 else 's'}"})
         supplement(self.python["executable"])
-        if self.few:
-            self._lay(building)
-        else:
+        if not self.few:
             self._venv(building)
-            problem = self._install(building)
-            if problem is not None:
-                return problem
+        problem = self._lay(building) if self.few else self._install(building)
+        if problem is not None:
+            return problem
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
         compiling = self._begin_to_compile(site)
@@ -149,8 +147,9 @@ class Build:
             return {"lacking": failed, "uv": False, "python": False, "failed": True}
         raise explain(done.stderr, f"{len(self.artifacts)} packages could not be installed", self.cache)
 
-    def _lay(self, building: Path) -> None:
-        from .laying import DamagedError, lay_wheels
+    def _lay(self, building: Path) -> dict[str, Any] | None:
+        """Lay the wheels out without uv; returns that it is lacking if that cannot be done."""
+        from .laying import DamagedError, UnlaidError, lay_wheels
 
         if os.statvfs(self.cache.envs).f_flag & os.ST_NOEXEC:
             raise not_executable(str(self.prefix / "bin" / "python"))
@@ -164,6 +163,11 @@ class Build:
                 f"{len(self.artifacts)} packages could not be installed: {error}",
                 "Try again: the file is fetched anew.",
             ) from error
+        except UnlaidError as error:
+            text = f"{self.python['executable']} could not lay the packages out ({error}): uv is asked for"
+            self.emit({"event": "note", "text": text})
+            return {"lacking": [], "uv": True, "python": False}
+        return None
 
     def _forget(self, package: str | None) -> None:
         """Remove a wheel that was found to be damaged."""

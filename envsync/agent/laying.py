@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Mapping, Sequence, Tuple
 
 from ..plugins.unpack import lay, unpack
-from .layout import Problem, disk_problem, remove
+from .layout import disk_problem, remove
 
 if TYPE_CHECKING:
     from .running import Runner
 
-__all__ = ["DamagedError", "lay_out", "lay_wheels", "unpack_wheels"]
+__all__ = ["DamagedError", "UnlaidError", "lay_out", "lay_wheels", "unpack_wheels"]
 
 _PROCESSES = 8  # at most
 _FOLDER = ".unpacked"
@@ -38,6 +38,10 @@ class DamagedError(Exception):
     def __init__(self, name: str, message: str) -> None:
         super().__init__(message)
         self.name = name
+
+
+class UnlaidError(Exception):
+    """What is needed for it is missing in an interpreter, such as ``venv``: uv needs nothing of that."""
 
 
 def lay_wheels(runner: Runner, python: str, building: Path, prefix: Path, wheels: Mapping[str, Path]) -> None:
@@ -60,8 +64,10 @@ def lay_wheels(runner: Runner, python: str, building: Path, prefix: Path, wheels
     ------
     DamagedError
         A wheel is not what it should be.
+    UnlaidError
+        The interpreter cannot do it.
     Problem
-        Something else went wrong.
+        The disk is full, or something else is wrong with it.
     """
     folder = building / _FOLDER
     folder.mkdir(mode=0o700, parents=True)
@@ -97,7 +103,7 @@ def _check(status: int, stderr: bytes) -> None:
     try:
         said = json.loads(text.splitlines()[-1])
     except (ValueError, IndexError):
-        raise Problem("realise", f"the environment could not be made:\n  {text[-2000:]}") from None
+        raise UnlaidError(text.splitlines()[-1] if text else f"exit status {status}") from None
     if said["errno"]:
         raise disk_problem(OSError(*said["errno"]), "the packages could not be installed")
     raise DamagedError(said["name"], said["text"])
