@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -350,9 +348,8 @@ def test_from_the_shell_and_at_every_save(place: Place, tmp_path: Path) -> None:
             )
             stack.callback(end, watching)
             said(log, "scheduler", watching)
-            # what is saved before it watches is not noticed: it is saved until it is
-            save = partial((work / "mine.py").write_text, "VALUE = 22\n")
-            said(log, "mine.py is on every process", watching, save)
+            (work / "mine.py").write_text("VALUE = 22\n")  # it may not watch yet
+            said(log, "mine.py is on every process", watching)
             assert place.run(elsewhere, VALUE, address) == "[(22, '2.0')]\n"
             (work / "old.py").unlink()
             said(log, "old.py is gone from every process", watching)
@@ -379,16 +376,10 @@ def address_of(scheduler: str) -> str:
         time.sleep(0.1)
 
 
-def said(
-    log: Path, text: str, process: subprocess.Popen[bytes], again: Callable[[], object] = lambda: None
-) -> None:
-    """Wait until a log has a text, and do something every two seconds until then."""
+def said(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a log has a text."""
     deadline = time.monotonic() + 60
-    for look in itertools.count():
-        if text in log.read_text():
-            return
+    while text not in log.read_text():
         assert time.monotonic() < deadline, log.read_text()
         assert process.poll() is None, log.read_text()
-        if look % 20 == 0:
-            again()
         time.sleep(0.1)

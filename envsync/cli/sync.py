@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from distributed import Client
+    from watchfiles import PythonFilter
 
     from envsync.hooks import Hooks
     from envsync.runner.existing import SyncEnvironment
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SHOWN = 3
+_COARSE = 0.1  # seconds by which a file system's clock may be behind
 _LOOK_UP = 1000  # ms, after which to see whether the scheduler is still the same
 
 
@@ -85,6 +89,7 @@ def command(
                 cwd=str(Path.cwd()),
                 hooks=hooks,
             )
+            began = time.time()
             try:
                 found = client.register_plugin(plugin)
             except MismatchError as error:
@@ -97,7 +102,7 @@ def command(
                 sys.exit(1)
             _tell(address, found)
             if stay:
-                _stay(client, plugin, hooks)
+                _stay(client, plugin, hooks, began)
     sys.exit(0 if found.ok else 1)
 
 
@@ -111,11 +116,11 @@ def _undone(released: bool) -> str:
     return "the cluster has its own environment again" if released else "there was nothing to undo"
 
 
-def _stay(client: Client, plugin: SyncEnvironment, hooks: Hooks) -> None:
-    """Ship every save until the user has enough, or the cluster ends."""
+def _stay(client: Client, plugin: SyncEnvironment, hooks: Hooks, since: float) -> None:
+    """Ship every save since some moment until the user has enough, or the cluster ends."""
     waiting: dict[str, bool] = {}
     lost = False
-    for saved in _saves(plugin):
+    for saved in _saves(plugin, since):
         waiting.update(saved)
         if client.status == "connecting":
             if not lost:
@@ -155,10 +160,11 @@ def _named(saved: dict[str, bool], *, whole: bool) -> str:
     return ", ".join(filter(None, (said(False, "on every process"), said(True, "gone from every process"))))
 
 
-def _saves(plugin: SyncEnvironment) -> Iterator[dict[str, bool]]:
+def _saves(plugin: SyncEnvironment, since: float) -> Iterator[dict[str, bool]]:
     """Yield the source files that were saved, and whether each is gone; every now and then without any."""
     from watchfiles import PythonFilter, watch
 
+    chosen = PythonFilter(ignore_paths=())
     roots: list[Any] = [root for root in plugin.roots() if Path(root).is_dir()]
     if not roots:
         raise ClusterError(
@@ -167,11 +173,28 @@ def _saves(plugin: SyncEnvironment) -> Iterator[dict[str, bool]]:
         )
     for changes in watch(
         *roots,
-        watch_filter=PythonFilter(ignore_paths=()),
+        watch_filter=chosen,
         debounce=100,
         step=20,
         rust_timeout=_LOOK_UP,
         yield_on_timeout=True,
     ):
         # an editor may write beside a file, and rename
-        yield {path: not Path(path).exists() for _, path in changes}
+        saved = {path: not Path(path).exists() for _, path in changes}
+        if since:  # while the cluster was first given all, nobody watched
+            saved |= dict.fromkeys(_saved_since(since, roots, chosen), False)
+            since = 0
+        yield saved
+
+
+def _saved_since(since: float, roots: list[Any], chosen: PythonFilter) -> Iterator[str]:
+    """Yield the source files that were saved after a moment, in seconds since 1970."""
+    from watchfiles import Change
+
+    for root in roots:
+        for folder, inner, names in os.walk(root):
+            inner[:] = [name for name in inner if name not in chosen.ignore_dirs]
+            for path in (f"{folder}/{name}" for name in names):
+                with contextlib.suppress(OSError):
+                    if chosen(Change.modified, path) and Path(path).stat().st_mtime > since - _COARSE:
+                        yield path
