@@ -41,18 +41,18 @@ def few(lock: Lock, target: Target, store: Store) -> bool:
     store : Store
         Tells how large a wheel is if the index did not.
     """
-    tags = {str(tag) for tag in target.tags()}
-    total = 0
-    for artifact in lock.artifacts():
-        if tags.isdisjoint(wheel_tags(artifact.filename)):
-            return False
+    artifacts, total = lock.artifacts(), 0
+    for artifact in artifacts:
         size = artifact.size
         if size is None:
             if not store.has([artifact.sha256]):
                 return False
             size = size_of(store, artifact.sha256)
         total += size
-    return total <= _FEW and target.implementation == "cpython"
+    if total > _FEW or target.implementation != "cpython":
+        return False
+    tags = {str(tag) for tag in target.tags()}  # a thousand: not for the many environments that are large
+    return not any(tags.isdisjoint(wheel_tags(artifact.filename)) for artifact in artifacts)
 
 
 async def realise(
@@ -137,7 +137,6 @@ def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
             for artifact in lock.artifacts()
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
-        "few": False,
         "compile": imported(),
         "online": online,
         "here": False,

@@ -85,8 +85,6 @@ class Build:
         count = len(self.artifacts)
         self.emit({"event": "step", "text": f"installing {count} package{'' if count == 1 else 's'}"})
         supplement(self.python["executable"])
-        if not self.few:
-            self._venv(building)
         problem = self._lay(building) if self.few else self._install(building)
         if problem is not None:
             return problem
@@ -124,7 +122,8 @@ class Build:
             raise explain(done.stderr, "the environment could not be begun", self.cache)
 
     def _install(self, building: Path) -> dict[str, Any] | None:
-        """Install the wheels; returns what is lacking if an index that seemed to have it does not give it."""
+        """Have uv make it; returns what is lacking if an index that seemed to have it does not give it."""
+        self._venv(building)
         if not self.artifacts:
             return None
         named = any(a.get("url") for a in self.artifacts)

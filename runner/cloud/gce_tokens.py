@@ -126,12 +126,8 @@ class Identity:
         import stamina
 
         with _translated(self._account):
-            for attempt in stamina.retry_context(
-                on=_worth_another_try, attempts=4, timeout=30.0, wait_initial=0.5, wait_max=5.0
-            ):
-                with attempt:
-                    return self._ask()
-        raise AssertionError
+            caller = stamina.RetryingCaller(attempts=4, timeout=30.0, wait_initial=0.5, wait_max=5.0)
+            return caller.on(_worth_another_try)(self._ask)
 
     def _ask(self) -> Token:
         import google.auth
