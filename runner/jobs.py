@@ -328,6 +328,10 @@ class Jobs:
                 hint="Close the cluster, and start another one.",
             )
 
+    def asked_again(self) -> None:
+        """Hear that the user has it adapt anew, and has seen to what went wrong."""
+        self.failures_in_a_row = 0
+
     def withdraw(self, names: Collection[str]) -> None:
         """Submit these no more, if they have not been yet. From any thread."""
         self.submissions.withdraw(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 from distributed.core import Status
@@ -54,6 +55,7 @@ class MachineProcess(WorkerGroup):
         self.machines = jobs
         self.machine: Machine | None = None
         self.came_up = False
+        self.up_since = 0.0
         self.on_first = False
         self._prepared: Prepared | None = None
         self._life: asyncio.Task[None] | None = None
@@ -187,11 +189,14 @@ class MachineProcess(WorkerGroup):
                 for suffix, spec in zip(self.group.suffixes, specs, strict=True)
             ]
             await asyncio.gather(*(worker.start() for worker in self.workers))
-        self.came_up = True
-        machines.failures_in_a_row = 0
+        self._is_up()
         if self.machine is not None and self.machine.market == "spot":
             prepared.session.noticed = self.noticed
             await prepared.session.request("heed", cloud=machines.rented.provider.name)
+
+    def _is_up(self) -> None:
+        self.came_up, self.up_since = True, time.monotonic()
+        self.machines.failures_in_a_row = 0
 
     async def _stay(self) -> tuple[End, str]:
         """Wait while its workers work; return how that ended, and why."""

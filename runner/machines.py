@@ -8,8 +8,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import AgentError, CloudError
+from envsync.runner.cloud.costs import duration
 from envsync.runner.fleet import Fleet
 from envsync.runner.jobrows import JobTable, Row
+from envsync.runner.losses import Losses
 from envsync.runner.machineprocess import MachineProcess
 from envsync.runner.passing import Passing
 from envsync.runner.turnstile import Turnstile
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["MachineFleet", "Machines"]
 
 _KEPT = 200  # failures that are remembered
-_OFTEN = 600.0  # seconds within which not more machines are replaced than
-_REPLACED = 8  # so many, or as many as there should be if that is more
 _FULL = 60.0  # seconds after which is adapted again to more where there was no room
 
 
@@ -62,6 +62,8 @@ class Machines:
         Told what a machine's processes should have.
     left : callable
         Told about a machine that is no longer one of the cluster's.
+    adapts : callable
+        Returns whether the cluster asks for more by itself.
     """
 
     failure = CloudError
@@ -81,6 +83,7 @@ class Machines:
         prepare: Callable[..., Awaitable[list[Prepared]]],
         want: Callable[[Prepared], Awaitable[None]],
         left: Callable[[MachineProcess, str, End], None],
+        adapts: Callable[[], bool],
     ) -> None:
         self.backend = backend
         self.rented = rented
@@ -96,10 +99,11 @@ class Machines:
         self._want = want
         self._wanting = asyncio.Lock()
         self._left = left
+        self._adapts = adapts
         self._numbers = 0
         self._processes: dict[str, MachineProcess] = {}
         self._leaving: set[MachineProcess] = set()
-        self._replaced: deque[float] = deque()
+        self._losses = Losses()
         self._full = 0.0  # until then nobody asks by himself: there was no room
         self.passing: Passing | None = None
         if backend.passes_on and first.container is None:
@@ -125,6 +129,7 @@ class Machines:
             prepare=prepare,
             want=cluster._want,
             left=cluster._job_left,
+            adapts=lambda: cluster._adapts,
         )
 
     def fleet(self, specs: dict[Any, Any], processes: Mapping[Any, Any]) -> MachineFleet:
@@ -141,11 +146,16 @@ class Machines:
     @property
     def may_grow(self) -> bool:
         """Whether it makes sense to ask for more by itself."""
-        return time.monotonic() >= self._full
+        return time.monotonic() >= max(self._full, self._losses.until)
 
     def lacks_room(self) -> None:
         """Hear that a machine was not to be had."""
         self._full = time.monotonic() + _FULL
+
+    def asked_again(self) -> None:
+        """Hear that the user has it adapt anew, and has seen to what went wrong."""
+        self.failures_in_a_row = 0
+        self._losses.forget()
 
     def withdraw(self, names: Collection[str]) -> None:
         """Nothing: what is asked for is asked for at once."""
@@ -185,24 +195,19 @@ class Machines:
             return
         if end == "retired":
             self._leaving.add(process)
-        if end in ("taken", "retired") and not self._may_be_replaced():
-            why = f"{why}; not replaced: too many were within {_OFTEN / 60:.0f} min. scale() asks for another"
-            if end == "taken":
-                end = "failed"
+        there = [one for one in self._processes.values() if not one.over and one is not process]
+        if end in ("taken", "retired") and not self._adapts() and not self._losses.replaces(len(there)):
+            why, end = f"{why}; not replaced: too many were within 10 min. scale() asks for another", "failed"
         if end == "failed":
             self.failures.append(f"{process.name}: {why}")
-            self.failures_in_a_row += not process.came_up and self.may_grow
+            self.failures_in_a_row += not process.came_up and time.monotonic() >= self._full
+        if self._adapts() and (end in ("taken", "retired") or (end == "failed" and process.came_up)):
+            pause = self._losses.pause(process.up_since, [one.up_since for one in there if not one.on_first])
+            if pause:
+                why += (
+                    f"; too many were lost soon after they came up: no more is rented for {duration(pause)}"
+                )
         self._left(process, why, end)
-
-    def _may_be_replaced(self) -> bool:
-        now = time.monotonic()
-        while self._replaced and now - self._replaced[0] > _OFTEN:
-            self._replaced.popleft()
-        there = sum(not one.over for one in self._processes.values())
-        if len(self._replaced) >= max(_REPLACED, there):
-            return False
-        self._replaced.append(now)
-        return True
 
     def _gone(self, machine: Machine) -> None:
         """Hear from the cloud that a machine has ended."""

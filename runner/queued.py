@@ -192,4 +192,6 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
 
         found = self.fleet.group(group)
         options.update(self.fleet.bounds(found, options))
+        if self.queue is not None:
+            self.queue.asked_again()
         return super().adapt(*(args or [partial(JobAdaptive, group=found)]), **options)

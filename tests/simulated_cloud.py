@@ -45,8 +45,7 @@ class LocalMachine(MachineProcess):
             LocalWorker(self.scheduler_address, self.name + suffix, {}) for suffix in self.group.suffixes
         ]
         await asyncio.gather(*(worker.start() for worker in self.workers))
-        self.came_up = True
-        self.machines.failures_in_a_row = 0
+        self._is_up()
 
 
 class LocalFleet(MachineFleet):
@@ -94,6 +93,7 @@ class RentingCluster(SyncedCluster):  # type: ignore[misc]
             prepare=None,  # type: ignore[arg-type]
             want=None,  # type: ignore[arg-type]
             left=self._job_left,
+            adapts=lambda: self._adapts,
         )
         self.scheduler_spec = {
             "cls": distributed.Scheduler,

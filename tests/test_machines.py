@@ -13,7 +13,7 @@ from distributed import Client
 
 from envsync.errors import CloudError
 from envsync.hooks import Hooks
-from envsync.runner import machines
+from envsync.runner import losses, machines
 from envsync.runner.cloud.provider import Machine
 from tests.running import until
 from tests.simulated_cloud import RentingCluster
@@ -78,6 +78,89 @@ async def test_machines_that_are_lost_again_and_again_are_not_rented_for_ever() 
         cluster.scale(2)  # its user has seen to it
         await until(lambda: len(others(cluster)) == 1)
         assert len(provider.machines) == 2 + 8 + 1
+
+
+async def test_spot_machines_that_are_told_to_go_again_and_again_are_not_replaced_for_ever() -> None:
+    """Each is told before it goes: another is asked for at once, but not without end."""
+    told = Told()
+    async with cluster_of(2, hooks=told) as (provider, cluster):
+        for number in range(9):
+            going = await another(provider, cluster)
+            others(cluster)[0].noticed({"seconds": 30, "text": "it is taken back"})
+            if number < 8:
+                await until(lambda going=going: going.id not in {one.id for one in alive(provider)})
+        await until(lambda: told.has("it is taken back", "not replaced: too many were within 10 min"))
+        await until(lambda: len(alive(provider)) == 1)
+        with pytest.raises(CloudError, match="too many were within 10 min"):
+            await cluster._wait_for_workers(2, 60)
+        assert len(provider.machines) == 2 + 8
+
+
+async def test_machines_that_are_lost_again_and_again_are_rented_ever_more_seldom_while_it_adapts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(losses, "_PAUSE", 3600.0)
+    monkeypatch.setattr(losses, "_LONGEST", 9999.0)
+    told = Told()
+    async with cluster_of(1, hooks=told) as (provider, cluster):
+        cluster.adapt(minimum=2, maximum=4, interval="10 ms")
+        for _ in range(8):
+            lose(provider, await another(provider, cluster))
+        assert not told.has("no more is rented")
+        lose(provider, await another(provider, cluster))
+        await until(lambda: told.has("was lost", "soon after they came up: no more is rented for 1 h 00 min"))
+        assert not cluster.queue.may_grow
+        await asyncio.sleep(0.1)  # ten times it would have asked
+        assert len(provider.machines) == 2 + 8
+        # it is over
+        cluster.queue._losses.until = 0.0
+        lose(provider, await another(provider, cluster))
+        await until(lambda: told.has("was lost", "no more is rented for 2 h 00 min"))
+        assert len(provider.machines) == 2 + 9
+        cluster.adapt(minimum=2, maximum=4, interval="10 ms")  # its user has seen to it
+        await another(provider, cluster)
+        assert len(provider.machines) == 2 + 10
+
+
+class Clock:
+    """A monotonic clock that is told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_pauses_grow_and_end_with_a_machine_that_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(losses, "time", clock)
+    lost = losses.Losses()
+
+    def lose(others: list[float], lived: float = 30.0) -> float:
+        clock.now += lived
+        return lost.pause(clock.now - lived, others)
+
+    there = [900.0] * 3  # for as long as it goes on
+    assert [lose(there) for _ in range(8)] == [0.0] * 8
+    assert lose(there) == 60.0
+    assert lost.until == clock.now + 60
+    assert lose(there, 0.0) == 0.0, "that was there already"
+    found = []
+    for _ in range(7):
+        clock.now = lost.until
+        found.append(lose(there))
+    assert found == [120.0, 240.0, 480.0, 960.0, 1800.0, 1800.0, 1800.0]
+    clock.now = lost.until
+    assert lose(there, 700.0) == 0.0, "that one was worth it"
+    assert [lose(there) for _ in range(9)] == [0.0] * 8 + [60.0]
+    clock.now = lost.until
+    came = clock.now
+    clock.now += 601
+    assert lose([*there, came]) == 0.0, "another was"
+    # of many, as many may go at once
+    assert [lost.pause(0.0, [0.0] * 40) for _ in range(39)] == [0.0] * 39
+    assert lost.pause(0.0, [0.0] * 40) == 60.0
 
 
 async def test_what_never_comes_up_is_not_asked_for_for_ever_while_it_adapts() -> None:
