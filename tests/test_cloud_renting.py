@@ -244,6 +244,39 @@ async def test_one_that_is_deleted_while_it_boots_is_not_replaced_where_such_are
     assert (len(provider.machines), alive(provider)) == (1, [])
 
 
+async def test_one_that_vanishes_while_the_others_stay_is_replaced() -> None:
+    """On demand, too: its cloud lost it, or somebody wanted no more than that one to end."""
+    provider, heard = Forgetting(mute=1), Heard()
+    rented = Rented(provider, plan(2, boot=20), heard)
+    starting = asyncio.ensure_future(start(rented))
+    while provider.listed < 2:
+        await asyncio.sleep(0.01)
+    provider.terminate("north", ["m-1"])
+    assert {one.id for one in await starting} == {"m-2", "m-3"}
+    assert "m-1 ended while it was booting: the cloud does not know it any more: another is made" in str(
+        heard.texts
+    )
+    await rented.close()
+    assert (alive(provider), provider.shared) == ([], {})
+
+
+async def test_nothing_is_rented_where_one_machine_after_the_other_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(booting, "_AFTERWARDS", 9999)
+    provider = Forgetting(mute=9)
+    rented = Rented(provider, plan(3, boot=60))
+    starting = asyncio.ensure_future(start(rented))
+    for identity in ("m-2", "m-1", "m-3"):
+        seen = provider.listed
+        while provider.listed < seen + 6:  # that it is not there is noticed before the next one goes
+            await asyncio.sleep(0.01)
+        provider.terminate("north", [identity])
+    with pytest.raises(CloudError, match="somebody has ended m-1 while it was booting"):
+        await starting
+    assert (len(provider.machines), alive(provider), provider.shared) == (3, [], {})
+
+
 async def test_a_spot_machine_that_is_not_listed_any_more_was_taken_back_and_is_replaced() -> None:
     provider = Forgetting(mute=1)
     rented = Rented(provider, plan(1, boot=20, spot="only"))

@@ -31,6 +31,7 @@ _FEW = 4  # machines; of more, each is looked at less often: consoles cost a cal
 _ANSWER = 10.0  # seconds that an sshd has to answer before it is asked again
 _TAIL = 30  # lines of a console
 _MISSED = 2  # looks that do not show a machine which one has shown: it is no more
+_AFTERWARDS = 3  # looks, after one was ended, within which whoever ends the cluster has ended more of it
 
 
 class Booting:
@@ -66,7 +67,7 @@ class Booting:
         BootError
             It ended, or was not up in time.
         CloudError
-            Somebody has ended it; or the cloud refused.
+            Somebody has ended the cluster; or the cloud refused.
         """
         while True:
             now = await self._look()
@@ -95,7 +96,7 @@ class Booting:
     async def _ended(self, now: Machine) -> CloudError:
         """Return the error for one that ended: somebody's wish, or its own trouble."""
         why = f"while it was booting: {now.reason or now.state}"
-        if now.called_off:  # by stop or reap, and our record is not to be read
+        if now.called_off and not await self._alone():  # by stop or reap, and our record is not to be read
             return CloudError(
                 f"somebody has ended {now.id} {why}",
                 where=self._where,
@@ -107,6 +108,21 @@ class Booting:
             hint="Its console may say why.",
             tail=tail_of(await self._asking.console(now) or self._console),
         )
+
+    async def _alone(self) -> bool:
+        """Return whether the cluster's other machines go on: who ends a cluster ends one after the other."""
+        others = await self._others()
+        for _ in range(_AFTERWARDS):
+            if not others:
+                return False
+            await asyncio.sleep(self._plan.poll)
+            if others - await self._others():
+                return False
+        return True
+
+    async def _others(self) -> set[str]:
+        found = await self._asking.describe(self._made.region)
+        return {one.id for one in found if one.id != self._made.id and not one.over}
 
     async def _too_late(self) -> BootError:
         return BootError(
