@@ -113,7 +113,7 @@ def site_of(prefix: str = "") -> str:
     return os.path.join(prefix, "lib", "python{}.{}".format(*sys.version_info[:2]), "site-packages")
 
 
-def lay(folder: str, prefix: str, info: str, *, python: str = "") -> dict[str, Any]:
+def lay(folder: str, prefix: str, info: str, *, python: str = "", keep: bool = True) -> dict[str, Any]:
     """Install what `unpack` made into a prefix: hard links, and what an installer writes.
 
     A file that another distribution has put there already stays.
@@ -128,6 +128,8 @@ def lay(folder: str, prefix: str, info: str, *, python: str = "") -> dict[str, A
         The name of the dist-info folder.
     python : str
         The interpreter that scripts are for; the running one if empty.
+    keep : bool
+        Whether the folder is needed afterwards. Otherwise its files are moved: it has the same file system.
 
     Returns
     -------
@@ -139,7 +141,13 @@ def lay(folder: str, prefix: str, info: str, *, python: str = "") -> dict[str, A
     site = site_of()
     with open(f"{folder}/site/{info}/RECORD", encoding="utf-8", newline="") as file:
         rows = rows_of(file.read())
-    put = _Putting(prefix)
+    entry_points = f"{folder}/site/{info}/entry_points.txt"
+    try:
+        with open(entry_points, "rb") as opened:
+            text = opened.read()
+    except FileNotFoundError:
+        text = b""
+    put = _Putting(prefix, keep=keep)
     listed: list[tuple[str, str, str]] = []
     modules = []
     for path in sorted(rows):
@@ -159,12 +167,6 @@ def lay(folder: str, prefix: str, info: str, *, python: str = "") -> dict[str, A
             target = inner if scheme == "data" else f"{headers_of(info)}/{inner}"
             put.link(f"{folder}/{scheme}/{inner}", target)
             listed.append((_from_site(target), *rows[path]))
-    entry_points = f"{folder}/site/{info}/entry_points.txt"
-    try:
-        with open(entry_points, "rb") as file:
-            text = file.read()
-    except FileNotFoundError:
-        text = b""
     for name, wrapper in wrappers(text, python, site, entry_points):
         listed.append(put.write(f"bin/{name}", wrapper, 0o755))
     listed.append(put.write(f"{site}/{info}/INSTALLER", b"envsync\n", 0o644, f"{info}/INSTALLER"))
@@ -175,8 +177,9 @@ def lay(folder: str, prefix: str, info: str, *, python: str = "") -> dict[str, A
 class _Putting:
     """Puts files into a prefix, and remembers which."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, keep: bool) -> None:
         self._prefix = prefix
+        self._keep = keep
         self._made: set[str] = set()
         self.files: list[str] = []
 
@@ -191,6 +194,10 @@ class _Putting:
 
     def link(self, source: str, path: str) -> None:
         target = self._place(path)
+        if not self._keep:
+            if not os.path.lexists(target):
+                os.rename(source, target)
+            return
         try:
             os.link(source, target)
         except FileExistsError:

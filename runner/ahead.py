@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from envsync.errors import BuildError, CaptureError, CloudError, EnvsyncError, ResolveError
 from envsync.hooks import Hooks
+from envsync.runner.compiled import compile_here
 from envsync.runner.locking import lock_for, target_for
 from envsync.runner.realising import few
 from envsync.store import default_store
@@ -179,6 +180,10 @@ async def _make_ready(
     await asyncio.gather(
         _supplies(lock, supply, filling, python=python), _wheels(lock, settings, filling, hooks)
     )
+    with contextlib.suppress(EnvsyncError):  # last: nobody waits for it
+        code = await asyncio.to_thread(compile_here, supply.store)
+        if code is not None and filling is not None:
+            await asyncio.to_thread(filling.put, [code])
 
 
 async def _locked(locks: Locks, target: Target, settings: IndexSettings, hooks: Hooks) -> Lock:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import sys
 
-__all__ = ["imported"]
+__all__ = ["files", "imported"]
 
 _PACKAGES = frozenset(
     (
@@ -20,13 +20,18 @@ _LATER = ("dask.array.", "dask.bag.", "dask.dataframe.", "dask.ml.")
 
 
 @functools.cache
-def imported() -> list[str]:
-    """Return the files below site-packages that `import distributed` takes, as it does here."""
+def files() -> dict[str, str]:
+    """Return what `import distributed` takes: files by their paths below site-packages, as it does here."""
     importlib.import_module("distributed")
-    return sorted(
-        name.replace(".", "/") + ("/__init__.py" if hasattr(module, "__path__") else ".py")
-        for name, module in [*sys.modules.items()]
+    return {
+        name.replace(".", "/") + ("/__init__.py" if hasattr(module, "__path__") else ".py"): file
+        for name, module in sorted(sys.modules.items())
         if name.partition(".")[0] in _PACKAGES
         and not f"{name}.".startswith(_LATER)
-        and str(getattr(module, "__file__", None)).endswith(".py")
-    )
+        and (file := str(getattr(module, "__file__", None))).endswith(".py")
+    }
+
+
+def imported() -> list[str]:
+    """Return their paths below site-packages."""
+    return [*files()]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from envsync.artifacts import wheel_tags
 from envsync.errors import RealiseError, ToolError, UnfitHostError
+from envsync.runner.compiled import compiled_here, give
 from envsync.runner.hosts.local import Local
 from envsync.runner.imported import imported
 from envsync.runner.session import Environment
@@ -76,26 +78,34 @@ async def realise(
     )
     if here:
         request |= {"uv": _installed_uv(), "here": True, "environment": dict(environment)}
+    elif _like_ours(lock.target):
+        request["code"] = await asyncio.to_thread(compiled_here, session.supply.store)
     failures = 0
-    for _ in range(_ROUNDS + asking_store):
-        answer = await session.request("realise", watch=lambda event: session._tell(event, hooks), **request)
-        if "prefix" in answer:
-            break
-        if asking_store:
-            answer["lacking"] = await _not_taken(session, answer["lacking"])
-            if online:  # perhaps the index has the rest
-                answer["lacking"], request["online"] = [], True
-            asking_store = False
-        await _give(session, lock, answer, request, hooks, fetch)
-        failures += bool(answer.get("failed"))
-        if failures == _FAILURES:
-            request["online"] = False  # from now on all comes from here
-    else:
-        raise RealiseError(
-            "the host still lacks what was sent to it",
-            where=session.host.name,
-            hint="Something removes files from its cache folder: set cache= to another one.",
-        )
+    async with _Beside(session, request["code"]) as beside:
+        if session.gives_ahead:
+            beside.begin()
+        for _ in range(_ROUNDS + asking_store):
+            answer = await session.request(
+                "realise", watch=lambda event: session._tell(event, hooks), **request
+            )
+            if "prefix" in answer:
+                break
+            if asking_store:
+                answer["lacking"] = await _not_taken(session, answer["lacking"])
+                if online:  # perhaps the index has the rest
+                    answer["lacking"], request["online"] = [], True
+                asking_store = False
+            await _give(session, lock, answer, request, hooks, fetch)
+            beside.begin()
+            failures += bool(answer.get("failed"))
+            if failures == _FAILURES:
+                request["online"] = False  # from now on all comes from here
+        else:
+            raise RealiseError(
+                "the host still lacks what was sent to it",
+                where=session.host.name,
+                hint="Something removes files from its cache folder: set cache= to another one.",
+            )
     for note in answer["notes"]:
         hooks.note(session.host.name, note)
     what = "made" if answer["created"] else "found and checked"
@@ -112,6 +122,33 @@ async def realise(
             "accelerators": list(_target(session, lock).accelerators),
         },
     )
+
+
+class _Beside:
+    """Gives compiled code while the environment is made, after what it is made of, and no longer."""
+
+    def __init__(self, session: Session, digest: str | None) -> None:
+        self.session = session
+        self.digest = digest
+        self.giving: asyncio.Future[None] | None = None
+
+    def begin(self) -> None:
+        if self.giving is None and self.digest is not None:
+            self.giving = asyncio.ensure_future(give(self.session, self.digest))
+
+    async def __aenter__(self) -> _Beside:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        if self.giving is not None:
+            self.giving.cancel()
+            await asyncio.wait({self.giving})
+
+
+def _like_ours(target: Target) -> bool:
+    """Return whether the Python there reads code that this one has compiled."""
+    ours = (sys.implementation.name, "{}.{}".format(*sys.version_info[:2]))
+    return (target.implementation, target.minor) == ours
 
 
 def _target(session: Session, lock: Lock) -> Target:
@@ -138,6 +175,7 @@ def _request(lock: Lock, digest: str, *, online: bool) -> dict[str, Any]:
         ],
         "uv": None,  # which one, is asked when the agent says that it needs one
         "compile": imported(),
+        "code": None,
         "online": online,
         "here": False,
         "environment": {},

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Environment", "Lease", "Remote", "Session"]
 
+_TELLING = 1 << 20  # bytes: how long fewer take, says nothing of a link
 _BEAT = 3.0  # seconds between two signs of life, at most
 
 
@@ -115,6 +116,7 @@ class Session:
         self._remotes: dict[str, Remote] = {}
         self._sending = asyncio.Lock()
         self._ahead: asyncio.Future[None] | None = None
+        self._rate = 0.0
 
     @classmethod
     async def open(
@@ -224,7 +226,7 @@ class Session:
                 async with self._sending:
                     digests = await ahead(target_of(found, self.supply))
                     if digests:
-                        await send(self, sorted(digests), what="what it needs first")
+                        await self._send(sorted(digests), "what it needs first")
 
         self._ahead = asyncio.ensure_future(give())
 
@@ -270,8 +272,28 @@ class Session:
                 took = await self.taking.take(self, lacking, what)
                 lacking = [digest for digest in lacking if digest not in took]
             if lacking:
-                await send(self, lacking, what=what)
+                await self._send(lacking, what)
             return len(lacking)
+
+    async def _send(self, digests: Sequence[str], what: str) -> None:
+        began = time.monotonic()
+        total = await send(self, digests, what=what)
+        if total > _TELLING:
+            self._rate = total / (time.monotonic() - began)
+
+    @property
+    def gives_ahead(self) -> bool:
+        """Whether the host has nothing, and is sent what it needs first."""
+        return self._ahead is not None
+
+    async def rate(self) -> float:
+        """Return how many bytes a second went to the host the last time that they were many, else 0.
+
+        What goes ahead is waited for.
+        """
+        if self._ahead is not None:
+            await asyncio.wait({self._ahead})
+        return self._rate
 
     async def realise(
         self,

@@ -34,7 +34,7 @@ def agent_command(python: str, agent: str, *arguments: str) -> str:
     return shlex.join([python, "-I", "-S", agent, *arguments])
 
 
-async def send(session: Session, digests: Sequence[str], *, what: str = "") -> None:
+async def send(session: Session, digests: Sequence[str], *, what: str = "") -> int:
     """Send blobs, whether the host has them or not. What arrived before a failure stays there.
 
     Parameters
@@ -45,6 +45,11 @@ async def send(session: Session, digests: Sequence[str], *, what: str = "") -> N
         The blobs.
     what : str, optional
         What they are, for the hooks.
+
+    Returns
+    -------
+    int
+        How many bytes went over.
 
     Raises
     ------
@@ -78,6 +83,7 @@ async def send(session: Session, digests: Sequence[str], *, what: str = "") -> N
             raise problem
     total = result if isinstance(result, int) else sum(sizes.values())
     hooks.done(where, f"sent {what or 'files'}: {len(sizes)}, {total / 1e6:.1f} MB", time.monotonic() - began)
+    return total
 
 
 async def _write(

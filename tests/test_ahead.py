@@ -30,6 +30,7 @@ from tests.lab.ec2_api import EC2Api
 from tests.test_resolve import Bench, plain_settings
 
 UV = "0" * 64
+CODE = "1" * 64
 
 
 class Heard(Hooks):
@@ -125,6 +126,7 @@ def making(small_lock: Path, monkeypatch: pytest.MonkeyPatch) -> list[Target]:
         return UV
 
     monkeypatch.setattr(ahead, "lock_for", lock_for)
+    monkeypatch.setattr(ahead, "compile_here", lambda store: CODE)
     monkeypatch.setattr("envsync.collect.collect", collect)
     monkeypatch.setattr("envsync.collect.uv_binary", uv_binary)
     monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
@@ -245,7 +247,7 @@ async def test_what_machines_will_lack_is_put_into_the_store_meanwhile(
 ) -> None:
     monkeypatch.setattr("envsync.runner.realising._FEW", most)
     filling, lock = Noted(), Lock.read(small_lock)
-    wanted = {*(one.sha256 for one in lock.artifacts()), *(() if most else [UV])}
+    wanted = {CODE, *(one.sha256 for one in lock.artifacts()), *(() if most else [UV])}
     # an image that nobody knows is enough where the lock is there
     told = Promised(None if given else replace(DEBIAN, python=lock.target.minor))
     booting = until(lambda: filling.asked >= wanted and not filling.stopped)

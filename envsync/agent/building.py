@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any, Mapping
 
 from .blobs import link
+from .compiling import compiling
 from .folderlock import FolderLock
 from .installing import explain, is_network, mismatched, not_given, pylock, reachable, uv_settings
 from .layout import TREES_PTH, Cache, Emit, Problem, checked_digest, exchange, fresh, remove, taken_back
@@ -18,13 +17,6 @@ from .realise import SCHEMA, answer, existing, look_at, records, remember, stamp
 from .running import Runner, not_executable
 
 __all__ = ["Build"]
-
-_COMPILERS = 8  # processes at most
-_COMPILE = """
-import py_compile, sys
-for file in sys.argv[1:]:
-    py_compile.compile(file, quiet=2)
-"""
 
 
 class Build:
@@ -90,12 +82,8 @@ class Build:
             return problem
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
-        compiling = self._begin_to_compile(site)
-        try:
+        with compiling(self.runner, self.python["executable"], site, self.request, self.cache):
             facts = self._note(building)
-        finally:  # nobody writes in a folder that is taken back
-            for thread in compiling:
-                thread.join()
         self._swap(building)
         return answer(self.prefix, facts, created=True, notes=self.notes)
 
@@ -174,24 +162,6 @@ class Build:
             if package == artifact["name"]:
                 remove(self.cache.blob(artifact["sha256"]))
                 remove(self.cache.wheels / artifact["sha256"])
-
-    def _begin_to_compile(self, site: Path) -> list[threading.Thread]:
-        """Compile what is imported first, on all cores: each process that starts would compile all of it.
-
-        It is no matter if that fails.
-        """
-        files = [str(site / name) for name in self.request.get("compile", ()) if ".." not in name.split("/")]
-        files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
-        count = min(len(files), len(os.sched_getaffinity(0)), _COMPILERS)
-        shares = [files[number::count] for number in range(count)]
-        threads = [threading.Thread(target=self._compile, args=(share,), daemon=True) for share in shares]
-        for thread in threads:
-            thread.start()
-        return threads
-
-    def _compile(self, files: list[str]) -> None:
-        with contextlib.suppress(Problem):
-            self.runner.run([self.python["executable"], "-I", "-S", "-c", _COMPILE, *files], {})
 
     def _were_here(self) -> bool:
         """Return whether uv was given all of these wheels as files before, and knows them by their paths."""

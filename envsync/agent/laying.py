@@ -159,7 +159,7 @@ def lay_out(building: str, prefix: str, folder: str) -> int:
         for unpacked in sorted(Path(folder).iterdir()):
             name = unpacked.name
             (info,) = (unpacked / "site").glob("*.dist-info")
-            lay(str(unpacked), building, info.name, python=f"{prefix}/bin/python")
+            lay(str(unpacked), building, info.name, python=f"{prefix}/bin/python", keep=False)
     except (ValueError, OSError) as error:
         return _told(name, error)
     return 0

@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
     argv : list of str
         ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
         ``carry SETTINGS NAME``, ``relay SETTINGS``, ``settle``, ``share SETTINGS``,
-        ``scan [--no-records]``, ``contents``, ``supplement PYTHON``, ``unpack FOLDER [NAME WHEEL]...`` or
-        ``lay BUILDING PREFIX FOLDER``.
+        ``scan [--no-records]``, ``contents``, ``supplement PYTHON``, ``unpack FOLDER [NAME WHEEL]...``,
+        ``lay BUILDING PREFIX FOLDER`` or ``code SITE FILE``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -82,6 +82,10 @@ def main(argv: list[str]) -> int:
         from .laying import lay_out
 
         return lay_out(*rest)
-    verbs = "serve|receive|process|carry|relay|settle|share|scan|contents|supplement|unpack|lay"
+    if verb == "code":
+        from .compiling import lay_code
+
+        return lay_code(*rest)
+    verbs = "serve|receive|process|carry|relay|settle|share|scan|contents|supplement|unpack|lay|code"
     sys.stderr.write(f"usage: agent.pyz {verbs} ...\n")
     return 2

@@ -1,0 +1,147 @@
+"""The compiled code of a new environment: each process that starts would compile all that it imports.
+
+What comes from a client that runs the same Python is laid beside the sources that it was compiled of.
+The rest is compiled here, on all cores.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import threading
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import MAGIC_NUMBER, cache_from_source
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
+
+from .layout import Cache, Problem, checked_digest
+
+if TYPE_CHECKING:
+    from .running import Runner
+
+__all__ = ["compiling", "lay_code"]
+
+_PROCESSES = 8  # at most
+_COMPILE = """
+import py_compile, sys
+for file in sys.argv[1:]:
+    py_compile.compile(file, quiet=2)
+"""
+
+
+@contextlib.contextmanager
+def compiling(
+    runner: Runner, python: str, site: Path, request: Mapping[str, Any], cache: Cache
+) -> Iterator[None]:
+    """Compile beside what is done meanwhile. At the end nobody writes there any more.
+
+    It is no matter if it fails.
+
+    Parameters
+    ----------
+    runner : Runner
+        Runs the interpreter.
+    python : str
+        The interpreter that the environment is for.
+    site : Path
+        Its site-packages.
+    request : mapping
+        ``compile``: files below `site`; ``code``: the digest of what a client has compiled, if it is here.
+    cache : Cache
+        Where that is.
+    """
+    work = _Compiling(runner, python, site)
+    names = [name for name in request.get("compile", ()) if ".." not in name.split("/")]
+    code = request.get("code")
+    blob = cache.blob(checked_digest(code)) if code and cache.has(checked_digest(code)) else None
+    thread = threading.Thread(target=work.run, args=(names, blob), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+class _Compiling:
+    def __init__(self, runner: Runner, python: str, site: Path) -> None:
+        self.runner = runner
+        self.python = python
+        self.site = site
+
+    def run(self, names: list[str], blob: Path | None) -> None:
+        laid = self._laid(blob) if blob is not None else set()
+        files = [f"{self.site}/{name}" for name in names if name not in laid]
+        files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
+        count = min(len(files), len(os.sched_getaffinity(0)), _PROCESSES)
+        if count:
+            with ThreadPoolExecutor(count) as threads:
+                threads.map(self._compile, [files[number::count] for number in range(count)])
+
+    def _laid(self, blob: Path) -> set[str]:
+        with contextlib.suppress(Problem, ValueError):
+            command = [self.python, "-I", "-S", sys.argv[0], "code", str(self.site), str(blob)]
+            return {*json.loads(self.runner.run(command, {}, output=True).stdout)}
+        return set()
+
+    def _compile(self, files: list[str]) -> None:
+        with contextlib.suppress(Problem):
+            self.runner.run([self.python, "-I", "-S", "-c", _COMPILE, *files], {})
+
+
+# In the interpreter that the environment is for
+
+
+def lay_code(site: str, blob: str) -> int:
+    """Lay compiled code beside its sources, and write as JSON of which of them.
+
+    Where a source is another one than was compiled nothing is laid, nor if this is another Python.
+
+    Parameters
+    ----------
+    site : str
+        Has the sources.
+    blob : str
+        A file: packed by zlib (RFC 1950), a line of JSON (``tag`` and ``magic`` of the Python that compiled,
+        and ``files``: path, sha256 of the source, length of the code), and the codes (`marshal`).
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    data = memoryview(zlib.decompress(Path(blob).read_bytes()))
+    end = bytes(data[: 1 << 20]).index(b"\n")
+    told = json.loads(bytes(data[:end]))
+    laid = []
+    if told["tag"] == sys.implementation.cache_tag and told["magic"] == MAGIC_NUMBER.hex():
+        start = end + 1
+        for path, digest, length in told["files"]:
+            if _lay(site, path, digest, data[start : start + length]):
+                laid.append(path)
+            start += length
+    sys.stdout.write(json.dumps(laid) + "\n")
+    return 0
+
+
+def _lay(site: str, path: str, digest: str, code: memoryview) -> bool:
+    """Lay the code of one source, as `py_compile` does: it holds for this file of this time and size."""
+    source = Path(site, path)
+    if path.startswith("/") or ".." in source.parts or source.suffix != ".py":
+        return False
+    try:
+        status = source.stat()
+        if hashlib.sha256(source.read_bytes()).hexdigest() != digest:
+            return False
+        facts = [0, int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF]
+        target = Path(cache_from_source(str(source), optimization=""))
+        target.parent.mkdir(exist_ok=True)
+        with target.open("xb") as file:
+            file.write(MAGIC_NUMBER + b"".join(fact.to_bytes(4, "little") for fact in facts))
+            file.write(code)
+    except OSError:
+        return False
+    return True
