@@ -18,7 +18,7 @@ from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError, LimitReached
 from envsync.runner.backends import Backend, Local
-from envsync.runner.forwarding import Forwarding, demand_sense
+from envsync.runner.forwarding import Forwarding, demand_sense, forwardings
 from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.groups import counts
 from envsync.runner.limits import Limits, Watch, cancel_futures, said
@@ -39,7 +39,7 @@ from envsync.stores import open_store
 from envsync.stores.pulling import Pulled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from pathlib import Path
 
     from distributed.security import Security
@@ -129,13 +129,15 @@ class SyncedCluster(RecordedCluster):
         dask-cuda. Its options are those of LocalCUDACluster: ``rmm_pool_size``, ``device_memory_limit``, ...
     engine : {"podman", "docker"}, optional
         What runs the image; by default what a host has.
-    credentials : {"none", "forward", "instance"}
+    credentials : {"none", "forward", "instance"} or sequence of {"aws", "google"}
         Who workers and scheduler are for AWS. ``"forward"``: you, by short-lived session tokens, which are
         renewed while this process lives; never by long-lived keys. ``"instance"``: the role of their machine,
-        where a cloud gives it one. ``"none"``: whoever they are without envsync.
+        where a cloud gives it one. ``"none"``: whoever they are without envsync. ``["aws", "google"]``: those
+        of both clouds are forwarded.
     impersonate : str, optional
-        With ``credentials="forward"``: the service account that workers and scheduler are for Google, instead
-        of you for AWS, such as ``"reader@my-project.iam.gserviceaccount.com"``.
+        The service account that workers and scheduler are for Google, such as
+        ``"reader@my-project.iam.gserviceaccount.com"``. With ``credentials="forward"`` it is its tokens that
+        are forwarded, instead of AWS's.
     processes : bool
         Taken for LocalCluster's sake; False is refused, as workers have processes of their own.
     loop, silence_logs, worker_dashboard_address, asynchronous, blocked_handlers, service_kwargs, \
@@ -173,7 +175,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         lock: Lock | Pulled | str | Path | None = None,
         env: Mapping[str, Any] | str | None = None,
         engine: str | None = None,
-        credentials: str = "none",
+        credentials: str | Sequence[str] = "none",
         impersonate: str | None = None,
         store: str | None = None,
         cwd: str | Path | None = None,
@@ -251,7 +253,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         )
         demand_sense(credentials, self.backend, self.options.env or {}, impersonate)
         self.credentials, self.impersonate = credentials, impersonate
-        self._forwarding: Forwarding | None = None
+        self._forwardings: tuple[Forwarding, ...] = ()
         self.store = store if store is not None else dask.config.get("envsync.store", None)
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
@@ -348,9 +350,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             image = await asyncio.to_thread(image_of, self.image, self.engine)
         shared = await asyncio.to_thread(open_store, self.store) if self.store else None
         await self._watch.demand(self.options.n_workers)
-        if self.credentials == "forward":
-            self._forwarding = Forwarding(self.backend.profile, self.hooks, self.impersonate)
-            await self._forwarding.open()
+        asked = self.credentials, self.impersonate
+        self._forwardings = forwardings(*asked, self.backend.profile, self.hooks)
+        for forwarding in self._forwardings:
+            await forwarding.open()
         await self._begin_record(self.options.n_workers)
         made = Locks(self.hooks)
         locks = made if wanted is None and image is None else None
@@ -403,7 +406,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             terminate=self._terminate,
             retire=self._retire,
             remove=self._remove,
-            forwarding=self._forwarding,
+            forwardings=self._forwardings,
             warm=Warm(self._run_name),
         )
         if self.backend.rents:
@@ -512,8 +515,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             queue, self.queue = self.queue, None
             if queue is not None:
                 await queue.close()
-            if self._forwarding is not None:
-                await self._forwarding.close()
+            for forwarding in self._forwardings:
+                await forwarding.close()
             prepared, self.prepared = self.prepared, []
             hosts, self._hosts = self._hosts, []
             await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)

@@ -6,27 +6,30 @@ Each host's agent has them in its memory and gives them out on loopback; see `en
 from __future__ import annotations
 
 import asyncio
+import datetime
 import re
 import secrets
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
-from envsync.errors import EnvsyncError
 from envsync.runner.cloud import gce_tokens, sts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.backends import Backend
     from envsync.runner.session import Session
 
-__all__ = ["Forwarding", "demand_sense", "pause"]
+__all__ = ["Forwarding", "demand_sense", "forwardings", "pause"]
 
 _LOOK = 60.0  # seconds between two looks whether the client's own have changed
 _AGAIN = 30.0  # seconds until what failed is tried again, at the latest
 _LEAST = 1.0  # seconds from one renewal to the next, however short those live that are to be had
+_WAYS = ("forward", "instance", "none")
+_TAKEN = {"aws": sts.TAKEN, "google": gce_tokens.TAKEN}  # variables that a user cannot set at the same time
 _ACCOUNT = re.compile(r"[a-z0-9._-]+@[a-z0-9.-]+\.gserviceaccount\.com", re.IGNORECASE)
 
 
@@ -57,8 +60,6 @@ class Temporary(Protocol):
 class Identity(Protocol):
     """Who workers are: `envsync.runner.cloud.sts` and `gce_tokens`. What asks a cloud blocks."""
 
-    cloud: str
-
     def temporary(self) -> Temporary:
         """Return short-lived credentials, or raise CloudError."""
 
@@ -70,13 +71,13 @@ class Identity(Protocol):
 
 
 def demand_sense(
-    asked: str, backend: Backend, env: Mapping[str, object], impersonate: str | None = None
+    asked: str | Sequence[str], backend: Backend, env: Mapping[str, object], impersonate: str | None = None
 ) -> None:
     """Refuse what cannot be done, before anything is.
 
     Parameters
     ----------
-    asked : str
+    asked : str or sequence of str
         What ``credentials=`` says.
     backend : Backend
         Where the cluster runs.
@@ -92,8 +93,7 @@ def demand_sense(
     TypeError
         The user gives workers an identity already.
     """
-    if asked not in ("forward", "instance", "none"):
-        raise ValueError(f"credentials must be 'forward', 'instance' or 'none', not {asked!r}")
+    clouds = _clouds(asked, impersonate)
     if asked == "instance" and backend.lease is None:
         raise ValueError(
             f"credentials='instance' is for machines of a cloud, which have a role, not for {backend!r}: "
@@ -104,16 +104,55 @@ def demand_sense(
             f"credentials='instance': {backend!r} gives its machines no role; "
             "EC2(..., instance_profile='...') and GCE(..., service_account='...') do"
         )
-    if impersonate is not None and asked != "forward":
-        raise ValueError("impersonate= says whose tokens are forwarded: credentials='forward' goes with it")
+    if impersonate is not None and "google" not in clouds:
+        raise ValueError(
+            "impersonate= says whose tokens are forwarded: credentials='forward' goes with it, "
+            "or ['aws', 'google'] for AWS's, too"
+        )
+    if "google" in clouds and impersonate is None:
+        raise ValueError(f"credentials={asked!r}: impersonate= has to name the service account of Google's")
     if impersonate is not None and not _ACCOUNT.fullmatch(impersonate):
         raise ValueError(
             "impersonate must be a service account, such as 'reader@my-project.iam.gserviceaccount.com', "
             f"not {impersonate!r}: what you may yourself is not sent to machines"
         )
-    theirs = sts.TAKEN if impersonate is None else gce_tokens.TAKEN
-    if asked == "forward" and (both := sorted(theirs & set(env))):
-        raise TypeError(f"env= sets {both[0]}, and credentials='forward' gives workers yours: take one")
+    theirs = {name for cloud in clouds for name in _TAKEN[cloud]}
+    if both := sorted(theirs & set(env)):
+        raise TypeError(f"env= sets {both[0]}, and credentials={asked!r} gives workers yours: take one")
+
+
+def _clouds(asked: str | Sequence[str], impersonate: str | None) -> tuple[str, ...]:
+    """Return the clouds whose credentials are forwarded."""
+    if isinstance(asked, str) and asked in _WAYS:
+        return () if asked != "forward" else ("aws",) if impersonate is None else ("google",)
+    if isinstance(asked, str) or not asked or not set(asked) <= set(_TAKEN):
+        raise ValueError(
+            f"credentials must be 'forward', 'instance' or 'none', or of ['aws', 'google'], not {asked!r}"
+        )
+    return tuple(dict.fromkeys(asked))
+
+
+def forwardings(
+    asked: str | Sequence[str], impersonate: str | None, profile: str | None, hooks: Hooks
+) -> tuple[Forwarding, ...]:
+    """Return what the hosts of one cluster are lent: for each cloud that ``credentials=`` asks for.
+
+    Parameters
+    ----------
+    asked : str or sequence of str
+        What ``credentials=`` says; `demand_sense` has let it pass.
+    impersonate : str or None
+        The service account of Google's.
+    profile : str or None
+        Of the user's AWS configuration.
+    hooks : Hooks
+        Told when others could not be had in time, or not be sent.
+    """
+    ways: dict[str, Callable[[], Identity]] = {
+        "aws": partial(sts.Identity, profile),
+        "google": partial(gce_tokens.Identity, impersonate or ""),
+    }
+    return tuple(Forwarding(cloud, ways[cloud], hooks) for cloud in _clouds(asked, impersonate))
 
 
 def pause(current: Temporary) -> float:
@@ -136,27 +175,27 @@ class _Lent:
 
 
 class Forwarding:
-    """What the hosts of one cluster are lent.
+    """What the hosts of one cluster are lent of one cloud's.
 
     Parameters
     ----------
-    profile : str or None
-        Of the user's AWS configuration.
+    cloud : str
+        As the agent knows it.
+    identify : callable
+        ``identify()`` returns the Identity; it blocks.
     hooks : Hooks
         Told when others could not be had in time, or not be sent.
-    impersonate : str, optional
-        A service account of Google's: its tokens, and not AWS's.
     """
 
-    def __init__(self, profile: str | None, hooks: Hooks, impersonate: str | None = None) -> None:
-        self._profile = profile
+    def __init__(self, cloud: str, identify: Callable[[], Identity], hooks: Hooks) -> None:
+        self._cloud = cloud
+        self._identify = identify
         self._hooks = hooks
-        self._impersonate = impersonate
         self._identity: Identity | None = None
         self._current: Temporary | None = None
         self._lent: WeakKeyDictionary[Session, _Lent] = WeakKeyDictionary()
         self._keeping: asyncio.Task[None] | None = None
-        self._told = ""
+        self._told: tuple[bool, str] | None = None
 
     async def open(self) -> None:
         """Have the first ones; from now on they are kept fresh.
@@ -166,15 +205,10 @@ class Forwarding:
         CloudError
             There are none to be had.
         """
-        identity = await asyncio.to_thread(self._open)  # an SDK takes a second
+        identity = await asyncio.to_thread(self._identify)  # an SDK takes a second
         self._identity = identity
         self._current = current = await asyncio.to_thread(identity.temporary)
         self._keeping = asyncio.ensure_future(self._keep(identity, current))
-
-    def _open(self) -> Identity:
-        if self._impersonate is None:
-            return sts.Identity(self._profile)
-        return gce_tokens.Identity(self._impersonate)
 
     async def close(self) -> None:
         """Send none any more; silent if it was closed. Those that were sent end with the agents."""
@@ -199,14 +233,13 @@ class Forwarding:
         return self._identity.variables(lent.port, folder), self._identity.files(lent.token)
 
     async def _send(self, session: Session, lent: _Lent) -> None:
-        current = self._current
-        assert current is not None
-        assert self._identity is not None
-        session.keep_secret(lent.token, *current.secrets)
-        answer = await session.request(
-            "credentials", cloud=self._identity.cloud, token=lent.token, values=current.to_dict()
-        )
-        lent.port, lent.sent = answer["port"], current
+        while lent.sent != (current := self._current):  # others may have come meanwhile
+            assert current is not None
+            session.keep_secret(lent.token, *current.secrets)
+            answer = await session.request(
+                "credentials", cloud=self._cloud, token=lent.token, values=current.to_dict()
+            )
+            lent.port, lent.sent = answer["port"], current
 
     async def _keep(self, identity: Identity, first: Temporary) -> None:
         """Have others before these end, and send them to all hosts; what fails is tried again."""
@@ -220,11 +253,14 @@ class Forwarding:
                     self._current = current = await asyncio.to_thread(identity.temporary)
                     due = loop.time() + pause(current)
                 await self._send_all()
-            except EnvsyncError as error:
-                self._warn(f"the workers' could not be renewed, which is tried again: {error}")
+            except Exception as error:  # noqa: BLE001 - an SDK's, whatever it is: workers' would end unnoticed
+                self._warn(current, error)
                 wait = min(_AGAIN, pause(current))
             else:
-                wait, self._told = max(0.0, due - loop.time()), ""
+                wait = max(0.0, due - loop.time())
+                if self._told is not None:
+                    self._told = None
+                    self._hooks.note(self._where, "the workers' are renewed again")
 
     async def _send_all(self) -> None:
         """Send them to the hosts that have others; all of them, also where one does not take them."""
@@ -238,7 +274,20 @@ class Forwarding:
             if isinstance(error, BaseException) and session.ended is None:
                 raise error
 
-    def _warn(self, text: str) -> None:
-        if text != self._told:  # once, however often it fails in the same way
-            self._told = text
-            self._hooks.warning("credentials", text)
+    def _warn(self, current: Temporary, error: Exception) -> None:
+        """Say what is the matter, once, and once more when workers are refused."""
+        hosts = [lent.sent for session, lent in list(self._lent.items()) if session.ended is None]
+        left = min((sent.left() for sent in hosts if sent is not None), default=current.left())
+        told = (left <= 0, str(error) or type(error).__name__)
+        if told == self._told:
+            return
+        self._told = told
+        end = datetime.datetime.now() + datetime.timedelta(seconds=left)
+        what = (
+            f"could not be renewed, and end at {end:%H:%M:%S}" if left > 0 else "have ended, and are refused"
+        )
+        self._hooks.warning(self._where, f"the workers' {what}; it is tried again: {told[1]}")
+
+    @property
+    def _where(self) -> str:
+        return f"{self._cloud} credentials"

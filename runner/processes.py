@@ -72,8 +72,8 @@ class Launch:
         Asks the scheduler to move what workers hold to others, by their names; returns those that are done.
     remove : callable
         Tells the scheduler that workers are lost, by their names: it would notice after minutes.
-    forwarding : Forwarding or None
-        The user's short-lived credentials, if processes are lent them.
+    forwardings : tuple of Forwarding
+        The user's short-lived credentials, if processes are lent them: one for each cloud.
     warm : Warm or None
         Processes of workers that were started ahead.
     """
@@ -87,7 +87,7 @@ class Launch:
     terminate: Callable[[WorkerProcess], Any] = field(repr=False)
     retire: Callable[[Collection[str | int]], Awaitable[set[str | int]]] = field(repr=False)
     remove: Callable[[Collection[str | int]], Awaitable[None]] = field(repr=False)
-    forwarding: Forwarding | None = field(default=None, repr=False)
+    forwardings: tuple[Forwarding, ...] = field(default=(), repr=False)
     warm: Warm | None = field(default=None, repr=False)
 
 
@@ -166,9 +166,9 @@ class DaskProcess(ProcessInterface):  # type: ignore[misc]
             config["tls"] = Credentials.config()
             files.update(credentials.files())
         name = process_name(self.label)
-        if self.launch.forwarding is not None:
+        for forwarding in self.launch.forwardings:
             folder = self.place.session.run_folder(self.launch.cluster, name)
-            lent, more = await self.launch.forwarding.on(self.place.session, folder)
+            lent, more = await forwarding.on(self.place.session, folder)
             config["env"] = {**lent, **(config.get("env") or {})}
             files.update(more)
         files[_CONFIG] = json.dumps(config).encode()

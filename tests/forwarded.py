@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def ask():
 """What an SDK asks the endpoint of its host; then without its token."""
 
 ASK_GOOGLE = """
-def ask():
+def ask_google():
     import json, os, urllib.request
     path = "computeMetadata/v1/instance/service-accounts/default/token"
     url = f"http://{os.environ['GCE_METADATA_HOST']}/{path}"
@@ -39,6 +40,32 @@ def ask():
 """
 """What Google's library asks."""
 READER, GOOGLE_TOKEN = "reader@envsync-tests.iam.gserviceaccount.com", "ya29.c4n4ry"
+
+LENDING = """
+import datetime
+from envsync.runner.cloud import gce_tokens, sts
+
+def later():
+    return datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
+
+class Lent(sts.Identity):
+    region = ""
+    def __init__(self, profile):
+        pass
+    def temporary(self):
+        keys = {"access_key": "A", "secret_key": "c4n4ry-1", "token": "c4n4ry-2"}
+        return sts.Temporary(**keys, expires=later(), own=False)
+
+class Impersonated(gce_tokens.Identity):
+    def __init__(self, account):
+        self.account = account
+    def temporary(self):
+        whose = {"account": self.account, "project": "p", "universe": "u"}
+        return gce_tokens.Token(value="c4n4ry-3", expires=later(), **whose)
+
+sts.Identity, gce_tokens.Identity = Lent, Impersonated
+"""
+"""For a script whose Python has neither botocore nor google-auth."""
 
 
 def lent(number: int = 1, *, seconds: float = 3600, own: bool = False) -> Temporary:
@@ -67,9 +94,14 @@ def lend_google(patch: pytest.MonkeyPatch) -> dict[str, Any]:
     return {"credentials": "forward", "impersonate": READER}
 
 
+def lend_both(patch: pytest.MonkeyPatch) -> tuple[Temporary, dict[str, Any]]:
+    """Have clusters forward both clouds'; return AWS's, and their keywords."""
+    return lend(patch), {**lend_google(patch), "credentials": ["aws", "google"]}
+
+
 def asking(text: str = ASK) -> Callable[[], Any]:
-    """Return `ASK` as a function that travels by value: the tests' modules are nowhere else."""
+    """Return `ASK`, or another, as a function that travels by value: the tests' modules are nowhere else."""
     scope: dict[str, Any] = {"__name__": "__main__"}
     exec(text, scope)  # scripts of tests have the text
-    made: Callable[[], Any] = scope["ask"]
+    made: Callable[[], Any] = scope[re.findall(r"def (\w+)", text)[0]]
     return made

@@ -47,7 +47,7 @@ from envsync.supply import Supply
 from envsync.trees import pack
 from tests.cloud_fake import FakeProvider
 from tests.elsewhere import Elsewhere
-from tests.forwarded import ASK_GOOGLE, GOOGLE_TOKEN, asking, lend, lend_google
+from tests.forwarded import ASK_GOOGLE, GOOGLE_TOKEN, asking, lend, lend_both, lend_google
 from tests.images import tar_of
 from tests.lab.bases import TAG, base_layout, put_image
 from tests.lab.docker import DockerEngine
@@ -313,8 +313,12 @@ def test_docker(
     for name in ("PATH", "DOCKER_HOST", "DOCKER_CONFIG"):
         monkeypatch.setenv(name, docker_engine.environment[name])
     keywords.pop("engine")
-    with SyncedCluster(**keywords) as cluster, Client(cluster) as client:
+    lent, both = lend_both(monkeypatch)
+    with SyncedCluster(**keywords, **both) as cluster, Client(cluster) as client:
         assert len(containers()) == 2
+        assert client.submit(asking()).result() == (200, lent.to_dict(), 403)
+        assert client.submit(asking(ASK_GOOGLE)).result() == GOOGLE_TOKEN
+        assert "c4n4ry" not in docker_engine.docker("inspect", *containers()).stdout
         assert cluster.prepared[0].container is not None
         assert cluster.prepared[0].container.engine == "/usr/bin/docker"
         assert client.submit(lambda: sys.prefix).result() == "/opt/envsync/env"

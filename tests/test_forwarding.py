@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.error
@@ -16,7 +17,6 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError
 from distributed import Client
 
 from envsync.agent.credentials import PATH, ContainerCredentials, Endpoint
@@ -25,10 +25,10 @@ from envsync.hooks import Hooks
 from envsync.runner import EC2, SSH, SyncedCluster, forwarding
 from envsync.runner.backends import Local
 from envsync.runner.cloud.sts import TOKEN, Identity, Temporary, variables
-from envsync.runner.forwarding import Forwarding, demand_sense, pause
-from tests.forwarded import lent
-from tests.lab.ceph import Ceph
+from envsync.runner.forwarding import demand_sense, forwardings, pause
+from tests.forwarded import ASK_GOOGLE, GOOGLE_TOKEN, READER, asking, lend_google, lent
 from tests.lab.ec2_api import EC2Api
+from tests.prying import NOBODY, pry
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +143,18 @@ def test_they_are_renewed_before_workers_ask_for_others() -> None:
     ("asked", "backend", "env", "error", "said"),
     [
         ("mine", Local(), {}, ValueError, "'forward', 'instance' or 'none'"),
+        ("aws", Local(), {}, ValueError, r"or of \['aws', 'google'\], not 'aws'"),
+        ([], Local(), {}, ValueError, r"not \[\]"),
+        (["aws", "azure"], Local(), {}, ValueError, "azure"),
+        (["aws", "google"], Local(), {}, ValueError, "impersonate= has to name the service account"),
+        (["aws"], SSH(["node1"]), {"AWS_PROFILE": "x"}, TypeError, "AWS_PROFILE"),
         ("instance", SSH(["node1"]), {}, ValueError, "machines of a cloud"),
         ("instance", EC2("m7i.large"), {}, ValueError, "instance_profile="),
         ("forward", SSH(["node1"]), {"AWS_PROFILE": "x"}, TypeError, "AWS_PROFILE"),
     ],
 )
 def test_what_cannot_be_done_is_refused_first(
-    asked: str, backend: Any, env: dict[str, str], error: type[Exception], said: str
+    asked: str | list[str], backend: Any, env: dict[str, str], error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said):
         SyncedCluster(backend, credentials=asked, env=env)
@@ -159,6 +164,9 @@ def test_what_makes_sense() -> None:
     demand_sense("none", SSH(["node1"]), {"AWS_PROFILE": "x"})
     demand_sense("forward", SSH(["node1"]), {"AWS_DEFAULT_REGION": "eu-north-1", "AWS_ENDPOINT_URL": "x"})
     demand_sense("instance", EC2("m7i.large", instance_profile="readers"), {})
+    demand_sense(["google", "aws"], SSH(["node1"]), {}, READER)
+    for one, clouds in (("none", 0), ("instance", 0), ("forward", 1), (["aws"], 1), (["aws", "google"], 2)):
+        assert len(forwardings(one, READER, None, Hooks())) == clouds
 
 
 # In a cluster
@@ -183,9 +191,14 @@ print(json.dumps({"second": credentials.get_frozen_credentials().access_key}), f
 class Told(Hooks):
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.notes: list[str] = []
 
     def warning(self, where: str, text: str) -> None:
         self.warnings.append(text)
+
+    def note(self, where: str, text: str) -> None:
+        if where.endswith("credentials"):
+            self.notes.append(text)
 
 
 @pytest.mark.slow
@@ -214,8 +227,9 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
     script.write_text(SDK)
     hooks = Told()
     keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
+    keywords |= {**lend_google(monkeypatch), "credentials": ["aws", "google"]}
     async with (
-        SyncedCluster(n_workers=1, credentials="forward", hooks=hooks, **keywords) as cluster,
+        SyncedCluster(n_workers=1, hooks=hooks, **keywords) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         environ = (await client.run(lambda: dict(os.environ))).popitem()[1]
@@ -244,9 +258,10 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
         assert first == {"method": "container-role", "first": lent(1).access_key, "region": "eu-west-1"}
         assert second == {"second": lent(2).access_key}
         assert renewed == [1]
-        assert [text for text in hooks.warnings if "renewed" in text] == [
-            "the workers' could not be renewed, which is tried again: the login has expired"
-        ]
+        (warning,) = [text for text in hooks.warnings if "renewed" in text]
+        until = r"the workers' could not be renewed, and end at ..:..:..; it is tried again: "
+        assert re.fullmatch(f"{until}the login has expired", warning)
+        assert hooks.notes == ["the workers' are renewed again"]
         assert s3.get_object(Bucket="team", Key="of-a-worker")["Body"].read() == b"data, read"
         assert s3.get_object(Bucket="team", Key="later")["Body"].read() == b"with the others"
 
@@ -262,90 +277,20 @@ async def test_an_sdk_in_a_worker_reads_and_writes_and_its_open_session_gets_the
         written = [path for path in Path(os.environ["ENVSYNC_CACHE"]).glob("runs/**/*") if path.is_file()]
         assert written
         assert not [path for path in written if b"c4n4ry" in path.read_bytes()]
-    with pytest.raises(urllib.error.URLError):
-        asked(port, token=secret)
+
+        # both clouds' at once; and what another user of this host finds, and what this one
+        assert {*(await client.run(asking(ASK_GOOGLE))).values()} == {GOOGLE_TOKEN}
+        ports = {"aws": port, "google": int(environ["GCE_METADATA_HOST"].rpartition(":")[2])}
+        if os.geteuid() == 0:
+            secrets = {"token": secret, "key": lent(2).secret_key, "google's": GOOGLE_TOKEN}
+            looked = secrets, Path(os.environ["ENVSYNC_CACHE"], "runs"), ports
+            assert await asyncio.to_thread(pry, NOBODY, *looked) == set()
+            ours = {("token", f"file {TOKEN}"), ("key", "port of aws"), ("google's", "port of google")}
+            assert await asyncio.to_thread(pry, 0, *looked) == ours
+    for each in ports.values():
+        with pytest.raises(urllib.error.URLError):
+            asked(each, token=secret)
     assert not token.exists()
-
-
-EXPIRES = """
-import json, time
-import boto3, s3fs
-from botocore.exceptions import ClientError
-session = boto3.Session()
-credentials = session.get_credentials()
-first = credentials.get_frozen_credentials()
-named = {"aws_access_key_id": first.access_key, "aws_secret_access_key": first.secret_key}
-kept = boto3.client("s3", aws_session_token=first.token, **named)
-opened, filesystem = session.client("s3"), s3fs.S3FileSystem()
-tokens, read, refused, began = {first.token}, 0, None, time.monotonic()
-while refused is None and time.monotonic() - began < 30:
-    for client in (opened, kept):
-        try:
-            assert client.get_object(Bucket="team", Key="of-the-client")["Body"].read() == b"data"
-            read += 1
-        except ClientError as error:
-            if client is opened:
-                raise
-            refused = [error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]]
-    tokens.add(credentials.get_frozen_credentials().token)
-    time.sleep(0.2)
-filesystem.pipe("team/of-a-worker", filesystem.cat("team/of-the-client") + b", after the end")
-print(json.dumps({"tokens": len(tokens), "read": read, "refused": refused, "method": credentials.method}))
-"""
-"""One client has the credentials that were there at first, the others are as the SDK makes them."""
-
-
-@pytest.mark.lab
-@pytest.mark.slow
-async def test_workers_go_on_past_the_end_of_a_login_that_is_refused_from_then_on(
-    ceph: Ceph, small_lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):  # the module's EC2 sets them
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ceph.login(seconds=8).items():  # renewed four seconds before the end
-        monkeypatch.setenv(name, value)
-    s3 = ceph.client()
-    s3.create_bucket(Bucket="team")
-    s3.put_object(Bucket="team", Key="of-the-client", Body=b"data")
-    (tmp_path / "sdk.py").write_text(EXPIRES)
-    command, hooks = [sys.executable, str(tmp_path / "sdk.py")], Told()
-    keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "asynchronous": True}
-    where = {"AWS_ENDPOINT_URL": ceph.url}
-    async with (
-        SyncedCluster(n_workers=1, credentials="forward", env=where, hooks=hooks, **keywords) as cluster,
-        Client(cluster, asynchronous=True) as client,
-    ):
-        done: subprocess.CompletedProcess[str] = await client.submit(
-            lambda command: __import__("subprocess").run(command, capture_output=True, text=True), command
-        )
-        assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
-        assert (told["method"], told["refused"]) == ("container-role", ["AccessDenied", 403])
-        assert told["tokens"] >= 2
-        assert told["read"] > 2
-    assert s3.get_object(Bucket="team", Key="of-a-worker")["Body"].read() == b"data, after the end"
-    assert [text for text in hooks.warnings if "renewed" in text] == []
-
-
-@pytest.mark.lab
-def test_session_tokens_are_asked_for_where_that_has_to_be_allowed(
-    ceph: Ceph, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("AWS_PROFILE", raising=False)
-    for name, value in ceph.variables.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(CloudError, match=r"STS refused a session token: .*AccessDenied") as told:
-        Identity().temporary()
-    assert "Allow sts:GetSessionToken" in str(told.value)
-    ceph.may_ask_for_sessions()
-    given = Identity().temporary()
-    assert 3500 < given.left() <= 3600
-    names = {"key": given.access_key, "secret": given.secret_key, "token": given.token}
-    assert ceph.client(**names).list_buckets()["Owner"]["ID"] == "ada"
-    for wrong in ({**names, "secret": "x" * 40}, {**names, "token": ""}):
-        with pytest.raises(ClientError) as refused:
-            ceph.client(**wrong).list_buckets()
-        assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
 
 async def test_nothing_is_rented_where_there_is_nothing_to_forward(
@@ -354,7 +299,7 @@ async def test_nothing_is_rented_where_there_is_nothing_to_forward(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     with pytest.raises(CloudError, match="none here that could be forwarded"):
-        await Forwarding(None, Hooks()).open()
+        await forwardings("forward", None, None, Hooks())[0].open()
 
 
 def test_the_variables_lead_past_whoever_the_host_is() -> None:

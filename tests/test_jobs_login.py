@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.forwarded import ASK, ASK_GOOGLE, LENDING, READER
 from tests.lab.batch import BatchLab
 from tests.nvml import Card, driver_library
 from tests.places import Place, make_place
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
 
-SCRIPT = """
+SCRIPT = (
+    f"READER = {READER!r}\n"
+    + LENDING
+    + ASK
+    + ASK_GOOGLE
+    + """
 import os, socket, sys, time
 from envsync import SyncedCluster
 import envsync.runner as runner
@@ -34,7 +40,7 @@ def where():
 def pinned():
     return os.environ["CUDA_VISIBLE_DEVICES"], os.environ["JOB_ID"] + "." + os.environ["SGE_TASK_ID"]
 
-with SyncedCluster(backend, n_workers=2) as cluster:
+with SyncedCluster(backend, n_workers=2, credentials=["aws", "google"], impersonate=READER) as cluster:
     client = cluster.get_client()
     client.wait_for_workers(2, timeout=150)
     found = list(client.run(where).values())
@@ -47,6 +53,11 @@ with SyncedCluster(backend, n_workers=2) as cluster:
         assert [device for device, _ in pins] == ["GPU-0", "GPU-1"], pins
         assert len({job for _, job in pins}) == 2
         assert all(one["resources"] == {"GPU": 1} for one in client.scheduler_info()["workers"].values())
+    # each job's own agent gives them out, and in the scheduler's place the one there
+    answers = [*client.run(ask).values(), client.run_on_scheduler(ask)]
+    answers = [(code, given["Token"], without) for code, given, without in answers]
+    assert answers == [(200, "c4n4ry-2", 403)] * 3
+    assert {*client.run(ask_google).values(), client.run_on_scheduler(ask_google)} == {"c4n4ry-3"}
     assert sum(client.gather(client.map(abs, range(100)))) == 4950
     assert cluster.dashboard_link.startswith("http://127.0.0.1:")  # through the login host
     rows = [row for row in cluster.jobs if row.name != "scheduler"]
@@ -58,6 +69,7 @@ with SyncedCluster(backend, n_workers=2) as cluster:
         assert time.monotonic() < end, cluster.jobs
         time.sleep(0.2)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,4 +93,5 @@ def test_workers_are_equal_and_all_ends(site: tuple[str, BatchLab], place: Place
         time.sleep(0.2)
     assert not lab.jobs()
     assert not lab.processes()
-    assert not list((lab.home / ".cache/envsync/runs").glob("*/*/key.pem"))
+    for secret in ("key.pem", "aws-token"):
+        assert not list((lab.home / ".cache/envsync/runs").glob(f"*/*/{secret}"))

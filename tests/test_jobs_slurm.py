@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forwarded import ASK
+from tests.forwarded import ASK, LENDING
 from tests.lab.fixtures import demand, ended
 from tests.lab.install import TORQUE
 from tests.lab.slurm import Slurm
@@ -46,20 +46,9 @@ def where():
 
 WHOLE = (
     BEGIN
+    + LENDING
     + ASK
     + """
-import datetime
-from envsync.runner.cloud import sts
-
-class Lent(sts.Identity):
-    region = ""
-    def __init__(self, profile):
-        pass
-    def temporary(self):
-        end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
-        return sts.Temporary(access_key="A", secret_key="c4n4ry-1", token="c4n4ry-2", expires=end, own=False)
-
-sts.Identity = Lent  # there is no botocore here
 with open("mine.py", "w") as file:
     file.write("VALUE = 'local code'\\n")
 with start(3, time="10:00", credentials="forward") as cluster:

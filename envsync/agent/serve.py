@@ -77,7 +77,7 @@ class _Server:
         self.ending = threading.Event()
         self.lease: Lease | None = None
         self.notices: Notices | None = None
-        self.endpoint: Endpoint | None = None
+        self.endpoints: dict[str, Endpoint] = {}
         self.workers: list[threading.Thread] = []
         self.slow: dict[str, Answer] = {
             "probe": lambda _: probe(self.cache, find(self.cache, self.hints)),
@@ -214,13 +214,14 @@ class _Server:
         return True
 
     def lend(self, request: Mapping[str, Any]) -> dict[str, int]:
-        """Have credentials for the processes here, in place of those before; say at which port."""
+        """Have a cloud's credentials for the processes here, in place of those before; say at which port."""
         from .credentials import Endpoint, service_of
 
-        if self.endpoint is None:
-            self.endpoint = Endpoint(service_of(request))
-        self.endpoint.put(request["values"])
-        return {"port": self.endpoint.port}
+        endpoint = self.endpoints.get(request["cloud"])
+        if endpoint is None:
+            endpoint = self.endpoints[request["cloud"]] = Endpoint(service_of(request))
+        endpoint.put(request["values"])
+        return {"port": endpoint.port}
 
     def spawn(self, request: Mapping[str, Any]) -> dict[str, int]:
         """Start a process."""

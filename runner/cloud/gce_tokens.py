@@ -94,8 +94,6 @@ class Identity:
         google-auth is missing.
     """
 
-    cloud = "google"
-
     def __init__(self, account: str) -> None:
         try:
             import google.auth.transport.requests  # noqa: F401 - it needs requests
@@ -238,7 +236,7 @@ def _translated(account: str) -> Iterator[None]:
             where=_WHERE,
             hint="Log in again: `gcloud auth application-default login`.",
         ) from error
-    except (GoogleAuthError, ValueError) as error:  # the second: a file that makes no sense
+    except (GoogleAuthError, OSError, ValueError) as error:  # the last: a file that makes no sense
         raise CloudError(
             f"no token could be had: {type(error).__name__}",
             where=_WHERE,

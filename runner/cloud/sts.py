@@ -27,7 +27,13 @@ LIFE = 3600
 """Seconds that session tokens live which STS is asked for: as many as every identity may have, root too."""
 
 _UNKNOWN = datetime.timedelta(minutes=30)  # for which those are given out whose end nobody has told
+_PATIENCE = 5  # seconds in which STS has to answer who they are
+_ENDED = ("ExpiredToken", "ExpiredTokenException")
 _WHERE = "aws credentials"
+_LOG_IN = (
+    "Log in again (aws sso login, aws configure), or look at AWS_PROFILE."
+    " What a cluster that runs finds then, it takes."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +96,6 @@ class Identity:
         self._profile = profile
         self._session, self._credentials = self._open()
 
-    cloud = "aws"
-
     def variables(self, port: int, folder: str) -> dict[str, str | None]:
         """Return the environment of a process: see `variables`."""
         return variables(port, folder, self.region)
@@ -119,6 +123,8 @@ class Identity:
             now = self._credentials.get_frozen_credentials()
             if now.token:
                 expires = getattr(self._credentials, "_expiry_time", None)
+                if expires is None:
+                    self._demand_living()
                 return Temporary(
                     access_key=now.access_key,
                     secret_key=now.secret_key,
@@ -138,6 +144,24 @@ class Identity:
             expires=made["Expiration"].astimezone(datetime.timezone.utc),
             own=False,
         )
+
+    def _demand_living(self) -> None:
+        """Raise what AWS says of those that have ended; where nobody answers that, they may live."""
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        times = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}
+        once = Config(**times, retries={"total_max_attempts": 1})
+        sts = self._session.create_client("sts", region_name=self.region or "us-east-1", config=once)
+        try:
+            sts.get_caller_identity()  # which nobody needs a permission for
+        except ClientError as error:
+            if (error.response.get("Error") or {}).get("Code") in _ENDED:
+                raise
+        except BotoCoreError:
+            pass
+        finally:
+            sts.close()
 
     def _open(self) -> tuple[Any, Any]:
         try:
@@ -195,7 +219,7 @@ def _now() -> datetime.datetime:
 @contextlib.contextmanager
 def _translated() -> Iterator[None]:
     """Raise what botocore raises as ours."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, RefreshWithMFAUnsupportedError
 
     try:
         yield
@@ -203,17 +227,23 @@ def _translated() -> Iterator[None]:
         said = error.response.get("Error") or error.response  # Ceph's gateway has no envelope around it
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "")
         code = said.get("Code") or f"HTTP {status}"  # some that speak S3 say no more
+        asked = error.operation_name == "GetSessionToken"
+        what = "STS refused a session token" if asked else "AWS refuses what you are logged in with"
         raise CloudError(
-            f"STS refused a session token: {said.get('Message') or 'without a reason'} ({code})",
+            f"{what}: {said.get('Message') or 'without a reason'} ({code})",
             where=_WHERE,
             hint="The keys here are long-lived, and such are never sent to machines. Allow"
             " sts:GetSessionToken, or log in by SSO or with a role: what that gives is short-lived."
-            if error.operation_name == "GetSessionToken"
-            else "Log in again: what you are logged in with has expired, or is not valid.",
+            if asked
+            else f"{_LOG_IN} Variables, such as AWS_SESSION_TOKEN, are those of this process.",
         ) from error
-    except (BotoCoreError, RuntimeError) as error:  # the second: it has refreshed them, and they are expired
+    except RefreshWithMFAUnsupportedError as error:
         raise CloudError(
-            f"they could not be had: {error}",
+            "the role's session ends, and for another one a code of MFA is asked for, once in a process",
             where=_WHERE,
-            hint="Log in again (aws sso login, aws configure), or look at AWS_PROFILE.",
+            hint="Start the cluster again. `duration_seconds` in the profile says how long a session lasts.",
+        ) from error
+    except (BotoCoreError, OSError, RuntimeError) as error:  # the last: it has got others that are expired
+        raise CloudError(
+            f"they could not be had: {str(error) or type(error).__name__}", where=_WHERE, hint=_LOG_IN
         ) from error
