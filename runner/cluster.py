@@ -7,59 +7,52 @@ import contextlib
 import datetime
 import logging
 import time
-import warnings
 from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import dask.config
 from distributed.core import Status
+from distributed.deploy.cluster import Cluster
 from distributed.utils import format_dashboard_link
 
 from envsync.errors import ClusterError, EnvsyncError, LimitReached
 from envsync.runner.backends import Backend, Local
-from envsync.runner.forwarding import Forwarding, demand_sense, forwardings
-from envsync.runner.gpus import demand_dask_cuda, tell_missing
+from envsync.runner.closing import Closing
+from envsync.runner.forwarding import Forwarding, demand_sense
 from envsync.runner.groups import counts
 from envsync.runner.limits import Limits, Watch, cancel_futures, said
-from envsync.runner.locking import Locks, read_lock
-from envsync.runner.logged import LoggedHooks
-from envsync.runner.options import Options, plain_config, run_name, without_deprecated
-from envsync.runner.places import Place, wanted_of, with_variant
+from envsync.runner.logged import LoggedHooks, logger, unsaid
+from envsync.runner.options import Options, image_in, run_name, without_deprecated
+from envsync.runner.places import Place, with_variant
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
 from envsync.runner.profiles import takes_profile
 from envsync.runner.queues import Batch
 from envsync.runner.recorded import RecordedCluster
-from envsync.runner.seats import Seats
+from envsync.runner.starting import provision
+from envsync.runner.timeouts import wait_for
 from envsync.runner.trust import Trust
 from envsync.runner.tunnel import reach_scheduler
-from envsync.runner.warming import Warm, begin_first
-from envsync.store import default_store
-from envsync.stores import open_store
-from envsync.stores.pulling import Pulled
+from envsync.runner.verification import tell_let_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Generator, Sequence
     from pathlib import Path
 
     from distributed.security import Security
 
     from envsync.hooks import Hooks
     from envsync.lock import Lock
-    from envsync.runner.clouds import Cloud
-    from envsync.runner.filling import Filling
     from envsync.runner.fleet import Fleet
     from envsync.runner.hosts.base import Host
     from envsync.runner.jobs import Jobs
     from envsync.runner.machines import Machines
     from envsync.runner.provision import Prepared
+    from envsync.runner.seats import Seats
     from envsync.runner.verification import Verification
+    from envsync.stores.pulling import Pulled
 
 __all__ = ["SyncedCluster"]
 
-logger = logging.getLogger("envsync")
-
-_QUEUE = 1e9  # seconds that jobs may wait: for ever
 _CLOSING = 20.0  # seconds that a scheduler has to close when it has said that it does
 
 
@@ -216,14 +209,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.backend: Backend = backend.limited(limits)
         self._watch = Watch(limits, self.backend)
         host = without_deprecated(worker_kwargs, host)
-        self.image: str | None = None
+        self.image, variables = image_in(env, engine=engine, lock=lock)
         self.engine = engine
-        if isinstance(env, str) and env.startswith("image:"):
-            if lock is not None:
-                raise TypeError("an image has its own lock: give env='image:...' or lock=, not both")
-            self.image, env = env, None
-        elif engine is not None:
-            raise TypeError("engine= is for images: env='image:...'")
         self.n_workers = n_workers
         if isinstance(self.backend, Batch):
             counts(self.backend.groups, n_workers)
@@ -247,7 +234,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             service_kwargs=service_kwargs,
             worker_class=worker_class,
             gpu_worker=gpu_worker,
-            env=env,  # type: ignore[arg-type]  # a string is refused there
+            env=variables,
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
@@ -271,8 +258,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.queue: Jobs | Machines | None = None
         self.fleet: Fleet | None = None
         self._dashboard: tuple[str, int] | None = None
-        self._starting = asyncio.Lock()
+        self._starting, self._lock = asyncio.Lock(), asyncio.Lock()
         self._provisioning: asyncio.Task[None] | None = None
+        self._correcting: asyncio.Task[None] | None = None
+        self._closing = Closing(self._part, self._end)
         try:
             super().__init__(
                 asynchronous=asynchronous,
@@ -285,22 +274,34 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         except BaseException:
             self._give_up()
             raise
+        self.up = self.status == Status.running
 
     # Start and end
 
+    def __await__(self) -> Generator[Any, Any, SyncedCluster]:
+        first = self.status == Status.created
+        try:
+            yield from super().__await__()
+        except (Exception, asyncio.CancelledError) as error:
+            if first:  # nobody has it yet, who could close it
+                yield from self._abandon(error).__await__()
+            raise
+        self.up = True
+        return self
+
     async def _start(self) -> None:
         async with self._starting:
+            if self.status == Status.running:
+                return
             if self.status == Status.created:
                 self._provisioning = asyncio.ensure_future(self._provision())
                 try:
                     await self._watch.during(self._provisioning)
+                    if self._provisioning.cancelled():
+                        raise self._ended_early()
                     self._provisioning.result()
                 except BaseException as error:
-                    self.ending = f"its start failed: {error}" if str(error) else "its start was interrupted"
-                    self._provisioning.cancel()
-                    self.status = Status.failed
-                    self._lock = asyncio.Lock()
-                    await self._close()
+                    await self._abandon(error)
                     raise
             try:
                 await super()._start()
@@ -310,155 +311,22 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 if isinstance(error.__cause__, EnvsyncError):
                     raise error.__cause__ from None
                 raise
+            if self._closing.begun:
+                await self._close()
+                raise self._ended_early()
             self._record_soon()  # others see its machines now
             self._watch.begin(self.scheduler_comm.envsync_cost)
 
-    async def _acquire(self, locks: Locks, lock: Lock | None, filling: Filling | None) -> list[Host]:
-        """Have the hosts; what rented machines need is made ready while they come up."""
-        acquiring = self.backend.acquire(
-            cluster=self._run_name, n_workers=self.options.n_workers, hooks=self.hooks
-        )
-        if not self.backend.rents or self.image is not None or isinstance(self.wanted_lock, Pulled):
-            return await acquiring
-        from envsync.runner.ahead import while_booting
-
-        return await while_booting(
-            acquiring,
-            cast("Cloud", self.backend),
-            locks,
-            lock=lock,
-            filling=filling,
-            cwd=self.cwd,
-            hooks=self.hooks,
+    def _ended_early(self) -> ClusterError:
+        return ClusterError(
+            f"it ended before it was up: {self.ending or 'it was closed'}",
+            where="cluster",
+            hint="Start another.",
         )
 
     async def _provision(self) -> None:
         """Make the environment exist on every host, and lay out what will run there."""
-        from envsync.runner.provision import prepare
-        from envsync.runner.verifying import demand_client
-
-        wanted = self.wanted_lock = await asyncio.to_thread(read_lock, self.wanted_lock)
-        lock = wanted.lock if isinstance(wanted, Pulled) else wanted
-        if lock is not None and self.options.on_mismatch != "ignore":
-            await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
-        if self.options.gpu_worker is not None and self.image is None:
-            demand_dask_cuda(lock)
-        image = None
-        if self.image is not None:
-            from envsync.runner.containers import image_of
-
-            image = await asyncio.to_thread(image_of, self.image, self.engine)
-        shared = await asyncio.to_thread(open_store, self.store) if self.store else None
-        await self._watch.demand(self.options.n_workers)
-        asked = self.credentials, self.impersonate
-        self._forwardings = forwardings(*asked, self.backend.profile, self.hooks)
-        for forwarding in self._forwardings:
-            await forwarding.open()
-        await self._begin_record(self.options.n_workers)
-        made = Locks(self.hooks)
-        locks = made if wanted is None and image is None else None
-        filling = giver = None
-        if shared is not None and self.backend.rents:
-            from envsync.runner.filling import Filling
-            from envsync.runner.taking import Taking
-
-            filling = Filling(default_store(), shared, self.hooks)
-            giver = Taking(shared, self.hooks, filling=filling)
-        self._hosts = await self._acquire(made, lock, filling)
-        preparing = partial(
-            prepare,
-            lock=wanted,
-            locks=made,
-            image=image,
-            shared=shared,
-            cache=self.backend.cache,
-            grace=self.backend.grace,
-            lease=self.backend.lease,
-            on_mismatch="raise" if self.options.on_mismatch == "raise" else "warn",
-            hooks=self.hooks,
-            cwd=self.cwd,
-        )
-        self.prepared = await preparing(self._hosts, giver=giver)
-        if image is not None:
-            from envsync.runner.verifying import tell_image_code
-
-            lock = self.wanted_lock = self.prepared[0].lock
-            if self.options.gpu_worker is not None:
-                demand_dask_cuda(lock)
-            if self.options.on_mismatch != "ignore":
-                trees = [tree for tree, _ in self.prepared[0].trees]
-                await asyncio.to_thread(demand_client, lock, self.options.on_mismatch, self.hooks)
-                await asyncio.to_thread(tell_image_code, trees, self.cwd, self.hooks)
-        self.places = places = tuple(Place.of(prepared) for prepared in self.prepared)
-        self.wanted = wanted_of(self.prepared)
-        self.launch = Launch(
-            cluster=self._run_name,
-            common={
-                "dask": plain_config(dask.config.global_config, self.hooks),
-                "wanted": None if self.options.on_mismatch == "ignore" else self.wanted,
-                "on_mismatch": self.options.on_mismatch,
-                "report_timeout": self._report_timeout,
-            },
-            credentials=self.trust.credentials,
-            start_timeout=self._start_timeout,
-            hooks=self.hooks,
-            lost=self._process_lost,
-            terminate=self._terminate,
-            retire=self._retire,
-            remove=self._remove,
-            forwardings=self._forwardings,
-            warm=Warm(self._run_name),
-        )
-        if self.backend.rents:
-            from envsync.runner.machines import Machines
-
-            self.queue = Machines.of(self, preparing)
-        elif isinstance(self.backend, Batch):
-            from envsync.runner.jobs import Jobs
-
-            jobs = self.queue = await Jobs.open(
-                backend=self.backend,
-                first=self.prepared[-1],
-                launch=self.launch,
-                options=self.options,
-                encrypted=self.trust.encrypted,
-                snapshot=made.snapshot,
-                locks=locks,
-                want=self._want,
-                left=self._job_left,
-            )
-            if self.backend.scheduler == "job":
-                places = (await jobs.scheduler_place(),)
-        else:
-            if not self.backend.local:
-                for place in places:
-                    tell_missing(place.name, place.session.facts, self.hooks)
-            self.seats = Seats.of(self.options, places, workers_on_first=self.backend.workers_on_first)
-        self.scheduler_spec = {
-            "cls": SchedulerProcess,
-            "options": {
-                "launch": self.launch,
-                "place": places[0],
-                "config": {
-                    "options": self.options.scheduler(encrypted=self.trust.encrypted),
-                    "addresses": list(places[0].addresses),
-                    "limits": self._watch.to_scheduler(
-                        waits=_QUEUE if isinstance(self.backend, Batch) else self._start_timeout,
-                        nanny=self.options.nanny,
-                    ),
-                },
-                "reach": self._reach,
-                "said": self._scheduler_said,
-            },
-        }
-        if self.queue is not None:
-            self._plan_jobs(self.queue.fleet(self.worker_spec, self.workers))
-        else:
-            assert self.seats is not None
-            self.new_spec = self._spec(*self.seats.form())
-            for _ in range(self.seats.initial):
-                self.worker_spec.update(self.new_worker_spec())
-        begin_first(self)
+        await provision(self)
 
     async def _want(self, prepared: Prepared) -> None:
         """Have the scheduler want of a node's processes what was locked for that node."""
@@ -472,6 +340,11 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.launch.common["wanted"] = wanted
             if self.scheduler_comm is not None:
                 await self.scheduler_comm.envsync_expect(wanted=wanted)
+
+    def _correct_state(self) -> Any:
+        # who gives up waiting does not stop it half-way: what it starts would be nobody's
+        self._correcting = super()._correct_state()
+        return asyncio.shield(self._correcting)
 
     async def _correct_state_internal(self) -> None:
         leaving = [worker for name, worker in self.workers.items() if name not in self.worker_spec]
@@ -507,24 +380,47 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self._tell_differences()
 
     async def _close(self) -> None:
-        await self._watch.close()
         try:
-            with _unsaid("Cluster closed without starting up"):
-                await super()._close()
+            await self._closing.wait()
         finally:
-            queue, self.queue = self.queue, None
+            if self._closing.begun and not self._closing.under_way:
+                self.status = Status.closed  # whatever a start that went on meanwhile made of it
+
+    async def _part(self) -> None:
+        """Begin nothing more, and close its processes in order."""
+        if self._provisioning is not None:
+            self._provisioning.cancel()
+        if self.status in (Status.created, Status.starting):
+            self.status = Status.failed
+        await self._watch.close()
+        with unsaid("distributed.deploy.spec", "Cluster closed without starting up"):
+            await super()._close()
+
+    async def _end(self) -> None:
+        """End all that it has, whatever goes wrong with some of it."""
+        self.worker_spec.clear()  # nothing more is asked for, if there was no time to say so
+        queue, self.queue = self.queue, None
+        prepared, self.prepared = self.prepared, []
+        hosts, self._hosts = self._hosts, []
+        async with contextlib.AsyncExitStack() as then:  # the last of these comes first
+            then.push_async_callback(self._be_closed)
+            then.push_async_callback(self._end_record)
+            then.push_async_callback(self._release)
+            then.push_async_callback(_all_of, [host.close for host in hosts])
+            then.push_async_callback(_all_of, [one.session.close for one in prepared])
+            then.push_async_callback(_all_of, [one.close for one in self._forwardings])
             if queue is not None:
-                await queue.close()
-            for forwarding in self._forwardings:
-                await forwarding.close()
-            prepared, self.prepared = self.prepared, []
-            hosts, self._hosts = self._hosts, []
-            await asyncio.gather(*(one.session.close() for one in prepared), return_exceptions=True)
-            await asyncio.gather(*(host.close() for host in hosts), return_exceptions=True)
-            try:
-                await self._release()
-            finally:
-                await self._end_record()
+                then.push_async_callback(queue.close)
+
+    async def _be_closed(self) -> None:
+        """Be closed for Dask too, where its processes had no time to close."""
+        try:
+            if self._provisioning is not None:
+                await asyncio.wait({self._provisioning}, timeout=_CLOSING)
+            if self.status != Status.closed:
+                await wait_for(Cluster._close(self), _CLOSING)
+        finally:
+            self.status = Status.closed
 
     def close(self, timeout: float | None = None) -> Any:
         """Close the cluster, and wait until what was rented is gone.
@@ -534,35 +430,41 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         timeout : float, optional
             Seconds to wait for it.
         """
-        if self.status == Status.closed and self.backend.held:
+        if self.status == Status.closed and self._closing.under_way:
             # it closes by itself, and is not through with that
-            return super().sync(self._close, callback_timeout=timeout)
+            waiting = super().sync(self._close, callback_timeout=timeout)
+            if self.asynchronous:
+                return waiting
         return super().close(timeout)
 
     async def _release(self) -> None:
-        """End rented machines. What could not be ended is told, and raised if nothing else is."""
+        """End rented machines. What could not be ended is told, and raised if its start was through."""
         try:
             await self.backend.release()
         except EnvsyncError as error:
             self.hooks.failed(error.where or "cluster", error.message)
             logger.error("%s", error)
             self.ending = f"its machines could not be ended: {error.message}"
-            if self.status != Status.failed:
+            if self.up:
                 raise
+
+    async def _abandon(self, error: BaseException | None = None) -> None:
+        """End what a start that failed, or was interrupted, has left."""
+        why = str(error) if error is not None else ""
+        self.ending = self.ending or (f"its start failed: {why}" if why else "its start was interrupted")
+        correcting, self._correct_state_waiting = self._correcting, None
+        if correcting is not None and not correcting.done():
+            correcting.cancel()
+            for process in self._created:  # those that it was about to start are closed too
+                self.workers.setdefault(process.name, process)
+        await self._close()
 
     def _give_up(self) -> None:
         """End what an interrupted start left, and the loop's thread."""
-
-        async def end() -> None:
-            if self._provisioning is not None:
-                self._provisioning.cancel()
-            self.status = Status.failed if self.status != Status.closed else self.status
-            await self._close()
-
         if not getattr(self, "asynchronous", True):
             with contextlib.suppress(Exception):
                 # rented machines take a while to be gone; whoever interrupts again leaves them to it
-                super().sync(end, callback_timeout=30 if self.backend.lease is None else 330)
+                super().sync(self._abandon, callback_timeout=30 if self.backend.lease is None else 330)
             with contextlib.suppress(TimeoutError):  # what interrupted us is what its user is to see
                 self._loop_runner.stop()
 
@@ -684,20 +586,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     def _tell_differences(self) -> None:
         """Warn about what was let in although it differs."""
-        if self.options.on_mismatch != "warn":
-            return
-        from envsync.runner.verification import Checked, Verification
-
-        processes = [self.scheduler, *(each for worker in self.workers.values() for each in worker.workers)]
-        told = [process for process in processes if process.differences]
-        checked = tuple(
-            Checked(kind=one.role, process=one.label, differences=one.differences) for one in told
-        )
-        for process in told:
-            process.differences = ()
-        verification = Verification(processes=checked)
-        if not verification.ok:
-            warnings.warn(str(verification), stacklevel=2)
+        if self.options.on_mismatch == "warn":
+            workers = (each for worker in self.workers.values() for each in worker.workers)
+            tell_let_in([self.scheduler, *workers])
 
     def verify(self, *, on_mismatch: str = "raise") -> Verification:
         """Compare every process, and this one, with the lock; see `envsync.runner.verifying`."""
@@ -735,16 +626,5 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             return await ship(self)
 
 
-@contextlib.contextmanager
-def _unsaid(message: str) -> Iterator[None]:
-    """Keep SpecCluster from logging what the error that is raised says better."""
-    log = logging.getLogger("distributed.deploy.spec")
-
-    def other(record: logging.LogRecord) -> bool:
-        return record.msg != message
-
-    log.addFilter(other)
-    try:
-        yield
-    finally:
-        log.removeFilter(other)
+async def _all_of(actions: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    await asyncio.gather(*(action() for action in actions), return_exceptions=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from typing import TYPE_CHECKING
 
 from envsync.hooks import Hooks
 
-__all__ = ["LoggedHooks", "logger"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["LoggedHooks", "logger", "unsaid"]
 
 logger = logging.getLogger("envsync")
 
@@ -33,3 +38,26 @@ class LoggedHooks(Hooks):
     def warning(self, where: str, text: str) -> None:
         """See `Hooks.warning`."""
         logger.warning("%s: %s", where, text)
+
+
+@contextlib.contextmanager
+def unsaid(name: str, message: str) -> Iterator[None]:
+    """Keep a logger from saying what the error that is raised says better.
+
+    Parameters
+    ----------
+    name : str
+        The logger's.
+    message : str
+        What it would say.
+    """
+    log = logging.getLogger(name)
+
+    def other(record: logging.LogRecord) -> bool:
+        return record.msg != message
+
+    log.addFilter(other)
+    try:
+        yield
+    finally:
+        log.removeFilter(other)

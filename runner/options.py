@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.layout import WorkerSpec
 
-__all__ = ["Options", "plain_config", "run_name", "without_deprecated"]
+__all__ = ["Options", "image_in", "plain_config", "run_name", "without_deprecated"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -212,6 +212,23 @@ class Options:
         if self.gpu_worker is not None:
             config["cuda"] = {name: value for name, value in self.worker_kwargs.items() if name in _CUDA}
         return config
+
+
+def image_in(env: Any, *, engine: str | None, lock: object) -> tuple[str | None, Any]:
+    """Return the container image that ``env=`` names, and what else it says: the variables of workers.
+
+    Raises
+    ------
+    TypeError
+        What is given beside it makes no sense.
+    """
+    if isinstance(env, str) and env.startswith("image:"):
+        if lock is not None:
+            raise TypeError("an image has its own lock: give env='image:...' or lock=, not both")
+        return env, None
+    if engine is not None:
+        raise TypeError("engine= is for images: env='image:...'")
+    return None, env
 
 
 def without_deprecated(keywords: dict[str, Any], host: str | None) -> str | None:

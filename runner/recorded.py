@@ -33,11 +33,14 @@ class RecordedCluster(QueuedCluster):
     ----------
     ending : str
         Why it ends, where that is not that its user closes it.
+    up : bool
+        Whether its start is through.
     """
 
     backend: Backend
     store: str | None
     ending: str = ""
+    up: bool = False
     _run_name: str
     _recording: Recording | None = None
     _idle_since: float | None = None
@@ -86,7 +89,7 @@ class RecordedCluster(QueuedCluster):
         """Write how it ended."""
         recording, self._recording = self._recording, None
         if recording is not None:
-            how = self.ending or ("its start failed" if self.status == Status.failed else "closed")
+            how = self.ending or ("closed" if self.up else "its start failed")
             await recording.close(how.splitlines()[0][:_LONGEST])
 
     def _end_for(self, who: str) -> None:

@@ -14,11 +14,12 @@ from envsync.plugins.compare import ERROR, FATAL, RANK, Difference
 from envsync.runner.table import Row, rows, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from envsync.runner.processes import DaskProcess
     from envsync.runner.table import Paint
 
-__all__ = ["Checked", "Verification", "in_words", "warn"]
+__all__ = ["Checked", "Verification", "in_words", "tell_let_in", "warn"]
 
 _NOT_THEIRS = frozenset(
     ["asyncio", "concurrent", "distributed", "envsync", "functools", "threading", "tornado"]
@@ -175,6 +176,17 @@ class Verification:
         head = "".join(_cell(name, kind="th") for name in _HEAD)
         body = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
         return f"{body if lines else ''}<p>{html.escape(self.summary())}</p>"
+
+
+def tell_let_in(processes: Iterable[DaskProcess]) -> None:
+    """Warn, once, about processes of a cluster that were let in although they differ."""
+    told = [process for process in processes if process.differences]
+    checked = tuple(Checked(kind=one.role, process=one.label, differences=one.differences) for one in told)
+    for process in told:
+        process.differences = ()
+    verification = Verification(processes=checked)
+    if not verification.ok:
+        warn(verification)
 
 
 def warn(verification: Verification) -> None:
