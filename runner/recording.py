@@ -64,6 +64,7 @@ class Recording:
         self._place: Records | None = None
         self._local: Records | None = None
         self._missed = False
+        self._begun = False
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
         self._look = look_every(record)
@@ -71,6 +72,7 @@ class Recording:
 
     async def begin(self) -> None:
         """Write it, before anything is rented; then move it on until `close`."""
+        self._begun = True
         if self._rented:
             await self._keep()
         self._task = asyncio.ensure_future(self._move_on(kept=self._rented))
@@ -80,12 +82,13 @@ class Recording:
         self._changed.set()
 
     async def close(self, how: str) -> None:
-        """Write how it ended; silent if that is done."""
-        task, self._task = self._task, None
-        if task is None:
+        """Write how it ended; silent if that is done, or if it never began."""
+        begun, self._begun = self._begun, False
+        if not begun:
             return
-        task.cancel()
-        await asyncio.wait({task})
+        if self._task is not None:  # none where its begin was interrupted: it may be there all the same
+            self._task.cancel()
+            await asyncio.wait({self._task})
         await self._update()
         now = time.time()
         await self._keep(replace(self.record, seen=now, ended=now, how=how))
@@ -100,7 +103,7 @@ class Recording:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
                 await wait_for(self._changed.wait(), self._look)
-            with contextlib.suppress(EnvsyncError):  # the store does not answer: the next look may
+            with contextlib.suppress(Exception):  # the store does not answer: the next look may
                 who = await asyncio.to_thread(self._wished_by)
                 if who and not asked:
                     asked = True
@@ -114,7 +117,8 @@ class Recording:
                 await self._keep()
 
     async def _update(self) -> None:
-        with contextlib.suppress(EnvsyncError, OSError):  # no scheduler to ask: as it was
+        # no scheduler to ask, or it is busy: as it was. A record that is not moved on is of a dead client
+        with contextlib.suppress(Exception):
             self.record = replace(self.record, **await self._stands())
 
     def _wished_by(self) -> str:
@@ -124,10 +128,11 @@ class Recording:
         self.record = replace(record or self.record, seen=time.time())
         try:
             await wait_for(asyncio.to_thread(self._write_to, self.record), _ANSWER)
-        except (EnvsyncError, asyncio.TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next write may go well
             if not self._missed:
                 self._missed = True
-                why = error.message if isinstance(error, EnvsyncError) else "the store does not answer"
+                late = "the store does not answer" if isinstance(error, asyncio.TimeoutError) else repr(error)
+                why = error.message if isinstance(error, EnvsyncError) else late
                 tell = self._hooks.warning if self._rented else self._hooks.note
                 tell(self.record.cluster, f"its record cannot be written: {why}. {_UNKNOWN}")
         else:

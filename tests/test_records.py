@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -261,6 +262,45 @@ async def test_a_record_is_there_before_anything_else_and_moves_on(tmp_path: Pat
     assert hooks.warnings == [f"{wanted[0]} wants it to end: it ends"]
     await one.close("again")
     assert [one.how for one in place.ended()] == ["stopped by bob@desk"]
+
+
+async def test_it_moves_on_whatever_goes_wrong_beside(tmp_path: Path) -> None:
+    answers: list[Any] = [asyncio.TimeoutError(), ValueError("the scheduler's words")]
+    place, hooks = Records(open_store(tmp_path.as_uri())), Heard()
+
+    async def stands() -> Mapping[str, Any]:
+        if answers:
+            raise answers.pop()
+        return {"workers": 3}
+
+    one = recording(place, hooks, stands=stands)
+    await one.begin()
+    await until(lambda: place.alive()[0].record.workers == 3)
+    assert not answers
+    await one.close("closed")
+    assert [record.how for record in place.ended()] == ["closed"]
+
+
+async def test_one_whose_begin_is_interrupted_is_closed_all_the_same(tmp_path: Path) -> None:
+    place, written = Records(open_store(tmp_path.as_uri())), threading.Event()
+
+    class Slow(Records):
+        def keep(self, record: Record) -> None:
+            super().keep(record)
+            if not written.is_set():
+                written.set()
+                time.sleep(0.1)
+
+    one = recording(Slow(open_store(tmp_path.as_uri())), Heard())
+    beginning = asyncio.ensure_future(one.begin())
+    await asyncio.to_thread(written.wait, 60)
+    beginning.cancel()
+    await asyncio.wait({beginning})
+    await one.close("its start was interrupted")
+    assert place.alive() == []
+    assert [record.how for record in place.ended()] == ["its start was interrupted"]
+    await one.close("again")
+    assert [record.how for record in place.ended()] == ["its start was interrupted"]
 
 
 async def test_a_store_that_does_not_answer_stops_nobody(
