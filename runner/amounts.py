@@ -14,6 +14,7 @@ __all__ = ["Money", "money", "seconds", "span"]
 _CLOCK = re.compile(r"(?:\d+-)?\d+(?::\d+){1,2}")
 # Dask knows minutes by that word alone
 _MINUTES = re.compile(r"(?<![a-z])mins?$", re.IGNORECASE)
+_LONGEST = 10 * 365.25 * 86400
 _MONEY = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]{3})?")
 
 
@@ -51,23 +52,30 @@ def seconds(time: Any, what: str = "time") -> float:
     ValueError
         It is no time.
     """
-    if isinstance(time, str) and _CLOCK.fullmatch(time.strip()):
-        days, _, clock = time.strip().rpartition("-")
-        parts = [int(part) for part in clock.split(":")]
-        if len(parts) == 2:
-            parts = [*parts, 0] if days else [0, *parts]
-        return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
     try:
         if isinstance(time, bool):
             raise TypeError
-        found = float(
-            parse_timedelta(_MINUTES.sub("minutes", time.strip()) if isinstance(time, str) else time)
-        )
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if isinstance(time, str) and _CLOCK.fullmatch(time.strip()):
+            found = _by_clock(time.strip())
+        else:
+            found = float(
+                parse_timedelta(_MINUTES.sub("minutes", time.strip()) if isinstance(time, str) else time)
+            )
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{what}={time!r} is no time: write 04:00:00, 2 h, 20 min, or seconds") from error
     if not math.isfinite(found):
         raise ValueError(f"{what}={time!r} is no time that ends")
+    if found > _LONGEST:  # a machine's shell counts seconds, and what it cannot count would end nothing
+        raise ValueError(f"{what}={time!r} is longer than ten years")
     return found
+
+
+def _by_clock(text: str) -> float:
+    days, _, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if len(parts) == 2:
+        parts = [*parts, 0] if days else [0, *parts]
+    return float(int(days or 0) * 86400 + parts[0] * 3600 + parts[1] * 60 + parts[2])
 
 
 def span(time: Any, what: str = "time") -> float:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envsync.runner.clouds import Cloud, several
+from envsync.runner.cloud import given
+from envsync.runner.clouds import Cloud
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,15 +70,15 @@ class Azure(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
-        self._regions = several(region)
+        self._regions = given.names(region, "region")
         self._options: dict[str, Any] = {
-            "zones": several(zones),
-            "subscription": subscription,
-            "image": image,
-            "subnet": subnet,
-            "identity": identity,
+            "zones": given.names(zones, "zones"),
+            "subscription": given.text(subscription, "subscription"),
+            "image": given.text(image, "image"),
+            "subnet": given.text(subnet, "subnet"),
+            "identity": given.text(identity, "identity"),
             "public": not self.private,
-            "reached_from": several(reached_from),
+            "reached_from": given.networks(reached_from, "reached_from"),
         }
 
     @property

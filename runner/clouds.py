@@ -9,11 +9,10 @@ import math
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from dask.utils import parse_bytes
-
 from envsync.errors import BootError, CloudError, ClusterError
 from envsync.runner.amounts import span
 from envsync.runner.backends import GRACE, Backend
+from envsync.runner.cloud import given
 from envsync.runner.cloud.costs import Bill
 from envsync.runner.cloud.plan import MARKETS
 from envsync.runner.cloud.prices import what_it_costs
@@ -67,7 +66,7 @@ class Cloud(Backend):
         How long each machine may live at most, as ``"8 h"``.
     boot_timeout : float or str
         How long each has to come up before it is replaced, and its replacement before the start is given up.
-    commands : sequence of str
+    commands : str or sequence of str
         Shell commands that each machine runs when it boots. They can be read there: no secrets.
     private : bool
         Whether machines are reached by their private addresses, over a VPN or from within the network.
@@ -103,7 +102,7 @@ class Cloud(Backend):
         client_timeout: float | str = "2 min",
         max_lifetime: float | str | None = None,
         boot_timeout: float | str = "5 min",
-        commands: Sequence[str] = (),
+        commands: str | Sequence[str] = (),
         private: bool = False,
         host_keys: HostKeys = "console",
         tags: Mapping[str, str] | None = None,
@@ -113,21 +112,23 @@ class Cloud(Backend):
             raise ValueError(f"spot must be 'never', 'prefer' or 'only', not {spot!r}")
         if host_keys not in ("console", "first"):
             raise ValueError(f"host_keys must be 'console' or 'first', not {host_keys!r}")
+        if isinstance(workers_per_machine, bool) or not isinstance(workers_per_machine, int):
+            raise ValueError(f"workers_per_machine has to be a whole number, not {workers_per_machine!r}")
         if workers_per_machine < 1:
             raise ValueError(f"workers_per_machine must be at least 1, not {workers_per_machine}")
-        self.type = type
+        self.type = given.text(type, "type", needed=True)
         self.spot: Spot = spot
-        self.disk = 0 if disk is None else math.ceil(parse_bytes(disk) / 2**30)
+        self.disk = given.disk(disk)
         self.workers_per_machine = workers_per_machine
         self.max_lifetime = None if max_lifetime is None else span(max_lifetime, "max_lifetime")
         self.boot_timeout = span(boot_timeout, "boot_timeout")
-        self.commands = tuple(commands)
-        self.private = private
+        self.commands = given.commands(commands)
+        self.private = given.flag(private, "private")
         self.host_keys: HostKeys = host_keys
-        self.tags = {str(key): str(value) for key, value in (tags or {}).items()}  # YAML has numbers
-        self.cache = cache
+        self.tags = given.tags(tags)
+        self.cache = given.text(cache, "cache") or None
         self.groups = groups_of({"workers_per_job": workers_per_machine})
-        self._live_by(span(client_timeout, "client_timeout"))
+        self._live_by(given.lease(client_timeout))
         self._affordable: float | None = None
         self._provider: Provider | None = None
         self._rented: Rented | None = None
@@ -145,7 +146,7 @@ class Cloud(Backend):
     def limited(self, limits: Limits) -> Backend:
         """Take a cluster's limits in place of its own: it is one cluster's. See `Backend.limited`."""
         if limits.client is not None:
-            self._live_by(limits.client)
+            self._live_by(given.lease(limits.client))
         if limits.life is not None:
             self.max_lifetime = limits.life
         return self
@@ -171,7 +172,7 @@ class Cloud(Backend):
     def reopen(cls, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
         """Return the cloud of a record: see `account`. Nothing is made with it but an end."""
         keywords: dict[str, Any] = {**account, cls.where: tuple(regions) or cls.anywhere}
-        return cls("", **keywords).provider()
+        return cls("any", **keywords).provider()
 
     @property
     def kind(self) -> str:
@@ -374,9 +375,14 @@ def open_account(kind: str, account: Mapping[str, Any], regions: Sequence[str] =
     cloud: type[Cloud] = getattr(runner, runner.CLOUDS[kind])
     try:
         return cloud.reopen(account, regions)
-    except TypeError as error:  # a word of another cloud's, such as EC2's profile
-        said = ", ".join(sorted(account))
-        raise CloudError(f"{kind} is not found again by {said}: {error}", where=kind) from error
+    except (TypeError, ValueError) as error:  # a word of another cloud's, such as EC2's profile
+        why = f": {error}" if isinstance(error, ValueError) else ""
+        raise CloudError(
+            f"no account of {kind} is found by {', '.join(sorted(map(str, account))) or 'what is said'}{why}",
+            where=kind,
+            hint=f"Leave --profile out: {kind} says in its own way whose account it is. If a record says so, "
+            "a newer envsync may know it.",
+        ) from error
 
 
 class EC2(Cloud):
@@ -432,18 +438,18 @@ class EC2(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
-        self.profile = profile
-        self.instance_identity = instance_profile
-        self._regions = (region,) if isinstance(region, str) else tuple(region)
+        self.profile = given.text(profile, "profile") or None
+        self.instance_identity = given.text(instance_profile, "instance_profile")
+        self._regions = given.names(region, "region")
         self._options: dict[str, Any] = {
-            "zones": several(zones),
-            "image": image,
-            "image_owner": image_owner,
-            "subnets": several(subnets),
-            "instance_profile": instance_profile,
-            "placement_group": placement_group,
-            "reached_from": several(reached_from),
-            "profile": profile,
+            "zones": given.names(zones, "zones"),
+            "image": given.text(image, "image"),
+            "image_owner": given.text(image_owner, "image_owner"),
+            "subnets": given.names(subnets, "subnets"),
+            "instance_profile": self.instance_identity,
+            "placement_group": given.text(placement_group, "placement_group"),
+            "reached_from": given.networks(reached_from, "reached_from"),
+            "profile": self.profile,
         }
 
     @property
@@ -456,7 +462,3 @@ class EC2(Cloud):
         from envsync.runner.cloud.ec2 import EC2Provider
 
         return EC2Provider(self._regions, **self._options)
-
-
-def several(names: str | Sequence[str]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)

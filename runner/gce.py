@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envsync.runner.clouds import Cloud, several
+from envsync.runner.cloud import given
+from envsync.runner.clouds import Cloud
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,16 +70,16 @@ class GCE(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
-        self.instance_identity = service_account
-        self._regions = several(region)
+        self.instance_identity = given.text(service_account, "service_account")
+        self._regions = given.names(region, "region")
         self._options: dict[str, Any] = {
-            "zones": several(zones),
-            "project": project,
-            "image": image,
-            "network": network,
-            "subnetwork": subnetwork,
-            "service_account": service_account,
-            "reached_from": several(reached_from),
+            "zones": given.names(zones, "zones"),
+            "project": given.text(project, "project"),
+            "image": given.text(image, "image"),
+            "network": given.text(network, "network") or "default",
+            "subnetwork": given.text(subnetwork, "subnetwork"),
+            "service_account": self.instance_identity,
+            "reached_from": given.networks(reached_from, "reached_from"),
         }
 
     @property

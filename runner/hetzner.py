@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envsync.runner.clouds import Cloud, several
+from envsync.runner.cloud import given
+from envsync.runner.clouds import Cloud
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,11 +58,11 @@ class Hetzner(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
-        self._locations = several(location)
+        self._locations = given.names(location, "location")
         self._options: dict[str, Any] = {
-            "image": image,
-            "network": network,
-            "reached_from": several(reached_from),
+            "image": given.text(image, "image") or "debian-12",
+            "network": given.text(network, "network"),
+            "reached_from": given.networks(reached_from, "reached_from"),
         }
 
     def provider(self) -> Provider:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from envsync.runner.clouds import Cloud, several
+from envsync.runner.cloud import given
+from envsync.runner.clouds import Cloud
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -71,15 +72,15 @@ class OpenStack(Cloud):
         **rest: Any,
     ) -> None:
         super().__init__(type, **rest)
-        self._regions = several(region)
+        self._regions = given.names(region, "region")
         self._options: dict[str, Any] = {
-            "cloud": cloud,
-            "zones": several(zones),
-            "image": image,
-            "network": network,
-            "floating_network": floating_network,
-            "config_drive": config_drive,
-            "reached_from": several(reached_from),
+            "cloud": given.text(cloud, "cloud"),
+            "zones": given.names(zones, "zones"),
+            "image": given.text(image, "image"),
+            "network": given.text(network, "network"),
+            "floating_network": given.text(floating_network, "floating_network"),
+            "config_drive": given.flag(config_drive, "config_drive"),
+            "reached_from": given.networks(reached_from, "reached_from"),
         }
 
     @property

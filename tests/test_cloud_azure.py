@@ -511,8 +511,6 @@ def test_bad_input_is_told(api: AzureApi, monkeypatch: pytest.MonkeyPatch) -> No
         AzureProvider(["west'europe"])
     assert "az account list-locations" in told.value.hint
     assert Azure(TYPE, region=REGION, tags={"cost center": 7}).tags == {"cost center": "7"}
-    with pytest.raises(CloudError, match="reached_from is empty"):
-        Azure(TYPE, region=REGION, reached_from=[]).provider()
     for image in ("ubuntu", "a:b:c:", "a b:c:d:e", "/"):
         with pytest.raises(CloudError, match="is no image"):
             AzureProvider([REGION], image=image)

@@ -236,9 +236,15 @@ def _tell_offer(place: Profile, keywords: Mapping[str, Any]) -> None:
 
 
 def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
-    """Refuse an image where there can be none."""
+    """Refuse limits that machines cannot keep, and an image where there can be none."""
+    from envsync.runner.cloud.given import lease
     from envsync.runner.queues import Batch
 
+    if place.backend.rents and "client_timeout" in keywords:
+        try:
+            lease(keywords["client_timeout"])
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
     if "max_cost" in keywords and place.backend.lease is None:
         raise click.UsageError("--max-cost is for machines that are rented")
     image = keywords.get("env")

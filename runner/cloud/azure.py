@@ -96,7 +96,7 @@ class AzureProvider(Provider):
     ) -> None:
         given = tuple(filter(None, regions)) or (os.environ.get("AZURE_DEFAULTS_LOCATION", ""),)
         self.regions = tuple(filter(None, map(region_name, given)))
-        azure_messages.check_arguments(self.regions, image, subnet, identity, reached_from, public=public)
+        azure_messages.check_arguments(self.regions, image, subnet, identity, public=public)
         self._account = Account(subscription)
         self._schedules = Schedules(self._account)
         self.subscription = self._account.subscription

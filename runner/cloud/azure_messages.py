@@ -63,7 +63,6 @@ def check_arguments(
     image: str,
     subnet: str,
     identity: str,
-    reached_from: Sequence[str],
     *,
     public: bool,
 ) -> None:
@@ -71,7 +70,7 @@ def check_arguments(
 
     Parameters
     ----------
-    regions, image, subnet, identity, reached_from, public
+    regions, image, subnet, identity, public
         As `AzureProvider` has them.
 
     Raises
@@ -102,11 +101,6 @@ def check_arguments(
         raise refused(
             "machines without public addresses, in a network of their own, cannot be reached",
             "Name a subnet that you reach: Azure(..., private=True, subnet='/subscriptions/...').",
-        )
-    if not reached_from:
-        raise refused(
-            "reached_from is empty: nobody could log in to the machines, nor could envsync",
-            "Name the networks that you come from, such as '203.0.113.0/24', or leave it out.",
         )
 
 
