@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import secrets
 import socket
 import time
@@ -25,7 +26,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import StoreError
-from envsync.runner.cloud.costs import Bill
+from envsync.runner.cloud.costs import Bill, in_time
 from envsync.runner.configured import configured
 from envsync.store import cache_root
 from envsync.stores import open_store
@@ -40,6 +41,8 @@ __all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
 SCHEMA = 1
 _ALIVE, _ENDED, _STOP = "clusters/alive", "clusters/ended", "clusters/stop"
 _AT_ONCE = 16
+_LARGEST = 64 << 20  # bytes: that of ten thousand machines is a tenth of it
+_NAME = re.compile(r"[A-Za-z0-9._-]+")  # as `run_name` makes them
 _STAMP = "%Y%m%dT%H%M%SZ"
 _ANYBODY = frozenset(
     {"root", "ubuntu", "debian", "ec2-user", "admin", "user", "nobody", "jovyan", "runner", "docker"}
@@ -126,19 +129,28 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """Read what `to_dict` returned; KeyError, TypeError or ValueError if it is something else."""
+        """Read what `to_dict` returned.
+
+        KeyError, TypeError, ValueError or OverflowError if it is something else.
+        """
         if data["schema"] != SCHEMA:
             raise ValueError(f"it is of schema {data['schema']}, and this envsync knows {SCHEMA}")
+        if not isinstance(data["regions"], list) or not isinstance(data["hosts"], list):
+            raise TypeError("regions and hosts are lists")
         ended = data["ended"]
         known: dict[str, Any] = {
             **{key: str(data[key]) for key in ("cluster", "name", "owner", "backend", "how", "deadline")},
-            **{key: float(data[key]) for key in ("begun", "seen", "patience", "idle")},
+            **{key: in_time(data[key]) for key in ("begun", "seen", "patience", "idle")},
             **{key: dict(data[key]) for key in ("account", "spec")},
             **{key: tuple(map(str, data[key])) for key in ("regions", "hosts")},
         }
+        if not _NAME.fullmatch(
+            known["cluster"]
+        ):  # it becomes the names of files, and others may have written it
+            raise ValueError(f"{known['cluster']!r} is no cluster's name")
         return cls(
             **known,
-            ended=None if ended is None else float(ended),
+            ended=None if ended is None else in_time(ended),
             workers=int(data["workers"]),
             bill=Bill.from_list(data["bill"]),
         )
@@ -210,8 +222,7 @@ class Records:
         if record.ended is None:
             self._store.write(_alive(record.cluster), data)
             return
-        stamp = datetime.fromtimestamp(record.begun, timezone.utc).strftime(_STAMP)
-        self._store.write(f"{_ENDED}/{stamp}-{record.cluster}.json", data)
+        self._store.write(_ended(record), data)
         self._store.remove(_alive(record.cluster))
 
     def drop(self, cluster: str) -> None:
@@ -310,15 +321,31 @@ class Records:
         return [(entry, record) for entry, record in read if record is not None]
 
     def _read(self, entry: Entry) -> tuple[Entry, Record | None]:
+        """Read one; None if it has ended while we looked, or if nobody can read it: then that is told."""
+        where = f"{self.shown}/{entry.name}"
+        if entry.size > _LARGEST:
+            self.troubles.append(
+                f"{where} is not the record of a cluster: it has {entry.size} bytes. Remove it"
+            )
+            return entry, None
         try:
             data = self._store.read(entry.name)
-        except StoreError:  # it ended while we looked
+        except StoreError as error:
+            there = self._store.entries(entry.name.rpartition("/")[0])
+            if any(one.name == entry.name for one in there):
+                self.troubles.append(f"{where} cannot be read: {error.message}")
             return entry, None
         try:
-            return entry, Record.from_dict(json.loads(data))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            self.troubles.append(f"{self.shown}/{entry.name} is not the record of a cluster: {error!r}")
+            record = Record.from_dict(json.loads(data))
+            if entry.name not in (_alive(record.cluster), _ended(record)):
+                raise ValueError(f"it is that of {record.cluster}")
+        except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+            self.troubles.append(
+                f"{where} is not the record of a cluster: {type(error).__name__}: {error}. Remove it, if no "
+                "newer envsync has written it"
+            )
             return entry, None
+        return entry, record
 
 
 def open_records(store: str | None = None) -> list[Records]:
@@ -369,6 +396,11 @@ def is_mine(whose: str) -> bool:
 
 def _alive(cluster: str) -> str:
     return f"{_ALIVE}/{cluster}.json"
+
+
+def _ended(record: Record) -> str:
+    stamp = datetime.fromtimestamp(record.begun, timezone.utc).strftime(_STAMP)
+    return f"{_ENDED}/{stamp}-{record.cluster}.json"
 
 
 def _ended_name(entry: Entry) -> str:

@@ -67,6 +67,8 @@ class Clusters:
         Where they are.
     troubles : list of str
         Places and records that could not be read.
+    unread : bool
+        Whether there are any: a cluster without a record may have one then.
     """
 
     def __init__(self, store: str | None = None) -> None:
@@ -113,6 +115,8 @@ class Clusters:
                 failed.append(missed)
                 self.unread = True
                 continue
+            if place.troubles:
+                self.unread = True
             self.troubles += place.troubles
             place.troubles = []
             yield from ((place, answer) for answer in answers)

@@ -17,13 +17,16 @@ from typing import Any
 
 import dask.config
 import pytest
+from click.testing import CliRunner
 
+from envsync.cli import cli
 from envsync.errors import StoreError
 from envsync.hooks import Hooks
 from envsync.runner.cloud.costs import Bill, Hired
 from envsync.runner.cloud.provider import Price
 from envsync.runner.recording import Recording
 from envsync.runner.records import Record, Records, is_mine, open_records, owner
+from envsync.runner.stopping import Clusters
 from envsync.stores import open_store
 from tests.s3 import S3, Between, s3, s3_server
 
@@ -138,6 +141,86 @@ def test_what_is_no_record_is_told_and_the_others_are_read(tmp_path: Path) -> No
     assert [one.record.cluster for one in records.alive()] == ["ada-1"]
     assert any("schema 99" in text for text in records.troubles)
     assert any("bad-1" in text for text in records.troubles)
+
+
+SPOILT: dict[str, Any] = {
+    "is not JSON": b"[" * 100_000,
+    "is cut": b'{"schema":1,"cluster":',
+    "is no text": b"\xff\xfe\x00",
+    "leads elsewhere": {"cluster": "../../elsewhere"},
+    "is another's": {"cluster": "ada-1"},
+    "has regions as text": {"regions": "north"},
+    **{
+        f"{key} {said}": {key: said}
+        for key in ("begun", "seen", "patience", "idle", "ended")
+        for said in (float("nan"), float("inf"), -1e300, 10**400)
+    },
+    "has a price of less than nothing": {"bill": [{"price": {"amount": -1.0}}]},
+    "has a machine of no time": {"bill": [{"begun": float("-inf")}]},
+}
+
+
+def test_a_spoilt_record_hides_no_other_and_is_not_obeyed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, alive = tmp_path.as_uri(), tmp_path / "clusters" / "alive"
+    Records(open_store(url)).keep(record(owner=owner(), seen=time.time()))
+    usual = record("bad-1", owner=owner()).to_dict()
+    for number, spoilt in enumerate(SPOILT.values()):
+        if isinstance(spoilt, dict) and "bill" in spoilt:
+            first = usual["bill"][0]
+            ((key, said),) = spoilt["bill"][0].items()
+            spoilt = {"bill": [{**first, key: {**first[key], **said} if isinstance(said, dict) else said}]}
+        whole = {**usual, "cluster": f"bad-{number}"}
+        data = json.dumps({**whole, **spoilt}).encode() if isinstance(spoilt, dict) else spoilt
+        (alive / f"bad-{number}.json").write_bytes(data)
+    (alive / "\x1b[2Jbad.json").write_text("[]")
+    os.mkfifo(alive / "pipe-1.json")  # who read it would wait for ever
+    for words in (["ls"], ["ls", "--all", "--json"], ["cost"]):
+        done = CliRunner().invoke(cli, [*words, "--store", url], color=True)
+        assert done.exit_code == 0, done.output
+        assert "ada-1" in done.stdout
+        assert "bad-" not in done.stdout
+        assert done.stderr.count("is not the record of a cluster") == len(SPOILT) + 1
+        assert "\x1b" not in done.stderr
+    # that somebody may have a record that nobody can read: what has none is left alone
+    clusters = Clusters(url)
+    clusters.alive()
+    assert clusters.unread
+
+
+def test_what_others_wrote_is_shown_and_not_obeyed(tmp_path: Path) -> None:
+    how = "\x1b[8mhidden\x1b]0;title\x07\nada-2  fake"
+    lives = record("eve-1", owner="eve\x1b[2J@x\ny", how=how, seen=time.time())
+    Records(open_store(tmp_path.as_uri())).keep(lives)
+    for words in (["ls", "--everyone"], ["stop", "eve-1"]):
+        done = CliRunner().invoke(cli, [*words, "--store", tmp_path.as_uri()], color=True)
+        said = done.output.replace("\x1b[1m", "").replace("\x1b[0m", "")  # the head of the table
+        assert "\x1b" not in said
+        assert "eve\\x1b[2J" in said
+        assert "\nada-2" not in said
+
+
+def test_a_record_that_is_there_and_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record("ada-1"))
+    records.keep(record("bob-1"))
+    read = records._store.read
+
+    def refuse(name: str) -> bytes:
+        if "bob" in name:
+            raise StoreError("it may not be read")
+        if "ada" in name:
+            (tmp_path / name).unlink()  # it ends just now
+        return read(name)
+
+    monkeypatch.setattr(records._store, "read", refuse)
+    assert records.alive() == []
+    assert records.troubles == [
+        f"{records.shown}/clusters/alive/bob-1.json cannot be read: it may not be read"
+    ]
 
 
 def test_a_store_that_may_only_be_read_is_enough_to_look(

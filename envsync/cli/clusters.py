@@ -8,6 +8,8 @@ import click
 
 from envsync.cli.arguments import other_store
 from envsync.cli.output import current
+from envsync.cli.terminal import one_line
+from envsync.runner import CLOUDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -30,7 +32,7 @@ def account_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for names, more in (
         (("--profile",), {"metavar": "NAME", "help": "A profile of the cloud's own configuration."}),
         (("--region",), {"multiple": True, "metavar": "NAME", "help": "Only there. May be given again."}),
-        (("--on",), {"metavar": "CLOUD", "help": "Such as ec2; by default those that the records name."}),
+        (("--on",), {"type": click.Choice(list(CLOUDS)), "help": "By default those that the records name."}),
     ):
         command = click.option(*names, **more)(command)
     return command
@@ -40,7 +42,7 @@ def tell(troubles: Iterable[str]) -> None:
     """Say on stderr what could not be read."""
     if not current().quiet:
         for text in troubles:
-            click.echo(f"warning: {text}", err=True)
+            click.echo(f"warning: {one_line(text)}", err=True)
 
 
 def document(record: Record, state: str, cost: float, **more: Any) -> dict[str, Any]:

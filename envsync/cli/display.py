@@ -9,6 +9,7 @@ import time
 from copy import copy
 from typing import TYPE_CHECKING, Any
 
+from envsync.cli.terminal import harmless, one_line
 from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class Plain(Hooks):
     def _write(self, where: str, text: str) -> None:
         with self._lock:
             self._spoke[where] = time.monotonic()
-            self._stream.write(f"{where}: {text}\n")
+            self._stream.write(harmless(f"{where}: {text}\n"))
             self._stream.flush()
 
     def step(self, where: str, what: str) -> None:
@@ -213,7 +214,9 @@ class Live(Hooks):
                 bar = ProgressBar(total=1.0, completed=line.fraction, width=20)
             seconds = now - line.since if line.seconds is None else line.seconds
             style = "red" if line.state == "failed" else ""
-            table.add_row(mark, Text(where), Text(text, style=style), bar, f"{seconds:.1f} s")
+            table.add_row(
+                mark, Text(one_line(where)), Text(one_line(text), style=style), bar, f"{seconds:.1f} s"
+            )
         return table
 
     def _line(self, where: str) -> _Line:
@@ -249,9 +252,9 @@ class Live(Hooks):
     def note(self, where: str, text: str) -> None:
         from rich.text import Text
 
-        self._drawing().print(Text(f"  {where}: {text}", style="dim"))
+        self._drawing().print(Text(harmless(f"  {where}: {text}"), style="dim"))
 
     def warning(self, where: str, text: str) -> None:
         from rich.text import Text
 
-        self._drawing().print(Text(f"! {where}: {text}", style="yellow"))
+        self._drawing().print(Text(harmless(f"! {where}: {text}"), style="yellow"))

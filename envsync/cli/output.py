@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from envsync import errors
+from envsync.cli.terminal import harmless
 from envsync.hooks import Hooks
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "watch",
 ]
 
-_CONTROL = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LOOKING = frozenset({"diff", "check"})  # commands whose exit code 1 answers a question
 _CODES: tuple[tuple[type[errors.EnvsyncError], int], ...] = (
     (errors.MismatchError, 1),
@@ -130,7 +129,7 @@ def say_error(error: errors.EnvsyncError, output: Output) -> None:
     else:
         # click drops the colour where stderr is no terminal
         colour = None if "NO_COLOR" not in os.environ else False
-        text = _harmless(str(error))
+        text = harmless(str(error))
         click.echo(click.style("error: ", fg="red", bold=True) + text, err=True, color=colour)
 
 
@@ -222,12 +221,7 @@ def plural(number: int, noun: str, plural: str = "") -> str:
 
 def result(document: dict[str, Any], text: Callable[[], str]) -> None:
     """Write a command's result to stdout: JSON if the user asked for it, else text."""
-    click.echo(json.dumps(document, indent=2) if current().json else _harmless(text()))
-
-
-def _harmless(text: str) -> str:
-    """Return what others may have written without what moves a terminal's cursor; colours stay."""
-    return _CONTROL.sub(lambda match: match[0] if len(match[0]) > 1 else ascii(match[0])[1:-1], text)
+    click.echo(json.dumps(document, indent=2) if current().json else harmless(text()))
 
 
 def command(name: str, **settings: Any) -> Callable[[Callable[..., Any]], click.Command]:

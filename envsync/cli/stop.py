@@ -10,6 +10,7 @@ import click
 from envsync.cli.clusters import account_options, everyone_option, store_option, tell
 from envsync.cli.output import command as make_command
 from envsync.cli.output import result, terminated_as_interrupted, watch
+from envsync.cli.terminal import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +90,7 @@ def _chosen(
     for name in names:
         found = clusters.named(name, living)
         if len(found) > 1:
-            which = "\n".join(f"  {one.record.cluster}  of {one.record.owner}" for one in found)
+            which = "\n".join(f"  {one.record.cluster}  of {one_line(one.record.owner)}" for one in found)
             raise click.UsageError(f"{name} is the name of {len(found)} clusters: which?\n{which}")
         if not found and not by_tags:
             where = ", ".join(place.shown for place in clusters.places)
@@ -102,7 +103,7 @@ def _chosen(
         for one in found:
             if not everyone and not is_mine(one.record.owner):
                 raise click.UsageError(
-                    f"{one.record.cluster} is {one.record.owner}'s: --everyone if you mean it"
+                    f"{one.record.cluster} is {one_line(one.record.owner)}'s: --everyone if you mean it"
                 )
             chosen[one.record.cluster] = one
     return list(chosen.values()), tagged
@@ -124,6 +125,6 @@ def _stop_tagged(
         raise click.UsageError(f"nothing in {', '.join(found)} has the tag of a cluster {name}")
     whose = next((one.owner for _, one in there if one.owner), "")
     if not everyone and not is_mine(whose):
-        raise click.UsageError(f"{name} is {whose}'s: --everyone if you mean it")
+        raise click.UsageError(f"{name} is {one_line(whose)}'s: --everyone if you mean it")
     end_cluster(provider, sorted({where for where, _ in there}), name, hooks)
     return f"stopped by {owner()}, by its tags"

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envsync.cli.terminal import one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -16,7 +18,7 @@ _COLOURS = {"fatal": "red", "error": "red", "warning": "yellow", "note": "bright
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
-    """Return rows below a head, each column as wide as it has to be.
+    """Return rows below a head, each column as wide as it has to be; cells may be of others' making.
 
     Parameters
     ----------
@@ -27,7 +29,7 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
     right : sequence of str
         Columns of numbers, which stand to the right.
     """
-    lines = [tuple(head), *map(tuple, rows)]
+    lines = [tuple(head), *(tuple(map(one_line, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     told = [
         "  ".join(

@@ -126,6 +126,8 @@ class SharedFolder(FolderStore):
                     continue
                 with contextlib.suppress(FileNotFoundError):  # removed while we look
                     status = item.stat()
+                    if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device would not end
+                        continue
                     found.append(
                         Entry(name=f"{name}/{item.name}", size=status.st_size, modified=status.st_mtime)
                     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,10 @@ from typing import Any
 from envsync.errors import ConfigurationError
 from envsync.runner.cloud.provider import Market, Price
 
-__all__ = ["Bill", "Hired", "Sum", "duration", "listed_price", "money", "summed"]
+__all__ = ["Bill", "Hired", "Sum", "duration", "in_time", "listed_price", "money", "summed"]
 
 _HOUR = 3600.0
+_LATEST = float(2**32)
 _SOURCE = "your configuration"
 
 
@@ -62,15 +64,18 @@ class Hired:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Hired:
-        """Read what `to_dict` returned; KeyError, TypeError or ValueError if it is something else."""
+        """Read what `to_dict` returned.
+
+        KeyError, TypeError, ValueError or OverflowError if it is something else.
+        """
         ended = data["ended"]
         return cls(
             **{key: str(data[key]) for key in ("id", "region", "zone", "type")},
             market="spot" if data["market"] == "spot" else "on-demand",
             price=_price(data["price"]),
             disk=_price(data.get("disk")),
-            begun=float(data["begun"]),
-            ended=None if ended is None else float(ended),
+            begun=in_time(data["begun"]),
+            ended=None if ended is None else in_time(ended),
         )
 
 
@@ -249,6 +254,20 @@ def _days(begin: float, end: float) -> list[tuple[str, float, float]]:
     return found
 
 
+def in_time(value: Any) -> float:
+    """Return a time in seconds, since 1970 or from one moment to another, as somebody has written it.
+
+    Raises
+    ------
+    ValueError
+        It is none that clocks show: before 1970, or after 2106.
+    """
+    seconds = float(value)
+    if not 0 <= seconds < _LATEST:
+        raise ValueError(f"{seconds} is no time")
+    return seconds
+
+
 def money(amount: float, currency: str) -> str:
     """Return an amount for people: ``"5.52 USD"``, and four digits where two would be nothing."""
     digits = 2 if amount == 0 or amount >= 0.1 else 4
@@ -335,8 +354,11 @@ def _plain(price: Price | None) -> dict[str, Any] | None:
 def _price(data: Any) -> Price | None:
     if data is None:
         return None
+    amount = float(data["amount"])
+    if not 0 <= amount < math.inf:
+        raise ValueError(f"{amount} is no price")
     return Price(
-        amount=float(data["amount"]),
+        amount=amount,
         currency=str(data["currency"]),
         source=str(data["source"]),
         date=str(data["date"]),
