@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.amounts import Money
     from envsync.runner.cloud.offering import Offer
-    from envsync.runner.cloud.provider import Expected, Machine, Market, Provider
+    from envsync.runner.cloud.provider import Expected, Machine, Provider
     from envsync.runner.cloud.renting import HostKeys, Spot
     from envsync.runner.groups import Group
     from envsync.runner.hosts.base import Host
@@ -221,8 +221,7 @@ class Cloud(Backend):
         """
         from envsync.runner.cloud.offering import offer
 
-        market: Market = "on-demand" if self.spot == "never" else "spot"
-        return offer(self.provider(), self.type, self._count(n_workers), market)
+        return offer(self.provider(), self.type, self._count(n_workers), self.spot)
 
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Have all machines made, and return the scheduler's when it is up. See `Backend.acquire`."""

@@ -67,7 +67,10 @@ def test_what_would_be_rented_is_said_and_nothing_is(api: EC2Api) -> None:
     document = json.loads(run("--profile", "night", "--spot", "only", "--dry-run", "--json").stdout)
     assert (document["machines"], document["market"], document["region"]) == (3, "spot", "eu-central-1")
     assert document["hourly_price_of_one"]["amount"] == 0.04
-    assert "nobody says" in run(*on[:3], "t3.micro", "--dry-run").output
+    prefer = run(*on, "--spot", "prefer", "-n", "4", "--dry-run").output
+    assert "1 x m7i.large + 3 x m7i.large (spot) of ec2" in prefer
+    assert "0.10 USD an hour, and 0.0400 USD an hour each, 0.22 USD in all" in prefer
+    assert "what they cost is not known" in run(*on[:3], "t3.micro", "--dry-run").output
     huge = run("--on", "ec2", "--instance-type", "m99.huge", "--dry-run")
     assert huge.exit_code != 0
     assert "there is no m99.huge in eu-west-1" in huge.output

@@ -101,6 +101,7 @@ def cli() -> None:
       envsync push registry.example.org/team/x     it is there as a container image
       envsync run --on ssh --hosts node1,node2 -- python analysis.py
       envsync run --on slurm --partition cpu -n 8 -- python analysis.py
+      envsync run --on ec2 --instance-type m7i.large -n 8 -- python analysis.py
     """  # noqa: D301 - click's mark for text that is not to be wrapped
 
 

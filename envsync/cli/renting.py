@@ -41,7 +41,7 @@ _ROWS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     ),
     (
         ("--workers-per-machine",),
-        {"type": click.IntRange(min=1), "metavar": "N", "help": "Workers that -n counts on for each; 1."},
+        {"type": click.IntRange(min=1), "metavar": "N", "help": "Workers of each machine; 1 if not given."},
     ),
     (
         ("--cloud-option",),

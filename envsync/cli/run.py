@@ -74,7 +74,8 @@ _NOT_EXECUTABLE = 126
     "--n-workers",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Workers in all; by default as many as fit, and with a batch system one job's.",
+    help="Workers in all; by default as many as fit, with a batch system one job's, and with a cloud one "
+    "machine's.",
 )
 @click.option("--threads-per-worker", metavar="N", type=click.IntRange(min=1), help="Threads of each worker.")
 @click.option(
