@@ -184,8 +184,8 @@ def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None
     assert cost.returncode == 0, cost.stderr
     lines = cost.stdout.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["CLUSTER", "ada-0001", "old-0001"]
-    assert lines[-1] == "prices: made up, 2026-11-01"
-    assert "disks of 2 machines are not in it" in cost.stdout
+    assert lines[-2:] == ["prices: made up, 2026-11-01", "1 more cluster of others: --everyone"]
+    assert "without the disks of 2 machines" in cost.stdout
     users = json.loads(envsync("cost", "--by", "user", "--json", "--store", url).stdout)["sums"]
     assert {one["of"] for one in users} == {owner().partition("@")[0], "bob"}
     days = json.loads(

@@ -10,7 +10,7 @@ import click
 
 from envsync.cli.clusters import everyone_option, store_option, tell
 from envsync.cli.output import command as make_command
-from envsync.cli.output import result
+from envsync.cli.output import plural, result
 from envsync.cli.table import columns
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def command(by: str, since: float, everyone: bool, store: str | None) -> None:
     living = [(one.record, one.seen.until) for one in clusters.alive()]
     records = [*living, *((one, one.ended or one.seen) for one in clusters.ended(since))]
     wanted = [one for one in records if everyone or by == "user" or is_mine(one[0].owner)]
+    others = sum(bool(record.bill.hired) for record, _ in records) - sum(
+        bool(record.bill.hired) for record, _ in wanted
+    )
     entries = [
         (record.owner.partition("@")[0] if by == "user" else record.cluster, record.bill, until)
         for record, until in wanted
@@ -66,7 +69,8 @@ def command(by: str, since: float, everyone: bool, store: str | None) -> None:
     sources = sorted({source for _, bill, _ in entries for source in bill.sources})
     tell(clusters.troubles)
     result(
-        {"by": by, "sums": list(map(_document, sums)), "sources": sources}, lambda: _text(by, sums, sources)
+        {"by": by, "sums": list(map(_document, sums)), "sources": sources, "others": others},
+        lambda: _text(by, sums, sources, others),
     )
 
 
@@ -82,16 +86,17 @@ def _document(one: Sum) -> dict[str, Any]:
     }
 
 
-def _text(by: str, sums: list[Sum], sources: list[str]) -> str:
+def _text(by: str, sums: list[Sum], sources: list[str], others: int) -> str:
     from envsync.runner.cloud.costs import money
 
+    more = [f"{plural(others, 'more cluster')} of others: --everyone"] * bool(others)
     if not sums:
-        return "nothing was rented"
+        return "\n".join(["nothing was rented", *more])
     rows = [
         (
             one.of,
             str(one.machines),
-            f"{one.hours:.1f}",
+            f"{one.hours:.2f}",
             money(one.cost, one.currency) if one.currency else "?",
         )
         for one in sums
@@ -104,8 +109,10 @@ def _text(by: str, sums: list[Sum], sources: list[str]) -> str:
     lines += [f"in all {', '.join(money(amount, currency) for currency, amount in totals.items())}"] * bool(
         totals
     )
-    unpriced, without = sum(one.unpriced for one in sums), sum(one.without_disk for one in sums)
-    lines += [f"{unpriced} machines are not in it: nobody knows their price"] * bool(unpriced)
-    lines += [f"the disks of {without} machines are not in it: nobody knows their price"] * bool(without)
+    unpriced = sum(one.unpriced for one in sums)
+    disks = sum(one.without_disk for one in sums if one.currency)
+    lines += [f"without {plural(unpriced, 'machine')}, whose price is not known"] * bool(unpriced)
+    lines += [f"without the disks of {plural(disks, 'machine')}, whose price is not known"] * bool(disks)
     lines += [f"prices: {'; '.join(sources)}"] * bool(sources)
+    lines += more
     return "\n".join(lines)

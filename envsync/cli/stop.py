@@ -70,10 +70,21 @@ def command(
     done = {cluster: how for cluster, how in ends.items() if how}
     result(
         {"stopped": done},
-        lambda: "\n".join(f"{cluster}: {how}" for cluster, how in done.items()) or "nothing was stopped",
+        lambda: (
+            "\n".join(f"{cluster}: {how}" for cluster, how in done.items())
+            or "nothing was stopped" + ("" if failed or names else f": {_none_of(clusters, everyone)}")
+        ),
     )
     if failed:
         raise failed[0]
+
+
+def _none_of(clusters: Clusters, everyone: bool) -> str:
+    """Say why there is nothing to stop: what a user takes for theirs may be another's by its record."""
+    from envsync.runner.records import owner
+
+    where = ", ".join(place.shown for place in clusters.places)
+    return f"there is no cluster{'' if everyone else f' of {owner()}'} in {where}"
 
 
 def _chosen(
