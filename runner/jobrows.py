@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["JobTable", "Row", "duration"]
+__all__ = ["JobTable", "MachineTable", "Row", "duration"]
 
 _SHOWN = 20  # rows; of more than these only how many there are of a kind
 _KINDS = 15  # rows of kinds; what they leave out is counted
 _NODES = 3  # that are named of those of a kind
 _PIPED = (110, 24)
-_NONE = "no jobs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +61,10 @@ class JobTable(tuple[Row, ...]):
     """Jobs, the oldest first: a tuple of `Row` that prints as a table, shortened where there are many."""
 
     __slots__ = ()
+    noun = "job"
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return plain JSON types, one dictionary for each job, as ``pandas.DataFrame`` takes them."""
+        """Return plain JSON types, one dictionary for each row, as ``pandas.DataFrame`` takes them."""
         return [row.to_dict() for row in self]
 
     @property
@@ -80,7 +80,7 @@ class JobTable(tuple[Row, ...]):
                 else ""
             )
             parts.append(f"{states[state]} {state}{why}")
-        return ", ".join(parts) or _NONE
+        return ", ".join(parts) or f"no {self.noun}s"
 
     def __str__(self) -> str:
         return self.text()
@@ -96,7 +96,7 @@ class JobTable(tuple[Row, ...]):
             Of the terminal, if not the one that there is.
         """
         if not self:
-            return _NONE
+            return f"no {self.noun}s"
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -122,7 +122,7 @@ class JobTable(tuple[Row, ...]):
 
     def _repr_html_(self) -> str:
         if not self:
-            return f"<p>{_NONE}</p>"
+            return f"<p>no {self.noun}s</p>"
         heads, rows = self._cells()
         head = "".join(f"<th style='text-align: left'>{html.escape(one)}</th>" for one in heads)
         body = "".join(
@@ -137,8 +137,9 @@ class JobTable(tuple[Row, ...]):
         grouped = any(row.group for row in self)
         again = any(row.restarts for row in self)
         if len(self) > _SHOWN:
-            return _kinds(self, grouped)
-        heads = ["job", "id", "state", "reason", "node", "left", "workers", *(["restarts"] if again else [])]
+            return _kinds(self, grouped, f"{self.noun}s")
+        heads = [self.noun, "id", "state", "reason", "node", "left", "workers"]
+        heads += ["restarts"] if again else []
         cells = [
             [
                 *(row.name, row.id, row.state, row.reason, row.node, duration(row.left), str(row.workers)),
@@ -149,11 +150,18 @@ class JobTable(tuple[Row, ...]):
         return heads, cells
 
 
-_NUMBERS = ("left", "workers", "restarts", "jobs")
+class MachineTable(JobTable):
+    """Rented machines, which are no jobs of anybody's."""
+
+    __slots__ = ()
+    noun = "machine"
+
+
+_NUMBERS = ("left", "workers", "restarts", "jobs", "machines")
 _STATES = ("running", "pending")
 
 
-def _kinds(rows: Sequence[Row], grouped: bool) -> tuple[list[str], list[list[str]]]:
+def _kinds(rows: Sequence[Row], grouped: bool, what: str) -> tuple[list[str], list[list[str]]]:
     """Put those together that are of one group and state, and wait or ended for the same reason."""
     kinds: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
@@ -178,15 +186,14 @@ def _kinds(rows: Sequence[Row], grouped: bool) -> tuple[list[str], list[list[str
         workers = str(sum(row.workers for kind in left_out for row in kinds[kind]))
         words = f"{len(left_out)} other reasons"
         cells.append([*([""] if grouped else []), *("", str(number), words, "", "", workers)])
-    heads = [*(["group"] if grouped else []), "state", "jobs", "reason", "nodes", "left", "workers"]
+    heads = [*(["group"] if grouped else []), "state", what, "reason", "nodes", "left", "workers"]
     return heads, cells
 
 
 def _count(table: JobTable) -> str:
     workers = sum(row.workers for row in table)
-    return (
-        f"{len(table)} job{'s' * (len(table) != 1)}: {table.summary}; {workers} worker{'s' * (workers != 1)}"
-    )
+    number = f"{len(table)} {table.noun}{'s' * (len(table) != 1)}"
+    return f"{number}: {table.summary}; {workers} worker{'s' * (workers != 1)}"
 
 
 def _order(state: str) -> tuple[int, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import AgentError, CloudError
 from envsync.runner.cloud.costs import duration
 from envsync.runner.fleet import Fleet
-from envsync.runner.jobrows import JobTable, Row
+from envsync.runner.jobrows import MachineTable, Row
 from envsync.runner.losses import Losses
 from envsync.runner.machineprocess import MachineProcess
 from envsync.runner.passing import Passing
@@ -237,9 +237,9 @@ class Machines:
                 hint="Close the cluster, and start another one.",
             )
 
-    def rows(self) -> JobTable:
+    def rows(self) -> MachineTable:
         """Return every machine as people want to see it."""
-        return JobTable(
+        return MachineTable(
             Row(
                 name=one.name,
                 id=one.machine.id if one.machine else "",

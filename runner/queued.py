@@ -106,7 +106,7 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
 
     @property
     def jobs(self) -> JobTable:
-        """The jobs of a batch system, as it says they stand; none on other backends.
+        """The jobs of a batch system, as it says they stand, or the rented machines; none on other backends.
 
         A tuple of `Row` that prints as a table; ``to_dicts()`` is for pandas. Some of those that have ended
         are in it still.
@@ -124,8 +124,11 @@ class QueuedCluster(SpecCluster):  # type: ignore[misc]
         """Return a row of a table that says how the jobs stand; nothing where there are none."""
         if self.queue is None:
             return ""
-        text = html.escape(self.jobs.summary)
-        return f"<tr><td colspan={colspan} style='text-align: left;'><strong>Jobs:</strong> {text}</td></tr>"
+        jobs = self.jobs
+        text, head = html.escape(jobs.summary), f"{jobs.noun.capitalize()}s"
+        return (
+            f"<tr><td colspan={colspan} style='text-align: left;'><strong>{head}:</strong> {text}</td></tr>"
+        )
 
     def scale(
         self,

@@ -107,7 +107,7 @@ class Recording:
                 who = await asyncio.to_thread(self._wished_by)
                 if who and not asked:
                     asked = True
-                    self._hooks.warning(self.record.cluster, f"{who} wants it to end: it ends")
+                    self._hooks.warning(self.record.cluster, f"{who} has it ended")
                     self._end(who)
                     await self._keep(replace(self.record, how=f"{who} stops it"))  # whoever asked reads that
             if self._changed.is_set() or time.monotonic() - written >= self._write:
@@ -134,7 +134,7 @@ class Recording:
                 late = "the store does not answer" if isinstance(error, asyncio.TimeoutError) else repr(error)
                 why = error.message if isinstance(error, EnvsyncError) else late
                 tell = self._hooks.warning if self._rented else self._hooks.note
-                tell(self.record.cluster, f"its record cannot be written: {why}. {_UNKNOWN}")
+                tell(self.record.cluster, f"its record: {why}. {_UNKNOWN}")
         else:
             self._missed = False
 

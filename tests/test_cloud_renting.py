@@ -141,7 +141,7 @@ async def test_no_room_anywhere_is_an_error_that_leaves_nothing() -> None:
     room: Any = {(f"{region}-{zone}", "on-demand"): 0 for region in ("north", "south") for zone in "ab"}
     room["south-b", "on-demand"] = 1
     provider = Booting(room=room)
-    with pytest.raises(CapacityError, match=r"2 x small .* could not be had anywhere: no small there"):
+    with pytest.raises(CapacityError, match=r"2 x small could not be had anywhere: no small there"):
         await Rented(provider, plan()).start()
     assert (alive(provider), provider.shared) == ([], {})
     with pytest.raises(CapacityError, match="has no giant"):

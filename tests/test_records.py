@@ -342,7 +342,7 @@ async def test_a_record_is_there_before_anything_else_and_moves_on(tmp_path: Pat
     (closed,) = place.ended()
     assert (closed.how, closed.workers) == ("stopped by bob@desk", 3)
     assert place.wished_by("ada-1") == ""  # it is fulfilled
-    assert hooks.warnings == [f"{wanted[0]} wants it to end: it ends"]
+    assert hooks.warnings == [f"{wanted[0]} has it ended"]
     await one.close("again")
     assert [one.how for one in place.ended()] == ["stopped by bob@desk"]
 

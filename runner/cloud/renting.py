@@ -413,7 +413,8 @@ class Rented:
             # those that we know of, too: what was made a moment ago may not be listed yet
             anew = [one for one in {*there, *self._made.get(region, ())} if one not in asked]
             if anew:
-                self.hooks.step(self._where, f"ending {len(anew)} machines in {region}")
+                number = len({*there, *anew})
+                self.hooks.step(self._where, f"ending {number} machine{'s' * (number != 1)} in {region}")
                 await self._asking.call(self.provider.terminate, region, anew)
                 self._books.dismiss(anew)
                 asked.update(anew)
@@ -435,8 +436,9 @@ class Rented:
 
 def _nowhere(lacking: Sequence[CapacityError], plan: Plan, where: str) -> CapacityError:
     said = "; ".join(dict.fromkeys(error.message for error in lacking))
+    machines = f"{plan.count} x {plan.type}{' (spot)' * (plan.spot == 'only')}"
     return CapacityError(
-        f"{plan.count} x {plan.type} ({plan.spot} spot) could not be had anywhere: {said}",
+        f"{machines} could not be had anywhere: {said}",
         where=where,
         hint=lacking[-1].hint,
         scope="region",
