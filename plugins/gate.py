@@ -26,11 +26,9 @@ import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
 from distributed.protocol.pickle import loads
 
-from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
 from .scan import imported_distributions, scan
 from .sources import code_here
-from .whole import altered_here
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
@@ -77,7 +75,7 @@ def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, An
     report["who"] = who
     report["host"] = socket.gethostname()
     report["imported"] = imported_distributions(report)
-    report["altered"] = altered_here(active_folders())
+    report["altered"] = _altered()
     wanted = wanted or {}
     if wanted.get("code"):
         report["trees"] = code_here(wanted["code"])
@@ -87,6 +85,12 @@ def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, An
             name: one for name, one in wanted["trees"].items() if any(one in path for path in folders)
         }
     return report
+
+
+def _altered() -> dict[str, str]:
+    """Return what is the matter with what is laid over this process, by whoever was left here to say it."""
+    laid = sys.__dict__.get("_envsync_overlay", {}).get("active") or {}
+    return cast(Dict[str, str], laid["altered"](laid["folders"])) if laid.get("altered") else {}
 
 
 def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> list[dict[str, Any]]:
