@@ -86,7 +86,7 @@ def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[s
         "root": built["root"],
         "python_path": python_path,
         "folders": folders,
-        "altered": altered_here,  # for `gate`, which is in processes over which nothing is ever laid, too
+        "altered": altered_here,  # for `look`, which is in processes over which nothing is ever laid, too
         "added": added,
         "environ": environ,
         "lingering": lingering(roots, folders),

@@ -23,7 +23,8 @@ from .calls import Calls
 from .compare import SCHEDULER, WARNING, Difference
 from .drain import Restarts
 from .fit import disturbed_here, fetch_and_build, look_again, put_in, take_out
-from .gate import Gate, refuses
+from .gate import Gate
+from .look import refuses
 from .mend import NAME, PATIENCE, Orders, exchange, is_disturbed, leave
 
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ from distributed.comm import CommClosedError
 
 from envsync.errors import ClusterError, MismatchError
 from envsync.plugins.blobs import blobs_of
+from envsync.plugins.carried import by_value, other_python
 from envsync.plugins.compare import ERROR, FATAL, WARNING, Difference
-from envsync.plugins.gate import TOPIC, by_value, other_python
+from envsync.plugins.gate import TOPIC
 from envsync.plugins.hub import Hub
 from envsync.plugins.mend import Orders
 from envsync.plugins.survey import survey

@@ -21,6 +21,7 @@ from envsync.agent.archive import build
 FOLDERS = [Path(next(iter(module.__path__))) for module in (envsync.agent, envsync.plugins)]
 NEED_DISTRIBUTED = {
     "calls.py",
+    "carried.py",
     "disk.py",
     "drain.py",
     "gate.py",

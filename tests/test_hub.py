@@ -369,8 +369,10 @@ async def test_blobs_that_were_not_sent_are_asked_for(
 async def test_a_cluster_of_envsync_keeps_its_own_gate(others: Path) -> None:
     from distributed import Scheduler
 
-    from envsync.plugins.gate import Gate, by_value, look
+    from envsync.plugins.carried import by_value
+    from envsync.plugins.gate import Gate
     from envsync.plugins.hub import Hub
+    from envsync.plugins.look import look
 
     async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
         Gate(look()).install(scheduler)
