@@ -12,11 +12,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from envsync.errors import CommandError, HostError, UnfitHostError
 from envsync.runner.hosts import Host, Local, SSHOptions, parse_host
 from tests.carriers import called_back
 from tests.lab.machines import Lab, Machine
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STRANGE = "a b/ü'\"$HOME `x`\\n!*?\n#;-/-r"
 
@@ -64,19 +67,46 @@ def there(request: pytest.FixtureRequest, tmp_path: Path) -> There:
     return There(folder, machine.root, machine)
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def carried(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Host]:
+    async with called_back(tmp_path_factory.mktemp("carried")) as called:
+        yield called.host
+
+
 @pytest.fixture
-async def host(there: There, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
-    machine = there._machine
+def shared(there: There, request: pytest.FixtureRequest) -> Host | None:
+    """The host of a job: one for all tests that do not close it, as it is for all that a job does."""
+    if request.node.callspec.params["there"] != "carried":
+        return None
+    found: Host = request.getfixturevalue("carried")
+    return found
+
+
+def opened(machine: Machine | None) -> Host:
+    if machine is not None:
+        return parse_host(machine.name, SSHOptions(config=(machine.lab.config,)))
+    made = parse_host("local")
+    assert isinstance(made, Local)
+    return made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def host(there: There, shared: Host | None) -> AsyncIterator[Host]:
+    if shared is not None:
+        yield shared
+        return
+    async with opened(there._machine) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fresh(there: There, request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Host]:
+    """A host that the test may close."""
     if request.node.callspec.params["there"] == "carried":
         async with called_back(tmp_path) as called:
             yield called.host
         return
-    if machine is None:
-        made: Host = parse_host("local")
-        assert isinstance(made, Local)
-    else:
-        made = parse_host(machine.name, SSHOptions(config=(machine.lab.config,)))
-    async with made:
+    async with opened(there._machine) as made:
         yield made
 
 
@@ -442,16 +472,16 @@ async def _greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
 # -- close
 
 
-async def test_nothing_goes_on_after_close(host: Host, there: There) -> None:
+async def test_nothing_goes_on_after_close(fresh: Host, there: There) -> None:
     mark = unique()
     for _ in range(3):
-        await host.start(f"trap '' HUP; sleep {mark}")
+        await fresh.start(f"trap '' HUP; sleep {mark}")
     assert await until(lambda: len(there.running(mark)) >= 3)
-    await host.close()
+    await fresh.close()
     assert await until(lambda: not there.running(mark))
-    await host.close()
+    await fresh.close()
 
 
-async def test_closing_a_host_that_was_never_used_is_silent(host: Host) -> None:
-    await host.close()
-    await host.close()
+async def test_closing_a_host_that_was_never_used_is_silent(fresh: Host) -> None:
+    await fresh.close()
+    await fresh.close()
