@@ -13,6 +13,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
+from tests.command import forked, forking
 from tests.lab.fixtures import (
     authority,
     ceph,
@@ -42,6 +43,8 @@ __all__ = [
     "docker_engine",
     "docker_registry",
     "elsewhere",
+    "forked",
+    "forking",
     "keywords",
     "lab",
     "lab_bases",
@@ -73,12 +76,16 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Look for no garbage while tests are collected, nor ever in what that has made: it stays to the end."""
+    """Look for no garbage while tests are collected, nor ever in what that has made: it stays to the end.
+
+    Then as seldom as the command does: what clouds' SDKs are made of was gone through for six seconds.
+    """
     gc.disable()
     try:
         return (yield)
     finally:
         gc.freeze()
+        gc.set_threshold(50_000)
         gc.enable()
 
 

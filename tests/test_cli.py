@@ -13,13 +13,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.command import Run
+
 BIN = Path(sys.executable).parent
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def make_wheel(folder: Path, name: str, version: str) -> Path:
@@ -114,10 +114,10 @@ def test_looking_writes_nothing(envsync: Run, prefixes: dict[str, Path], tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
-def test_looking_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
+def test_looking_as_json(forked: Run, prefixes: dict[str, Path]) -> None:
     from envsync.snapshot import Snapshot
 
-    done = envsync("--json", "snapshot", "--no-lock", "--python", prefixes["old"])
+    done = forked("--json", "snapshot", "--no-lock", "--python", prefixes["old"])
     snapshot = Snapshot.from_dict(json.loads(done.stdout))
     assert [(one.name, one.version) for one in snapshot.distributions] == [("alpha", "1.0"), ("beta", "1.0")]
 
@@ -240,9 +240,9 @@ def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said(
-    envsync: Run, tmp_path: Path, arguments: list[str], code: int, words: str
+    forked: Run, tmp_path: Path, arguments: list[str], code: int, words: str
 ) -> None:
-    done = envsync(*arguments)
+    done = forked(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -281,10 +281,10 @@ def test_diff_of_an_environment_and_its_lock(envsync: Run, prefixes: dict[str, P
     assert ["error", "beta", "1.0", "2.0"] in [line.split() for line in other.stdout.splitlines()]
 
 
-def test_diff_counts_what_only_one_side_has(envsync: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
+def test_diff_counts_what_only_one_side_has(forked: Run, prefixes: dict[str, Path], tmp_path: Path) -> None:
     gamma = make_wheel(tmp_path, "gamma", "1.0")
     other = make_environment(tmp_path / "other", make_wheel(tmp_path, "beta", "2.0"), gamma)
-    done = envsync("diff", prefixes["old"], other)
+    done = forked("diff", prefixes["old"], other)
     rows = [line.split() for line in done.stdout.splitlines()]
     for row in (
         ["error", "alpha", "1.0", "-"],
@@ -295,8 +295,8 @@ def test_diff_counts_what_only_one_side_has(envsync: Run, prefixes: dict[str, Pa
     assert done.stdout.endswith("\nonly in what is wanted: 1, only in what is there: 1, in both: 1\n")
 
 
-def test_diff_of_two_environments_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
-    done = envsync("diff", "--json", prefixes["new"], prefixes["old"] / "bin" / "python")
+def test_diff_of_two_environments_as_json(forked: Run, prefixes: dict[str, Path]) -> None:
+    done = forked("diff", "--json", prefixes["new"], prefixes["old"] / "bin" / "python")
     assert done.returncode == 1
     (found,) = json.loads(done.stdout)["differences"]
     assert (found["severity"], found["subject"]) == ("error", "beta")

@@ -17,12 +17,12 @@ from envsync.lock import Lock
 from envsync.stores import open_store
 from envsync.stores.keeping import pushes
 from envsync.target import Target
+from tests.command import Run
 from tests.lab.machines import Lab, Machine
 from tests.pushed import Made
 from tests.s3 import S3, SECRET
 
 BIN = Path(sys.executable).parent
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_no_secret_is_said_or_kept(envsync: Run, lock: Path, s3: S3, tmp_path: P
     assert not [name for name in names if SECRET.encode() in store.read(name)]
 
 
-def test_a_password_in_a_url_is_not_said(envsync: Run, lock: Path) -> None:
-    done = envsync("-v", "push", "--lock", lock, "ftp://me:w0rdcanary@127.0.0.1:9/a")
+def test_a_password_in_a_url_is_not_said(forked: Run, lock: Path) -> None:
+    done = forked("-v", "push", "--lock", lock, "ftp://me:w0rdcanary@127.0.0.1:9/a")
     assert done.returncode == 3
     assert "error: ftp://127.0.0.1:9/a: " in done.stderr or "ftp://127.0.0.1:9/a" in done.stderr
     assert "w0rdcanary" not in done.stdout + done.stderr
@@ -144,21 +144,21 @@ def test_a_password_in_a_url_is_not_said(envsync: Run, lock: Path) -> None:
         (["store", "gc", "file:///nowhere/a"], 3, "nothing is removed"),
     ],
 )
-def test_what_cannot_be_done_is_said(envsync: Run, arguments: list[str], code: int, words: str) -> None:
-    done = envsync(*arguments)
+def test_what_cannot_be_done_is_said(forked: Run, arguments: list[str], code: int, words: str) -> None:
+    done = forked(*arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert words in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_empty_store_is_listed_as_such(envsync: Run, url: str) -> None:
-    done = envsync("store", "ls", url)
+def test_an_empty_store_is_listed_as_such(forked: Run, url: str) -> None:
+    done = forked("store", "ls", url)
     assert (done.returncode, done.stdout) == (0, f"{url}: nothing was pushed there\n")
 
 
-def test_what_others_wrote_does_not_reach_the_terminal_raw(envsync: Run, lock: Path, url: str) -> None:
-    assert envsync("push", "-q", "--lock", lock, url + "#%1B%5D0;evil%07%0D").returncode == 0
-    done = envsync("store", "ls", url)
+def test_what_others_wrote_does_not_reach_the_terminal_raw(forked: Run, lock: Path, url: str) -> None:
+    assert forked("push", "-q", "--lock", lock, url + "#%1B%5D0;evil%07%0D").returncode == 0
+    done = forked("store", "ls", url)
     assert done.stdout.startswith("\\x1b]0;evil\\x07\\r  ")
     assert not {"\x1b", "\x07", "\r"} & set(done.stdout)
 
