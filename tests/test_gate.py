@@ -18,7 +18,7 @@ import pytest
 from distributed import Client
 from distributed.comm import connect
 
-from envsync.plugins.look import look
+from envsync.plugins.gate import look
 
 pytestmark = pytest.mark.slow
 
