@@ -15,14 +15,13 @@ local builds), is made into a wheel again from its installed files, if those can
 
 from __future__ import annotations
 
-import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from envsync import cuda, wheels
@@ -31,15 +30,14 @@ from envsync.cuda_builds import Builds, choose_builds
 from envsync.errors import NoWheelError, ResolveError, ToolError
 from envsync.hooks import Hooks
 from envsync.lock import WHEELS_FOLDER, Artifact, Excluded, Lock, Substitution
-from envsync.plan import Plan, make_plan, project_folder
-from envsync.roots import active_requirements, only_for, parse_requirements, roots
+from envsync.plan import make_plan
+from envsync.resolution import Job
+from envsync.roots import active_requirements, roots
 from envsync.scratch import scratch
-from envsync.uv_compile import Found, Question, culprits, refused, scope_of, uv_platform
+from envsync.uv_compile import Found, Question, culprits, refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-    from packaging.requirements import Requirement
 
     from envsync.indexes import IndexSettings
     from envsync.snapshot import Distribution, Snapshot
@@ -106,7 +104,7 @@ def resolve(
         hooks.note("here", note)
     for excluded in plan.excluded:
         hooks.warning("here", f"{excluded.name} {excluded.version} is left out: {excluded.reason}")
-    job = _Job(snapshot, target, store, settings, plan, hooks, allow_substitutes)
+    job = Job(snapshot, target, store, settings, plan, hooks, allow_substitutes)
     job = replace(job, builds=_builds(job))
     artifacts = _own_kind(job) if _same_kind(snapshot.target, target) else None
     if artifacts is None:
@@ -131,116 +129,7 @@ def resolve(
     return lock
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One resolution, and what it finds along the way."""
-
-    snapshot: Snapshot
-    target: Target
-    store: Store
-    settings: IndexSettings
-    plan: Plan
-    hooks: Hooks
-    allow_substitutes: bool
-    builds: Builds | None = None
-    excluded: list[Excluded] = field(default_factory=list)
-    substitutions: list[Substitution] = field(default_factory=list)
-
-    def question(self) -> Question:
-        """What uv is asked about this target."""
-        here, there = self.snapshot.target, self.target
-        executable = self.snapshot.interpreter.executable
-        found = Path(executable).exists()
-        # What runs on the older of both C libraries runs on both, and is what is installed here.
-        platform = here if there.covers(here) else there
-        return Question(
-            settings=self.settings,
-            python=executable if found else sys.executable,
-            version=there.python,
-            platform="" if found and platform is here else uv_platform(platform),
-            target=platform,
-            installed={name: one.tags for name, one in self.plan.pins.items()},
-        )
-
-    @property
-    def driver(self) -> str:
-        """The target's driver; "" if it is this machine's, where what is installed is what is meant."""
-        driver = cuda.driver_of(self.target)
-        return "" if driver == cuda.driver_of(self.snapshot.target) else driver
-
-    def requires(self) -> dict[str, tuple[Requirement, ...]]:
-        """What each installed distribution requires."""
-        installed = {**self.plan.pins, **self.plan.local, **self.plan.trees}
-        return {name: parse_requirements(one.requires) for name, one in installed.items()}
-
-    def replaced(self) -> dict[str, str]:
-        """The packages of which another build is locked, and its version."""
-        return {} if self.builds is None else dict(self.builds.pins)
-
-    def loose(self) -> set[str]:
-        """What only such packages require of CUDA: it is not pinned, and goes or comes as they want it."""
-        replaced = self.replaced()
-        if not replaced:
-            return set()
-        environment = self.snapshot.target.marker_environment()
-        found = only_for(replaced, self.requires(), environment)
-        return {name for name in found - replaced.keys() if cuda.is_library(name)}
-
-    def local_wheel(self, distribution: Distribution) -> Artifact:
-        """Make a wheel of what is installed (or, for an editable, of its project).
-
-        Raises
-        ------
-        NoWheelError
-            It would not run on the target.
-        """
-        if distribution.editable:
-            artifact = wheels.build(
-                project_folder(distribution),
-                self.store,
-                python=self.snapshot.interpreter.executable,
-                installed=distribution,
-                env=self.settings.uv_environment(),
-                hooks=self.hooks,
-            )
-        else:
-            artifact = wheels.repack(distribution, self.snapshot, self.store, hooks=self.hooks)
-        if not self.runs(artifact):
-            raise NoWheelError(
-                f"{distribution.name} {distribution.version} was built here and holds compiled code for"
-                f" {self.snapshot.target.describe()}, which does not run on {self.target.describe()}",
-                hint="Publish a wheel for the target to an index that your settings name, or lock for a"
-                " machine of this kind.",
-            )
-        return artifact
-
-    def runs(self, artifact: Artifact) -> bool:
-        """Whether a wheel that was made here runs on the target."""
-        tags = parse_wheel_filename(artifact.filename)[3]
-        if not tags & frozenset(self.target.tags()):
-            return False
-        built_here = all(tag.platform.startswith("linux_") for tag in tags)
-        return not built_here or self.target.covers(self.snapshot.target)
-
-    def no_wheel(self, distribution: Distribution) -> NoWheelError:
-        """Describe a pin without a wheel for the target, and what there is instead."""
-        name, version = distribution.name, distribution.version
-        question = self.question()
-        files = question.wheels(name, version)
-        newest = question.newest(name)
-        known = f"Its wheels are {scope_of(files)}." if files else "The index has no wheel of it at all."
-        other = (
-            f" {newest} has one; allow substitutes to lock that instead (--allow-substitutes)."
-            if newest and newest != version
-            else " Install a version that has one, publish one to your own index, or lock for such a machine."
-        )
-        return NoWheelError(
-            f"{name} {version} has no wheel for {self.target.describe()}",
-            hint=f"{known}{other}",
-        )
-
-
-def _builds(job: _Job) -> Builds | None:
+def _builds(job: Job) -> Builds | None:
     """Return the builds that the target's driver wants in place of those that are installed."""
     driver = job.driver
     installed = {name: one.version for name, one in {**job.plan.pins, **job.plan.local}.items()}
@@ -255,7 +144,7 @@ def _builds(job: _Job) -> Builds | None:
     )
 
 
-def _demand_driver(job: _Job, artifacts: Sequence[Artifact]) -> None:
+def _demand_driver(job: Job, artifacts: Sequence[Artifact]) -> None:
     """Raise if the target's driver is too old for what is locked.
 
     Raises
@@ -272,7 +161,7 @@ def _demand_driver(job: _Job, artifacts: Sequence[Artifact]) -> None:
         )
 
 
-def _own_kind(job: _Job) -> list[Artifact] | None:
+def _own_kind(job: Job) -> list[Artifact] | None:
     """Look every installed version up as it is; None if some have to be substituted."""
     plan, question = job.plan, job.question()
     others = job.replaced().keys() | job.loose()
@@ -306,7 +195,7 @@ def _own_kind(job: _Job) -> list[Artifact] | None:
     return artifacts + _other_builds(job) if job.builds is not None else artifacts
 
 
-def _other_builds(job: _Job) -> list[Artifact]:
+def _other_builds(job: Job) -> list[Artifact]:
     """Look up other builds than are installed, and what they require besides all that is installed anyhow."""
     assert job.builds is not None
     others = job.replaced().keys() | job.loose()
@@ -322,7 +211,7 @@ def _other_builds(job: _Job) -> list[Artifact]:
     return artifacts
 
 
-def _tell_builds(job: _Job, artifacts: Sequence[Artifact]) -> None:
+def _tell_builds(job: Job, artifacts: Sequence[Artifact]) -> None:
     """Write down what stands in for what, and what comes and goes with it."""
     assert job.builds is not None
     installed = {**job.plan.pins, **job.plan.local}
@@ -348,7 +237,7 @@ def _tell_builds(job: _Job, artifacts: Sequence[Artifact]) -> None:
         job.hooks.note("here", f"{', '.join(come[:3])}{more} come with the CUDA builds")
 
 
-def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact], why: str) -> bool:
+def _own_files(job: Job, distribution: Distribution, artifacts: list[Artifact], why: str) -> bool:
     """Use the installed files of a pin that has no wheel, if they run on the target."""
     try:
         artifacts.append(job.local_wheel(distribution))
@@ -360,7 +249,7 @@ def _own_files(job: _Job, distribution: Distribution, artifacts: list[Artifact],
     return True
 
 
-def _other_kind(job: _Job) -> list[Artifact]:
+def _other_kind(job: Job) -> list[Artifact]:
     """Resolve the roots under the installed versions as constraints."""
     plan = job.plan
     question = job.question() if job.builds is None else job.builds.question
@@ -440,7 +329,7 @@ def _other_kind(job: _Job) -> list[Artifact]:
     return artifacts
 
 
-def _relax(job: _Job, error: ToolError, pins: dict[str, str], made: dict[str, Artifact]) -> None:
+def _relax(job: Job, error: ToolError, pins: dict[str, str], made: dict[str, Artifact]) -> None:
     """Find a way around pins that have no wheel: their installed files, or, if allowed, other versions."""
     for name in _culprits(job, error, (job.plan.pins.keys() | job.plan.local.keys()) - made.keys()):
         distribution = job.plan.pins.get(name) or job.plan.local[name]
@@ -463,7 +352,7 @@ def _relax(job: _Job, error: ToolError, pins: dict[str, str], made: dict[str, Ar
                 del pins[name]
 
 
-def _culprits(job: _Job, error: ToolError, names: Iterable[str]) -> list[str]:
+def _culprits(job: Job, error: ToolError, names: Iterable[str]) -> list[str]:
     """Return the packages that cannot be had; any other failure is raised."""
     if error.returncode != 1:
         raise error
@@ -483,7 +372,7 @@ def _culprits(job: _Job, error: ToolError, names: Iterable[str]) -> list[str]:
     return found
 
 
-def _artifacts(job: _Job, found: Sequence[Found], question: Question) -> list[Artifact]:
+def _artifacts(job: Job, found: Sequence[Found], question: Question) -> list[Artifact]:
     indexes = question.indexes(found)
     artifacts = []
     for one in found:
@@ -506,7 +395,7 @@ def _artifacts(job: _Job, found: Sequence[Found], question: Question) -> list[Ar
     return artifacts
 
 
-def _records(job: _Job, artifacts: Sequence[Artifact]) -> dict[str, str]:
+def _records(job: Job, artifacts: Sequence[Artifact]) -> dict[str, str]:
     """Return the record digests that an environment made of these will have, where they are known by now."""
     installed = {**job.plan.pins, **job.plan.local}
     records = {}
@@ -537,7 +426,7 @@ def _pin(distribution: Distribution) -> str:
     return f"{distribution.name}=={distribution.version}"
 
 
-def _another_build(job: _Job, distribution: Distribution, found: Found) -> bool:
+def _another_build(job: Job, distribution: Distribution, found: Found) -> bool:
     """Whether uv chose another file than was installed, although that one runs on the target too.
 
     So it is where another index comes first, or where a better match was uploaded since.

@@ -12,6 +12,7 @@ from site import addpackage
 from typing import Any, Iterable, List, Mapping, Sequence, cast
 
 from .forget import Plan, below, forget, imported, lingering, move, plan_for
+from .whole import altered_here
 
 __all__ = ["activate", "active", "active_folders", "deactivate", "elsewhere", "swap"]
 
@@ -85,6 +86,7 @@ def activate(built: Mapping[str, Any], *, python_path: bool) -> dict[str, list[s
         "root": built["root"],
         "python_path": python_path,
         "folders": folders,
+        "altered": altered_here,  # for `look`, which is in processes over which nothing is ever laid, too
         "added": added,
         "environ": environ,
         "lingering": lingering(roots, folders),

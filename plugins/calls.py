@@ -10,7 +10,7 @@ from distributed.core import rpc
 from distributed.metrics import time
 from distributed.protocol.pickle import dumps
 
-from .gate import by_value, other_python
+from .carried import by_value, other_python
 
 if TYPE_CHECKING:
     from distributed import Scheduler

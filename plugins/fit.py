@@ -16,7 +16,7 @@ from typing import Any, Callable, Mapping, Sequence, cast
 
 from .activate import activate, active_folders, deactivate, elsewhere
 from .compare import compare
-from .gate import check
+from .look import check
 from .overlay import Overlays, root
 from .scan import scan
 from .sources import code_here

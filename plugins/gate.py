@@ -14,38 +14,20 @@ somebody asks them to report. Taken away again, it leaves the scheduler as it wa
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import socket
-import sys
 import time
 from typing import TYPE_CHECKING, Any, Collection, Dict, Mapping, cast
 
-import cloudpickle
 from distributed.diagnostics.plugin import SchedulerPlugin, WorkerPlugin
-from distributed.protocol.pickle import loads
 
-from .activate import active_folders
-from .compare import CORE, ERROR, FATAL, compare
-from .scan import imported_distributions, scan
-from .sources import code_here
-from .whole import altered_here
+from .carried import by_value
+from .compare import CORE, ERROR, FATAL
+from .look import check_aside, refuses
 
 if TYPE_CHECKING:
     from distributed import Scheduler, Worker
 
-__all__ = [
-    "Carried",
-    "Gate",
-    "Verify",
-    "by_value",
-    "check",
-    "check_aside",
-    "look",
-    "other_python",
-    "refuses",
-]
+__all__ = ["Gate", "Verify"]
 
 logger = logging.getLogger("distributed.envsync")
 
@@ -60,110 +42,6 @@ _OURS = {
     "envsync_verdict": "verdict",
     "envsync_expect": "expect",
 }
-
-
-def look(who: str = "", wanted: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return the Report of the running process.
-
-    Parameters
-    ----------
-    who : str
-        What to call this process, such as ``"worker tcp://10.0.0.2:41000"``.
-    wanted : Report, optional
-        Its ``code`` says which files to look for. Without that its ``trees`` are here where the folder of
-        their digest is on the path.
-    """
-    report: dict[str, Any] = dict(scan())
-    report["who"] = who
-    report["host"] = socket.gethostname()
-    report["imported"] = imported_distributions(report)
-    report["altered"] = altered_here(active_folders())
-    wanted = wanted or {}
-    if wanted.get("code"):
-        report["trees"] = code_here(wanted["code"])
-    elif wanted.get("trees"):
-        folders = [*sys.path, *os.environ.get("ENVSYNC_TREES", "").split(os.pathsep)]
-        report["trees"] = {
-            name: one for name, one in wanted["trees"].items() if any(one in path for path in folders)
-        }
-    return report
-
-
-def check(wanted: Mapping[str, Any], *, where: str = "", process: str = "") -> list[dict[str, Any]]:
-    """Compare what is wanted with the running process; the differences as JSON types, worst first.
-
-    Parameters
-    ----------
-    wanted : Report
-        The left side of the comparison. Its ``variants``, if any, are for hosts that were locked for apart:
-        ``$ENVSYNC_VARIANT`` says which.
-    where : str
-        The host's name as the user knows it; this machine's own if empty.
-    process : str
-        What to call this process in the differences.
-    """
-    wanted = (wanted.get("variants") or {}).get(os.environ.get("ENVSYNC_VARIANT"), wanted)
-    report = look(process, wanted)
-    found = compare(cast(Any, wanted), cast(Any, report), where=where or report["host"], process=process)
-    return [difference.to_dict() for difference in found]
-
-
-async def check_aside(wanted: Mapping[str, Any], where: str = "", process: str = "") -> list[dict[str, Any]]:
-    """`check`, without stopping the event loop meanwhile."""
-    return await asyncio.get_running_loop().run_in_executor(
-        None, lambda: check(wanted, where=where or os.environ.get("ENVSYNC_HOST", ""), process=process)
-    )
-
-
-def refuses(differences: list[dict[str, Any]]) -> bool:
-    """Tell whether a process with these differences must not run tasks."""
-    return any(difference["severity"] in (FATAL, ERROR) for difference in differences)
-
-
-def other_python(versions: Mapping[str, Any]) -> bool:
-    """Tell from what a process registered with whether code that travels by value is of no use there.
-
-    Parameters
-    ----------
-    versions : mapping
-        What ``distributed.versions.get_versions`` says there; nothing is known if it is empty.
-    """
-    told = str(dict(versions.get("packages") or {}).get("python") or "")
-    return bool(told) and told.split(".")[:2] != [str(number) for number in sys.version_info[:2]]
-
-
-def by_value(thing: Any) -> bytes:
-    """Pickle something so that it loads where neither this module nor its neighbours can be imported.
-
-    What of our modules it refers to travels with it, whichever they are: where they were themselves carried
-    by value, cloudpickle does that unasked.
-    """
-    package = __name__.rpartition(".")[0] + "."
-    own = getattr(thing, "__module__", None)
-    known = cloudpickle.list_registry_pickle_by_value()
-    modules = [
-        module
-        for name, module in list(sys.modules.items())
-        if (name.startswith(package) or name == own) and name not in known
-    ]
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
-    try:
-        return cast(bytes, cloudpickle.dumps(thing, protocol=4))
-    finally:
-        for module in modules:
-            with contextlib.suppress(ValueError):  # somebody else was quicker
-                cloudpickle.unregister_pickle_by_value(module)
-
-
-class Carried:
-    """Pickles as the function it carries, which needs none of these modules where it is unpickled."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (loads, (by_value(self._function),))
 
 
 class Verify(WorkerPlugin):  # type: ignore[misc]

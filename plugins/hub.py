@@ -23,7 +23,8 @@ from .calls import Calls
 from .compare import SCHEDULER, WARNING, Difference
 from .drain import Restarts
 from .fit import disturbed_here, fetch_and_build, look_again, put_in, take_out
-from .gate import Gate, refuses
+from .gate import Gate
+from .look import refuses
 from .mend import NAME, PATIENCE, Orders, exchange, is_disturbed, leave
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         self._equipped: dict[str, str] = {}  # nannies, and the digest of the state that each was given
         self._coded: set[str] = set()  # processes that have our code
         self._restarted = 0  # workers, for the state that is being made true
+        self._leaving = False  # the cluster is being given back: what joins gets nothing any more
         self._orders: Any = None
         self._tasks: set[Any] = set()
         self.blobs = Blobs(os.path.join(scheduler.local_directory, "envsync-blobs"))
@@ -269,37 +271,44 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
         async with self._turn:
             if self.wanted and self.wanted["owner"]["id"] != owner:
                 return {"refused": {"owner": self.wanted["owner"]}}
-            began = time.monotonic()
-            await self._settled()
-            self.scheduler.worker_plugins.pop(NAME, None)
-            self.scheduler.nanny_plugins.pop(NAME, None)
-            self._drop_gate()
-            told, answers = await self._take_leave(None, patience)
-            again = [
-                address
-                for address, answer in answers.items()
-                if answer["restart"] and address in self.scheduler.workers and self._nanny(address)
-            ]
-            restarts = Restarts(self.scheduler, _NoGate(self.scheduler), patience=patience)
-            for address, (new, trouble) in (await restarts.restart(again)).items():
-                answers[new or address] = {**answers.pop(address), "trouble": trouble, "restart": []}
-            # what joined meanwhile may have been given the plugin still
-            more, _ = await self._take_leave(set(answers), patience)
-            told.update(more)
-            await self._aside(lambda: take_out(_whole(self.scheduler)))
-            workers = {
-                address: {"trouble": answer["trouble"], "restart": answer["restart"]}
-                for address, answer in answers.items()
-            }
-            troubles = [answer["trouble"] for answer in told.values() if answer["trouble"]]
-            self.wanted = {}
-            self.uninstall()
-            return {
-                "workers": workers,
-                "nannies": troubles,
-                "restarted": len(again),
-                "seconds": time.monotonic() - began,
-            }
+            self._leaving = True
+            try:
+                return await self._give_back(patience)
+            finally:
+                self._leaving = False
+
+    async def _give_back(self, patience: float) -> dict[str, Any]:
+        began = time.monotonic()
+        await self._settled()
+        self.scheduler.worker_plugins.pop(NAME, None)
+        self.scheduler.nanny_plugins.pop(NAME, None)
+        self._drop_gate()
+        told, answers = await self._take_leave(None, patience)
+        again = [
+            address
+            for address, answer in answers.items()
+            if answer["restart"] and address in self.scheduler.workers and self._nanny(address)
+        ]
+        restarts = Restarts(self.scheduler, _NoGate(self.scheduler), patience=patience)
+        for address, (new, trouble) in (await restarts.restart(again)).items():
+            answers[new or address] = {**answers.pop(address), "trouble": trouble, "restart": []}
+        # what joined meanwhile may have been given the plugin still
+        more, _ = await self._take_leave(set(answers), patience)
+        told.update(more)
+        await self._aside(lambda: take_out(_whole(self.scheduler)))
+        workers = {
+            address: {"trouble": answer["trouble"], "restart": answer["restart"]}
+            for address, answer in answers.items()
+        }
+        troubles = [answer["trouble"] for answer in told.values() if answer["trouble"]]
+        self.wanted = {}
+        self.uninstall()
+        return {
+            "workers": workers,
+            "nannies": troubles,
+            "restarted": len(again),
+            "seconds": time.monotonic() - began,
+        }
 
     async def _take_leave(
         self, done: set[str] | None, patience: float
@@ -342,7 +351,8 @@ class Hub(SchedulerPlugin):  # type: ignore[misc]
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         """See that the nanny of a late joiner has the state too: it may have come up before there was one."""
         nanny = scheduler.workers[worker].nanny
-        if self.wanted and nanny and self._equipped.get(nanny) != self.wanted["digest"]:
+        known = not self.wanted or self._leaving or self._equipped.get(nanny) == self.wanted["digest"]
+        if nanny and not known:
             self._later(self._mend_nannies([nanny]))
 
     # How it is made true

@@ -21,8 +21,9 @@ from distributed.protocol.pickle import loads
 from distributed.worker_state_machine import PauseEvent, UnpauseEvent
 
 from .activate import active
+from .carried import by_value
 from .fit import disturbed_here, fetch_and_build, laid_over, look_again, put_in, stale, take_out
-from .gate import by_value, check
+from .look import check
 from .survey import repairable
 
 if TYPE_CHECKING:

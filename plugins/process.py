@@ -157,7 +157,8 @@ async def _scheduler(config: Config, folder: str) -> Any:
     gate: Any = None
     own: list[dict[str, Any]] = []
     if wanted is not None and policy != "ignore":
-        from .gate import Gate, check, refuses
+        from .gate import Gate
+        from .look import check, refuses
 
         own = check(wanted, where=os.environ.get("ENVSYNC_HOST", ""), process="scheduler")
         if policy == "raise" and refuses(own):

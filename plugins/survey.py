@@ -12,7 +12,7 @@ from typing import Any, Iterable, Mapping, cast
 
 from .activate import active_folders
 from .compare import CORE, ERROR, FATAL, compare
-from .gate import look
+from .look import look
 from .scan import libc
 from .sources import covered_here
 

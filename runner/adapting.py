@@ -12,8 +12,8 @@ from distributed.deploy import Adaptive
 from distributed.protocol import pickle
 
 from envsync.errors import ClusterError
+from envsync.plugins.carried import Carried
 from envsync.plugins.demand import demand
-from envsync.plugins.gate import Carried
 
 if TYPE_CHECKING:
     from envsync.runner.cluster import SyncedCluster

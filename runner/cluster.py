@@ -475,10 +475,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.hooks.warning("cluster", warning)
         if end and not self.ending:
             self.ending = self._watch.ended = end
-            self.hooks.warning("cluster", f"it ends: {end}")
-            self._cluster_manager_logs.append((datetime.datetime.now(), f"it ends: {end}"))
             # its process ends in a moment, and the rest with it; not later than that if it hangs
             self.loop.call_later(_CLOSING, self._close_anyhow)
+            self._cluster_manager_logs.append((datetime.datetime.now(), f"it ends: {end}"))
+            self.hooks.warning("cluster", f"it ends: {end}")
 
     def _close_anyhow(self) -> None:
         if self.status not in (Status.closing, Status.closed, Status.failed):
@@ -491,15 +491,6 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         remote = process.remote
         assert remote is not None
         why = str(remote.lost) if remote.lost is not None else f"ended with exit status {remote.returncode}"
-        expected = remote.lost is None and remote.returncode == 0
-        if expected:
-            self.hooks.note(process.place.name, f"{process.label} closed")
-        elif (
-            self.queue is None or remote.lost is None or process is self.scheduler
-        ):  # else its job tells more
-            self.hooks.failed(process.place.name, f"{process.label} {why}")
-            lines = "".join(f"\n  | {line}" for line in remote.tail())
-            logger.warning("%s: %s%s", process.where, why, lines)
         self._cluster_manager_logs.append((datetime.datetime.now(), f"{process.where}: {why}"))
         if process is self.scheduler:
             self.ending = self.ending or f"its scheduler was lost: {why}"
@@ -509,6 +500,14 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         elif self.workers.get(process.name) is process:
             del self.workers[process.name]
             self.worker_spec.pop(process.name, None)
+        if remote.lost is None and remote.returncode == 0:
+            self.hooks.note(process.place.name, f"{process.label} closed")
+        elif (
+            self.queue is None or remote.lost is None or process is self.scheduler
+        ):  # else its job tells more
+            self.hooks.failed(process.place.name, f"{process.label} {why}")
+            lines = "".join(f"\n  | {line}" for line in remote.tail())
+            logger.warning("%s: %s%s", process.where, why, lines)
 
     async def addresses(self) -> dict[Any, str]:
         """Return where each worker listens now, by its name: one that its nanny restarts has another port."""

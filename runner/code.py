@@ -12,7 +12,7 @@ from distributed.protocol import pickle
 
 from envsync.errors import CaptureError, ClusterError
 from envsync.plugins.activate import swap
-from envsync.plugins.gate import Carried
+from envsync.plugins.carried import Carried
 from envsync.runner.places import wanted_of
 from envsync.runner.telling import tell_left_out
 from envsync.stores.pulling import Pulled

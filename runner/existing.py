@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import functools
 import logging
 import secrets
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dask import config
-from dask.utils import parse_timedelta
 from distributed.client import Client
-from distributed.comm import CommClosedError
 
 from envsync.errors import ClusterError, MismatchError
-from envsync.plugins.blobs import blobs_of
+from envsync.plugins.carried import other_python
 from envsync.plugins.compare import ERROR, FATAL, WARNING, Difference
-from envsync.plugins.gate import TOPIC, by_value, other_python
-from envsync.plugins.hub import Hub
-from envsync.plugins.mend import Orders
+from envsync.plugins.gate import TOPIC
 from envsync.plugins.survey import survey
 from envsync.runner.code import look_here, with_code
+from envsync.runner.hubcalls import NAME, apply, has_hub, install_hub, not_lost, owned, scheduler_of
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.shipment import (
     hidden_trees,
@@ -31,7 +25,6 @@ from envsync.runner.shipment import (
     make_state,
     owner,
     packages_for,
-    upload,
 )
 from envsync.runner.telling import tell_edited, tell_left_out
 from envsync.runner.verification import Checked, Verification, in_words, warn
@@ -39,24 +32,19 @@ from envsync.runner.verifying import ask_all, verify
 from envsync.shadowing import refuse_shadowing, shadowing, with_trees
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 
     from envsync.hooks import Hooks
     from envsync.runner.verifying import Asked
-    from envsync.store import Store
     from envsync.trees import Manifest
 
 __all__ = ["SyncEnvironment", "release"]
 
 logger = logging.getLogger("envsync")
 
-_NAME = "envsync"  # of the plugin, in whatever cluster
-_ROUNDS = 3
 _UNCHANGED = ", and nothing was changed"
 _GIVEN_BACK = ", and the cluster has its own environment again, not the one that was laid over it before"
 _RESTARTED = ", and the cluster has its own environment again; workers were restarted on the way"
-_LOST = "distributed.deploy.lost-worker-timeout"
-_AWAY = 600.0  # seconds, that a worker may be away because of us
 
 
 class SyncEnvironment:
@@ -86,7 +74,7 @@ class SyncEnvironment:
     >>> client.sync_environment()      # after an edit      # doctest: +SKIP
     """
 
-    name = _NAME
+    name = NAME
 
     def __init__(
         self,
@@ -153,7 +141,7 @@ class SyncEnvironment:
 
     def is_elsewhere(self) -> bool:
         """Tell whether the scheduler is another one than at the last sync, at the same address."""
-        there = _scheduler_of(self._registered())
+        there = scheduler_of(self._registered())
         return bool(there and self._scheduler) and there != self._scheduler
 
     def _run(self, action: Callable[[Client], Coroutine[Any, Any, Verification]], client: Client) -> Any:
@@ -228,7 +216,15 @@ class SyncEnvironment:
         while True:
             ahead, wanted = _forward(manifests, wanted, self._front)
             state = make_state(wanted, packages, ahead, on_mismatch=self.on_mismatch, owner=mine)
-            result = await self._apply(client, state, store)
+            await install_hub(client)
+            result = await apply(
+                client.scheduler,
+                state,
+                store,
+                self.hooks,
+                restart=self.restart,
+                take_over=self.take_over,
+            )
             if replaced is None:
                 replaced = result["replaced"]
                 self._tell_displaced(result)
@@ -246,7 +242,7 @@ class SyncEnvironment:
         if not workers_ok and self.on_mismatch == "raise":
             how = ""
             if first:
-                with _not_lost():
+                with not_lost():
                     released = await client.scheduler.envsync_release(owner=self._id)
                 restarted = result["restarted"] + (released or {}).get("restarted", 0)
                 how = _GIVEN_BACK if replaced else _RESTARTED if restarted else _UNCHANGED
@@ -264,7 +260,7 @@ class SyncEnvironment:
 
     def _is_new_to(self, client: Client) -> bool:
         """Tell whether the scheduler is another one than before, which has nothing of ours yet."""
-        there, before = _scheduler_of(client), self._scheduler
+        there, before = scheduler_of(client), self._scheduler
         self._scheduler = there or before
         if self.client is None or not there or before in ("", there):
             return False
@@ -277,7 +273,7 @@ class SyncEnvironment:
     def _tell_displaced(self, result: Mapping[str, Any]) -> None:
         owner = result.get("displaced")
         if owner:
-            said = _owned(owner).message.partition(", since")[0].replace(" is in place", "")
+            said = owned(owner).message.partition(", since")[0].replace(" is in place", "")
             self.hooks.warning("cluster", f"this took the place of {said}")
 
     def _tell_kept(self, verification: Verification) -> None:
@@ -291,33 +287,6 @@ class SyncEnvironment:
         if kept and kept != self._kept:
             self.hooks.warning("cluster", f"the scheduler keeps what it has imported: {', '.join(kept)}")
         self._kept = kept
-
-    async def _apply(self, client: Client, state: dict[str, Any], store: Store) -> dict[str, Any]:
-        """Send what the scheduler lacks, and have it make the state true."""
-        scheduler = client.scheduler
-        await _install_hub(client)
-        lacking = await scheduler.envsync_lacking(digests=blobs_of(state))
-        for _ in range(_ROUNDS):
-            await upload(scheduler, list(lacking), store, self.hooks)
-            with _not_lost():
-                try:
-                    result: dict[str, Any] = await scheduler.envsync_apply(
-                        state=state, restart=self.restart, take_over=self.take_over
-                    )
-                except CommClosedError as error:
-                    raise ClusterError(
-                        "the scheduler went away while the environment was laid over the cluster",
-                        hint="See whether it still runs; sync again when it does.",
-                    ) from error
-            if result.get("refused"):
-                raise _owned(**result["refused"])
-            lacking = result.get("lacking")
-            if not lacking:
-                return result
-        raise ClusterError(
-            "the scheduler still lacks what was sent to it",
-            hint="Something removes files from its folder for temporary files.",
-        )
 
     def _demand(self, asked: Sequence[Asked], beyond: Sequence[tuple[Asked, Difference]]) -> None:
         """Raise before anything is sent if a process is beyond repair."""
@@ -351,7 +320,7 @@ class SyncEnvironment:
 
     async def _release(self) -> None:
         client = self._registered()
-        with _not_lost():
+        with not_lost():
             result = await client.scheduler.envsync_release(owner=self._id)
         if getattr(getattr(client, "sync_environment", None), "__self__", None) is self:
             client.unsubscribe_topic(TOPIC)
@@ -361,7 +330,7 @@ class SyncEnvironment:
         self._snapshot, self._told = "", []
         result = result or {}  # None: it was given back already
         if result.get("refused"):
-            self.hooks.warning("cluster", f"nothing was given back: {_owned(**result['refused']).message}")
+            self.hooks.warning("cluster", f"nothing was given back: {owned(**result['refused']).message}")
         for address, one in result.get("workers", {}).items():
             if one["trouble"]:
                 text = f"worker {address} does not have its own environment again: {one['trouble']}"
@@ -378,17 +347,6 @@ class SyncEnvironment:
         parts += [said["trouble"]] if said.get("trouble") else []
         what = "was refused" if said["action"] == "refused" else "was let in although it differs"
         self.hooks.warning("cluster", f"worker {said.get('name')} {what}: {'; '.join(parts)}")
-
-
-@contextlib.contextmanager
-def _not_lost() -> Iterator[None]:
-    """Let workers restart: a cluster object in this process ends the job of one that it misses for a while.
-
-    Whether it is there it looks once, so many seconds after it left; by then it may restart again.
-    """
-    longer = parse_timedelta(config.get(_LOST)) < _AWAY
-    with config.set({_LOST: f"{_AWAY:g}s"}) if longer else contextlib.nullcontext():
-        yield
 
 
 def _forward(
@@ -425,15 +383,15 @@ async def release(client: Client, *, take_over: bool = False) -> bool:
             "the scheduler runs another Python than this one, which code sent from here would end",
             hint="Give it back from where it was changed, or from the scheduler's Python.",
         )
-    if not await _has_hub(client):
+    if not await has_hub(client):
         return False
     by = (await client.scheduler.envsync_state()).get("owner")
     if not by:
         return False
     mine = owner("", client.id)
     if not take_over and (by.get("user"), by.get("host")) != (mine["user"], mine["host"]):
-        raise _owned(by)
-    with _not_lost():
+        raise owned(by)
+    with not_lost():
         await client.scheduler.envsync_release(owner=by["id"])
     return True
 
@@ -444,44 +402,6 @@ def _register(client: Client, plugin: SyncEnvironment, *_: object, **__: object)
 
 
 Client._register_plugin.register(SyncEnvironment, _register)
-
-
-@functools.cache
-def _hub() -> bytes:
-    return by_value(Hub(Orders().classes))
-
-
-def _scheduler_of(client: Client) -> str:
-    """Return what the scheduler that a client is connected to is called, as no other is."""
-    return str(getattr(client, "_scheduler_identity", {}).get("id") or "")
-
-
-async def _has_hub(client: Client) -> bool:
-    # a lambda goes by value: the scheduler has nothing of ours to import
-    return bool(await client.run_on_scheduler(lambda dask_scheduler: _NAME in dask_scheduler.plugins))
-
-
-async def _install_hub(client: Client) -> None:
-    if await _has_hub(client):
-        return  # it is half a megabyte to send, and to load
-    try:
-        await client.scheduler.register_scheduler_plugin(plugin=_hub(), name=_NAME, idempotent=True)
-    except RuntimeError as error:  # the Hub's own words, where envsync started the cluster
-        raise ClusterError(str(error)) from None
-
-
-def _owned(owner: Mapping[str, Any], process: int = 0) -> ClusterError:
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(owner.get("since", 0)))
-    whose = f"the environment of {owner.get('user')} on {owner.get('host')} is in place"
-    if process:
-        return ClusterError(
-            f"{whose} in another cluster of the same process (pid {process}), since {since}",
-            hint="A process has one environment: have that one given back, or clusters started in their own.",
-        )
-    return ClusterError(
-        f"{whose} in this cluster, since {since}",
-        hint="Agree with them; take_over=True (envsync sync --take-over) takes its place, for all tasks.",
-    )
 
 
 def _verification(result: Mapping[str, Any]) -> Verification:

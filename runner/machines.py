@@ -171,16 +171,20 @@ class Machines:
         """Make the environment on a machine; what it lacks comes from the scheduler's, or from a store."""
         giver: Giver | None = self.passing
         host = self.backend.host(machine)
+        prepared: Prepared | None = None
         try:
             await self.backend.finished(host)
             manifests = None if self.first.container else [manifest for manifest, _ in self.first.trees]
             [prepared] = await self._prepare([host], giver=giver, manifests=manifests)
+            prepared.session.taking = giver  # code that is synced later goes the same way
+            async with self._wanting:  # before its workers are there to be asked
+                await self._want(prepared)
         except BaseException:
+            if prepared is not None:
+                self.forget(prepared)
+                await prepared.session.close()  # it would keep the machine alive
             await host.close()
             raise
-        prepared.session.taking = giver  # code that is synced later goes the same way
-        async with self._wanting:  # before its workers are there to be asked
-            await self._want(prepared)
         return prepared
 
     def forget(self, prepared: Prepared) -> None:

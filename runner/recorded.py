@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import time
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class RecordedCluster(QueuedCluster):
     up: bool = False
     _run_name: str
     _recording: Recording | None = None
+    _closing_record: asyncio.Future[None] | None = None
     _idle_since: float | None = None
 
     @property
@@ -86,11 +88,13 @@ class RecordedCluster(QueuedCluster):
             self._recording.write_soon()
 
     async def _end_record(self) -> None:
-        """Write how it ended."""
+        """Write how it ended. Who closes it second, as its user where it ends by itself, waits too."""
         recording, self._recording = self._recording, None
         if recording is not None:
             how = self.ending or ("closed" if self.up else "its start failed")
-            await recording.close(how.splitlines()[0][:_LONGEST])
+            self._closing_record = asyncio.ensure_future(recording.close(how.splitlines()[0][:_LONGEST]))
+        if self._closing_record is not None:
+            await asyncio.shield(self._closing_record)
 
     def _end_for(self, who: str) -> None:
         """End it because somebody elsewhere wants that."""

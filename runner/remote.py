@@ -187,4 +187,9 @@ class Remote:
         self.lost = lost
         self._gone.set()
         for callback in self._callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception as error:  # noqa: BLE001, PERF203 - others are still to hear that they are lost
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": f"{self!r}: nobody took that it ended", "exception": error}
+                )

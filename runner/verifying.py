@@ -15,8 +15,9 @@ from distributed.core import rpc
 from distributed.protocol import pickle
 
 from envsync.errors import MismatchError
+from envsync.plugins.carried import Carried
 from envsync.plugins.compare import CORE, ERROR, FATAL, Difference, compare
-from envsync.plugins.gate import Carried, check_aside
+from envsync.plugins.look import check_aside
 from envsync.runner.verification import Checked, Verification, warn
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from distributed import Client
 
 from envsync.plugins import scan
 from envsync.plugins.blobs import CHUNK
+from envsync.plugins.carried import by_value
 from envsync.plugins.compare import CORE
-from envsync.plugins.gate import by_value
 from envsync.plugins.hub import Hub
 from envsync.plugins.overlay import tree_digest
 from envsync.plugins.survey import target_of_process

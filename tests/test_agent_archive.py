@@ -21,6 +21,7 @@ from envsync.agent.archive import build
 FOLDERS = [Path(next(iter(module.__path__))) for module in (envsync.agent, envsync.plugins)]
 NEED_DISTRIBUTED = {
     "calls.py",
+    "carried.py",
     "disk.py",
     "drain.py",
     "gate.py",
@@ -46,17 +47,19 @@ def test_it_holds_agent_and_plugins_and_not_itself_as_a_builder() -> None:
     assert not [name for name in names if name.endswith("archive.py")]
 
 
-def test_what_its_modules_import_of_each_other_is_in_it() -> None:
+def test_it_has_what_its_modules_import_of_each_other_and_no_plugin_besides() -> None:
     archive = zipfile.ZipFile(BytesIO(build()[0]))
-    names = set(archive.namelist())
+    names = {name for name in archive.namelist() if name.count("/") == 2}
+    imported = set()
     for name in names:
-        if not name.endswith(".py") or name.count("/") != 2:
-            continue
         package = name.rpartition("/")[0].split("/")
         for node in ast.walk(ast.parse(archive.read(name))):
             if isinstance(node, ast.ImportFrom) and node.level and node.module:
                 base = package[: len(package) - node.level + 1]
-                assert "/".join([*base, *node.module.split(".")]) + ".py" in names, (name, node.module)
+                imported.add("/".join([*base, *node.module.split(".")]) + ".py")
+    plugins = {name for name in names if "/plugins/" in name}
+    assert imported <= names
+    assert plugins - imported == {"envsync_agent/plugins/__init__.py"}
 
 
 def test_agent_imports_nothing_but_the_standard_library() -> None:

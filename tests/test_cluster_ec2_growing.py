@@ -16,7 +16,7 @@ from distributed import Client
 from envsync.errors import BootError, CapacityError, CloudError
 from envsync.hooks import Hooks
 from envsync.runner import EC2, SyncedCluster
-from tests.lab.cloud import Cloud
+from tests.lab.cloud import SHORTER, Cloud
 from tests.running import until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow]
@@ -158,9 +158,11 @@ def slow(self, region, ids):
     time.sleep(60)
 if moment == "twice":
     EC2Provider.terminate = slow
-times = {"boot_timeout": "1 min"} if moment in ("after", "twice") else {"boot_timeout": 6}
-backend = EC2("m7i.large", region="eu-west-1", client_timeout="8 s", **times)
+starts = moment in ("after", "twice")
+times = {"boot_timeout": "2 min"} if starts else {"boot_timeout": 6, "client_timeout": "8 s"}
+backend = EC2("m7i.large", region="eu-west-1", **times)
 cluster = SyncedCluster(backend, lock=lock, n_workers=1, threads_per_worker=1)
+shorter(cluster, 8)
 print("up", flush=True)
 cluster.close() if moment == "twice" else time.sleep(600)
 """
@@ -173,7 +175,7 @@ async def test_whenever_a_client_dies_nothing_runs_once_its_lease_is_over(
     moments = ("before", "during", "after", "twice")
     clients: dict[str, Any] = {
         moment: subprocess.Popen(
-            [sys.executable, "-c", CLIENT, moment, str(small_lock)],
+            [sys.executable, "-c", SHORTER + CLIENT, moment, str(small_lock)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if moment == "twice" else None,
             text=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import dask.config
@@ -12,6 +13,7 @@ from distributed import Client
 from distributed.core import Status
 
 from envsync.runner import EC2, SyncedCluster
+from envsync.runner.records import local_records
 from tests.lab.cloud import Cloud
 from tests.running import until
 
@@ -38,19 +40,25 @@ async def test_money_that_is_spent_ends_it_in_the_middle_of_a_computation(
     assert 0 < backend.bill().cost(time.time()) < 170
 
 
-async def test_a_lost_machine_of_the_scheduler_ends_it_and_the_others(
-    cloud: Cloud, keywords: dict[str, Any]
+async def test_a_lost_machine_of_the_scheduler_ends_it_and_the_others_if_the_store_does_not_answer_too(
+    cloud: Cloud, keywords: dict[str, Any], tmp_path: Path
 ) -> None:
+    store = tmp_path / "store"
     backend = EC2("m7i.large", region="eu-west-1", workers_per_machine=1)
     async with (
-        SyncedCluster(backend, n_workers=2, **keywords) as cluster,
+        SyncedCluster(backend, n_workers=2, store=store.as_uri(), **keywords) as cluster,
         Client(cluster, asynchronous=True) as client,
     ):
         await client.wait_for_workers(2)
+        store.rename(tmp_path / "away")
+        store.write_text("no folder")  # whoever writes there is refused
         cloud.api.client().terminate_instances(InstanceIds=[backend.machines[0].id])
         await until(lambda: cluster.status == Status.closed, 90)
         assert "its scheduler was lost" in cluster.ending
     assert (cloud.vms(), cloud.api.left()) == ([], {})
+    (record,) = [one for one in local_records().ended() if one.cluster == cluster._run_name]
+    assert "its scheduler was lost" in record.how
+    assert [one.ended is not None for one in record.bill.hired] == [True, True]
 
 
 async def test_a_link_that_is_cut_for_too_long_ends_the_machines_and_closing_does_not_hang(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from distributed.core import Status
 
-from envsync.errors import CloudError, ClusterError, ProcessDied
+from envsync.errors import AgentError, CloudError, ClusterError, ProcessDied
+from envsync.hooks import Hooks
+from envsync.runner.remote import Remote
+from envsync.runner.session import Session
 from tests.running import until
 from tests.simulated_cloud import LocalMachine, RentingCluster
 from tests.test_cloud_renting import Booting, alive
@@ -199,3 +203,44 @@ async def test_who_gives_up_waiting_for_workers_leaves_one_of_each_name(
         await until(lambda: len(cluster.scheduler_info["workers"]) == 2)
         assert len(provider.machines) == 2
         assert cluster.status == Status.running
+
+
+async def test_a_machine_that_the_scheduler_could_not_be_told_of_is_let_go_of(
+    provider: Booting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    async def close() -> None:
+        closed.append("session")
+
+    async def prepare(*_: Any, **__: Any) -> list[Any]:
+        return [SimpleNamespace(session=SimpleNamespace(close=close))]
+
+    async def refuse(_: Any) -> None:
+        raise OSError("the scheduler is gone")
+
+    async with RentingCluster(provider) as cluster:
+        monkeypatch.setattr(cluster.queue, "_prepare", prepare)
+        monkeypatch.setattr(cluster.queue, "_want", refuse)
+        with pytest.raises(OSError, match="the scheduler is gone"):
+            await cluster.queue.prepare(cluster.queue.scheduler_machine)
+    assert closed == ["session"]
+
+
+async def test_all_processes_of_a_host_hear_that_it_is_lost_whatever_one_makes_of_it() -> None:
+    host: Any = SimpleNamespace(name="node1")
+    session = Session(host, None, Hooks())  # type: ignore[arg-type]
+    remotes = [Remote(session, name, "ada-1") for name in ("scheduler", "worker-0")]
+    session._remotes = {remote.name: remote for remote in remotes}
+    wrong: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: wrong.append(str(said["exception"])))
+
+    def fail(_: Remote) -> None:
+        raise ValueError("of a user's own hook")
+
+    remotes[0].on_exit(fail)
+    session._lost(AgentError("the connection is gone", where="node1"))
+    assert wrong == ["of a user's own hook"]
+    for remote in remotes:
+        with pytest.raises(AgentError, match="the connection is gone"):
+            await asyncio.wait_for(remote.wait(), 30)

@@ -18,7 +18,7 @@ import pytest
 from distributed import Client
 from distributed.comm import connect
 
-from envsync.plugins.gate import look
+from envsync.plugins.look import look
 
 pytestmark = pytest.mark.slow
 

@@ -10,14 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
 import pytest
-from distributed import Client
+from distributed import Client, Scheduler
 from distributed.core import rpc
 from distributed.protocol.pickle import dumps
 
+from envsync.plugins.hub import Hub
 from tests.index_server import write_wheel
 from tests.running import Elsewhere, Wish, digest_of, put, states, until
 
@@ -367,8 +369,10 @@ async def test_blobs_that_were_not_sent_are_asked_for(
 async def test_a_cluster_of_envsync_keeps_its_own_gate(others: Path) -> None:
     from distributed import Scheduler
 
-    from envsync.plugins.gate import Gate, by_value, look
+    from envsync.plugins.carried import by_value
+    from envsync.plugins.gate import Gate
     from envsync.plugins.hub import Hub
+    from envsync.plugins.look import look
 
     async with Scheduler(host="127.0.0.1", port=0, dashboard=False) as scheduler:
         Gate(look()).install(scheduler)
@@ -405,3 +409,35 @@ def _count_gets(dask_scheduler: Any) -> None:
 
 def _counted(dask_scheduler: Any) -> Any:
     return dask_scheduler.counted
+
+
+async def test_the_nanny_of_whoever_joins_while_a_cluster_is_given_back_gets_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaving, go_on = asyncio.Event(), asyncio.Event()
+    given: list[Any] = []
+
+    async def take_leave(*_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        leaving.set()
+        await go_on.wait()
+        return {}, {}
+
+    async def give(nannies: Any) -> None:
+        given.extend(nannies)
+
+    async with Scheduler(host="127.0.0.1", dashboard_address=":0") as scheduler:
+        hub = Hub()
+        hub.install(scheduler)
+        hub.wanted = {"owner": {"id": "ada"}, "digest": "of-now"}
+        monkeypatch.setattr(hub, "_take_leave", take_leave)
+        monkeypatch.setattr(hub, "_mend_nannies", give)
+        joined: Any = SimpleNamespace(workers={"tcp://w": SimpleNamespace(nanny="tcp://n")})
+        hub.add_worker(joined, "tcp://w")
+        await asyncio.sleep(0)
+        assert given == ["tcp://n"]
+        releasing = asyncio.ensure_future(hub.release("ada"))
+        await asyncio.wait_for(leaving.wait(), 30)
+        hub.add_worker(joined, "tcp://w")
+        go_on.set()
+        assert (await asyncio.wait_for(releasing, 30))["restarted"] == 0
+        assert given == ["tcp://n"]

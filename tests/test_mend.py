@@ -17,7 +17,8 @@ import cloudpickle
 import pytest
 from distributed import Client, LocalCluster
 
-from envsync.plugins.gate import Carried, check
+from envsync.plugins.carried import Carried
+from envsync.plugins.look import check
 from tests.index_server import write_wheel
 from tests.running import Elsewhere, Wish, digest_of, put, states, until
 from tests.test_store import needs_mounts

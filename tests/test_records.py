@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask.config
@@ -24,6 +25,7 @@ from envsync.errors import StoreError
 from envsync.hooks import Hooks
 from envsync.runner.cloud.costs import Bill, Hired
 from envsync.runner.cloud.provider import Price
+from envsync.runner.recorded import RecordedCluster
 from envsync.runner.recording import Recording
 from envsync.runner.records import Record, Records, is_mine, open_records, owner
 from envsync.runner.stopping import Clusters
@@ -406,3 +408,23 @@ async def test_a_store_that_does_not_answer_stops_nobody(
     assert len(hooks.warnings) == 2
     assert [seen.record.cluster for seen in place.alive()] == ["ada-1"]
     assert replace(here.ended()[0], ended=None, how="").cluster == "ada-1"
+
+
+async def test_who_closes_a_cluster_second_waits_for_its_record_too() -> None:
+    """Such as its user, while it ends by itself: with the user's process the record would be lost."""
+    written, go = [], asyncio.Event()
+
+    async def close(how: str) -> None:
+        await go.wait()
+        written.append(how)
+
+    cluster: Any = SimpleNamespace(
+        ending="its scheduler was lost", _recording=SimpleNamespace(close=close), _closing_record=None
+    )
+    both = [asyncio.ensure_future(RecordedCluster._end_record(cluster)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(one.done() for one in both)
+    go.set()
+    await asyncio.gather(*both)
+    assert written == ["its scheduler was lost"]

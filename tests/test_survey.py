@@ -14,7 +14,7 @@ import pytest
 
 from envsync import plugins
 from envsync.plugins.compare import CORE, compare
-from envsync.plugins.gate import look
+from envsync.plugins.look import look
 from envsync.plugins.sources import covered_here
 from envsync.plugins.survey import repairable, survey, target_of_process
 from envsync.target import Target

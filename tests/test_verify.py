@@ -18,7 +18,7 @@ from distributed import Client, LocalCluster, Security
 
 from envsync.errors import MismatchError
 from envsync.plugins.compare import CORE, Difference
-from envsync.plugins.gate import look
+from envsync.plugins.look import look
 from envsync.runner.verification import Checked, Verification
 from envsync.runner.verifying import verify, verify_async
 from envsync.uv import find_uv

@@ -14,7 +14,7 @@ from envsync.errors import MismatchError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
 from envsync.plugins.compare import compare
-from envsync.plugins.gate import look
+from envsync.plugins.look import look
 from envsync.plugins.sources import code_here, covered_here
 from envsync.runner.verifying import demand_client
 from envsync.snapshot import capture

@@ -13,10 +13,8 @@ __all__ = ["build"]
 _PACKAGE = "envsync_agent"
 _LEFT_OUT = frozenset({"archive.py"})
 _PLUGINS = (
-    *("__init__.py", "compare.py", "download.py", "gate.py", "limits.py", "process.py", "scan.py"),
-    *("sources.py", "spare.py"),
-    # what gate.py looks at overlays with
-    *("activate.py", "disk.py", "forget.py", "hostlock.py", "unpack.py", "wheel.py", "whole.py"),
+    *("__init__.py", "carried.py", "compare.py", "download.py", "gate.py", "limits.py", "look.py"),
+    *("process.py", "scan.py", "sources.py", "spare.py", "unpack.py", "wheel.py"),
 )
 """What the agent and the processes that it starts use. The others travel by value, to clusters of others."""
 

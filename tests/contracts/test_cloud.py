@@ -361,6 +361,17 @@ def test_an_instance_is_asked_for_as_it_has_to_be(api: EC2Api, ec2: Account) -> 
         assert {"Key": CLUSTER, "Value": TAGS.cluster} in one["Tags"]
 
 
+def test_a_role_and_a_placement_group_go_along_in_that_call(api: EC2Api, ec2: Account) -> None:
+    api.client(service="iam").create_instance_profile(InstanceProfileName="readers")
+    provider = EC2Provider(["eu-west-1"], instance_profile="readers", placement_group="near")
+    ec2.provider.create(ec2.request(token="without"))
+    replace(ec2, provider=provider).provider.create(replace(ec2, provider=provider).request(token="with"))
+    without, asked = [asked for action, asked in api.asked if action == "RunInstances"]
+    assert (asked["IamInstanceProfile.Name"], asked["Placement.GroupName"]) == ("readers", "near")
+    assert asked["Placement.AvailabilityZone"] == without["Placement.AvailabilityZone"] == "eu-west-1a"
+    assert not any(key.startswith("Iam") or key == "Placement.GroupName" for key in without)
+
+
 def test_the_security_group_lets_in_ssh_and_its_own_machines(api: EC2Api, ec2: Account) -> None:
     group = ec2.request().shared.group
     (found,) = api.client().describe_security_groups(GroupIds=[group])["SecurityGroups"]
@@ -537,7 +548,5 @@ def test_all_that_belongs_to_clusters_is_found(api: EC2Api, ec2: Account) -> Non
     for one in (*there, *ec2.provider.found(ec2.region)):
         assert ec2.provider.remove(ec2.region, one)
     assert ec2.provider.found(ec2.region) == ()
-    assert client.describe_addresses()["Addresses"] == []
-    assert client.describe_launch_templates()["LaunchTemplates"] == []
-    assert "requests" not in api.left()
+    assert api.left() == {}
     assert ec2.provider.remove(ec2.region, request), "it is gone already"

@@ -198,6 +198,10 @@ class EC2Api:
             "requests": [
                 one["SpotInstanceRequestId"] for one in requests if one["State"] in ("open", "active")
             ],
+            "addresses": [one["PublicIp"] for one in client.describe_addresses()["Addresses"]],
+            "templates": [
+                one["LaunchTemplateId"] for one in client.describe_launch_templates()["LaunchTemplates"]
+            ],
         }
         return {kind: found for kind, found in kinds.items() if found}
 
