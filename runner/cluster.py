@@ -297,7 +297,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
                 self._provisioning = asyncio.ensure_future(self._provision())
                 try:
                     await self._watch.during(self._provisioning)
-                    if self._provisioning.cancelled():
+                    if self._closing.begun:
                         raise self._ended_early()
                     self._provisioning.result()
                 except BaseException as error:
@@ -585,7 +585,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     def _tell_differences(self) -> None:
         """Warn about what was let in although it differs."""
-        if self.options.on_mismatch == "warn":
+        if self.options.on_mismatch == "warn" and self.scheduler is not None:
             workers = (each for worker in self.workers.values() for each in worker.workers)
             tell_let_in([self.scheduler, *workers])
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from distributed.core import Status
 
-from envsync.errors import AgentError, CloudError, ClusterError, ProcessDied
+from envsync import SyncedCluster
+from envsync.errors import AgentError, CloudError, ClusterError, LockError, ProcessDied
 from envsync.hooks import Hooks
 from envsync.runner.remote import Remote
 from envsync.runner.session import Session
@@ -91,6 +93,14 @@ async def test_why_a_start_failed_is_raised_and_what_could_not_be_ended_is_told(
     with pytest.raises(ProcessDied, match="exit status 3"):
         await RentingCluster(provider, hooks=told)
     assert told.has("no such credentials")
+
+
+async def test_why_a_start_failed_is_raised_where_differences_are_warned_about(tmp_path: Path) -> None:
+    cluster = SyncedCluster(lock=tmp_path / "pylock.none.toml", on_mismatch="warn", asynchronous=True)
+    with pytest.raises(LockError, match="no such lock"):
+        await cluster
+    assert cluster.status == Status.closed
+    await SyncedCluster(on_mismatch="warn", asynchronous=True).close()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
