@@ -290,12 +290,8 @@ async def test_the_agent_runs_from_its_folder_and_repairs_it(tmp_path: Path, ope
     folder = Path(session.agent).with_suffix("")
     lost = folder / "envsync_agent" / "agent" / "realise.py"
     for _ in range(2):
-        for _ in range(100):
-            if lost.is_file():
-                break
-            await asyncio.sleep(0.05)
+        await session.close()  # by then it is unpacked
         assert lost.is_file()
-        await session.close()
         lost.unlink()  # as somebody does who cleans up old files
         session = await open_session(Local())
 

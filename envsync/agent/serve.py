@@ -36,7 +36,7 @@ __all__ = ["serve"]
 
 _WAITING = 2000  # log events that may wait for a slow client
 _TIDY = 5.0  # seconds between two looks for what adopted processes left
-_CALM = 1.0  # seconds after which nobody is kept waiting by tidying up
+_CALM = 5.0  # seconds after which nobody is kept waiting by tidying up: a first start takes three
 _TOUCH = 600.0  # seconds between two signs of life for agents elsewhere that share the file system
 _GRACE = 5.0  # seconds that processes have to end by themselves when the agent ends
 
