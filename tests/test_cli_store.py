@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from envsync.artifacts import Artifact
+from envsync.cli import cli
 from envsync.lock import Lock
 from envsync.stores import open_store
 from envsync.stores.keeping import pushes
+from envsync.stores.pushing import push
 from envsync.target import Target
 from tests.command import Run
 from tests.lab.machines import Lab, Machine
@@ -161,6 +164,23 @@ def test_what_others_wrote_does_not_reach_the_terminal_raw(forked: Run, lock: Pa
     done = forked("store", "ls", url)
     assert done.stdout.startswith("\\x1b]0;evil\\x07\\r  ")
     assert not {"\x1b", "\x07", "\r"} & set(done.stdout)
+
+
+def test_a_spoilt_push_is_told_and_the_others_are_listed(tmp_path: Path) -> None:
+    store, made = open_store(tmp_path.as_uri()), Made(tmp_path / "source", {"alpha": b"alpha"})
+    for name in ("good", "bad"):
+        spoilt = push(made.lock, made.manifests, made.store, store, name=name).record.file
+    (tmp_path / spoilt).write_text("[]")
+    listed = CliRunner().invoke(cli, ["store", "ls", tmp_path.as_uri()])
+    assert listed.exit_code == 3
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["good"]
+    assert f"{spoilt}: this record is spoilt" in listed.stderr
+    assert [
+        one["name"]
+        for one in json.loads(CliRunner().invoke(cli, ["store", "ls", "--json", tmp_path.as_uri()]).stdout)[
+            "pushes"
+        ]
+    ] == ["good"]
 
 
 def test_pushing_into_a_folder_imports_nothing_heavy(envsync: Run, lock: Path, url: str) -> None:

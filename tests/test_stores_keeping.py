@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from envsync.errors import CorruptBlobError, StoreError
+from envsync.hooks import Hooks
 from envsync.store import blob_name
 from envsync.stores import Entry, open_store, records
 from envsync.stores.folder import SharedFolder
-from envsync.stores.keeping import gc, pushes, verify
+from envsync.stores.keeping import Swept, gc, pushes, verify
 from envsync.stores.pulling import pull
 from envsync.stores.pushing import Pushed, push
 from tests.pushed import Made, sha
@@ -26,6 +27,13 @@ from tests.s3 import S3, Between
 
 DAY = 24 * 3600.0
 ROOT = Path(__file__).parent.parent
+
+
+class Heard(Hooks):
+    steps = 0
+
+    def step(self, where: str, what: str) -> None:
+        self.steps += 1
 
 
 @pytest.fixture
@@ -301,6 +309,25 @@ def test_what_is_no_record_is_named(store: SharedFolder, tmp_path: Path, data: b
     store.write("pushing/20260101T000000.000000Z-x.json", b'{"blobs":[["no digest"]],"documents":3}')
     with pytest.raises(CorruptBlobError, match="it is not of a push"):
         gc(store)
+
+
+def test_it_is_the_stores_clock_that_tells_what_is_young(
+    store: SharedFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of whoever clears away, which may be weeks ahead: somebody has just begun to push."""
+    pushed(store, tmp_path / "source", "a", one=b"1")
+    relied, sent, sweeping = store.put(b"relied on"), store.put(b"sent"), "sweeping/x.json"
+    mark = records.begin(store, (), [relied])
+    store.write(sweeping, b"{}")
+    real, said = time.time, Heard()
+    monkeypatch.setattr(time, "time", lambda: real() + 40 * DAY)
+    assert gc(store, keep=1, older=30 * DAY) == Swept(
+        pushes=0, environments=0, trees=0, blobs=0, size=0, uploads=0
+    )
+    assert store.has([relied, sent]) == {relied, sent}
+    monkeypatch.setattr(time, "sleep", lambda seconds: store.remove(sweeping))
+    records.wait_for_sweepers(store, mark, said)
+    assert said.steps == 1
 
 
 def test_a_mark_from_the_future_is_not_waited_for_for_ever(

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from envsync.cli.arguments import store_url
+from envsync.cli.clusters import tell
 from envsync.cli.output import command as make_command
 from envsync.cli.output import plural, result, terminated_as_interrupted, watch
+from envsync.cli.terminal import one_line
 
 if TYPE_CHECKING:
+    from envsync.errors import StoreError
     from envsync.stores.keeping import Damage, Swept
     from envsync.stores.records import Push
 
@@ -37,17 +40,23 @@ _store_argument = click.argument("url", metavar="STORE", callback=store_url)
 def ls(url: str) -> None:
     """List what was pushed to STORE, by name, the newest first.
 
-    A name, or the digits of an environment, stands behind the URL where one is asked for: STORE#NAME.
+    A name, or the digits of an environment, stands behind the URL where one is asked for: STORE#NAME. What
+    cannot be read is said, and the others are listed.
     """
     from envsync.stores import open_store
     from envsync.stores.keeping import pushes
 
     store = open_store(url)
-    found = pushes(store)
+    troubles: list[StoreError] = []
+    found = pushes(store, troubles)
+    nothing = "nothing that can be read" if troubles else "nothing"
     result(
         {"store": store.shown, "pushes": [{"file": one.file, **one.to_dict()} for one in found]},
-        lambda: "\n".join(_listed(found)) if found else f"{store.shown}: nothing was pushed there",
+        lambda: "\n".join(_listed(found)) if found else f"{store.shown}: {nothing} was pushed there",
     )
+    tell(f"{error.where}: {error.message}" for error in troubles[1:])
+    if troubles:
+        raise troubles[0]
 
 
 @make_command("gc", short_help="Remove old pushes, and what none needs any more.")
@@ -119,7 +128,7 @@ for _each in (ls, gc, verify):
 
 
 def _listed(found: list[Push]) -> list[str]:
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             one.name,
             time.strftime("%Y-%m-%d %H:%M", time.localtime(one.time)),
@@ -131,6 +140,7 @@ def _listed(found: list[Push]) -> list[str]:
         )
         for one in found
     ]
+    rows = [tuple(map(one_line, row)) for row in rows]  # anybody may have pushed
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

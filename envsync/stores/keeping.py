@@ -69,16 +69,29 @@ class Damage:
     pushes: tuple[str, ...] = ()
 
 
-def pushes(store: SharedStore) -> list[Push]:
-    """Return all pushes, by name, each name's newest first."""
+def pushes(store: SharedStore, troubles: list[StoreError] | None = None) -> list[Push]:
+    """Return all pushes, by name, each name's newest first.
+
+    Parameters
+    ----------
+    store : SharedStore
+        Which.
+    troubles : list of StoreError, optional
+        What cannot be read is added to it, and the others are returned; without it that is raised.
+    """
     files = [file for _, listed in sorted(records.pushes(store).items()) for file in listed]
     found: dict[str, Push] = {}
 
     def one(file: str) -> None:
-        found[file] = records.read_push(store, file)
+        try:
+            found[file] = records.read_push(store, file)
+        except StoreError as error:
+            if troubles is None:
+                raise
+            troubles.append(error)
 
     each(files, one, store.at_once)
-    return [found[file] for file in files]
+    return [found[file] for file in files if file in found]
 
 
 def gc(
@@ -113,15 +126,15 @@ def gc(
     """
     hooks = hooks or Hooks()
     began = time.monotonic()
-    now = time.time()
     hooks.step(store.shown, "looking for what nobody needs")
+    demanded, now = _demanded(store), records.clock(store)
     gone = {
         file
-        for files in _demanded(store).values()
+        for files in demanded.values()
         for file in files[max(1, keep) :]
         if (records.time_of(file) or now) < now - older
     }
-    roots = _Roots(store)
+    roots = _Roots(store, now)
     roots.look(without=gone)
     lists = {kind: store.entries(kind) for kind in ("environments", "trees", "blobs")}
     removed = {
@@ -215,14 +228,15 @@ def verify(store: SharedStore, *, remove: bool = False, hooks: Hooks | None = No
 class _Roots:
     """What must stay: the names of records and blobs that pushes need, read as far as they are known."""
 
-    def __init__(self, store: SharedStore) -> None:
+    def __init__(self, store: SharedStore, now: float) -> None:
         self.names: set[str] = set()
         self._store = store
+        self._ahead = now - time.monotonic()
         self._read: set[str] = set()
 
     def look(self, without: Iterable[str]) -> None:
         """Read what was not read yet."""
-        now = time.time()
+        now = self._ahead + time.monotonic()
         for entry in self._store.entries("pushing"):
             if entry.name not in self._read and (entry.modified or now) >= now - _GRACE:
                 self._read.add(entry.name)

@@ -123,7 +123,7 @@ def push(
         new = True
         mark = records.begin(store, documents, sizes)
         try:
-            records.wait_for_sweepers(store, hooks)
+            records.wait_for_sweepers(store, mark, hooks)
             lacking = sizes.keys() - store.has(sizes)  # from now on gc leaves them alone
             _send(sorted(lacking, key=lambda digest: -sizes[digest]), sizes, source, store, hooks)
             for file, data in documents.items():

@@ -293,14 +293,41 @@ def sweeping(store: SharedStore) -> Iterator[None]:
         store.remove(name)
 
 
-def wait_for_sweepers(store: SharedStore, hooks: Hooks) -> None:
-    """Wait until nothing is being removed; one who has been at it for too long was killed."""
+def clock(store: SharedStore) -> float:
+    """Return the time by the store's own clock, which has the times of all that is in it.
+
+    A machine whose clock is a day ahead would take what somebody sends just now for old. Ours counts where
+    the store does not tell, or may not be written to.
+    """
+    try:
+        mark = begin(store, (), ())
+    except StoreError:
+        return time.time()
+    try:
+        return _written_at(store, mark)
+    finally:
+        store.remove(mark)
+
+
+def wait_for_sweepers(store: SharedStore, mark: str, hooks: Hooks) -> None:
+    """Wait until nothing is being removed; one who has been at it for too long was killed.
+
+    Parameters
+    ----------
+    store : SharedStore
+        Where.
+    mark : str
+        What `begin` has just written: when that was, the store knows.
+    hooks : Hooks
+        Told what is waited for.
+    """
     told = False
     seen: dict[str, float] = {}
+    ahead = _written_at(store, mark) - time.monotonic()
 
     def at_it(entry: Entry) -> bool:
-        began = seen.setdefault(entry.name, time.monotonic())  # the store's clock may be ahead of ours
-        age = max(time.time() - (entry.modified or 0.0), time.monotonic() - began)
+        began = seen.setdefault(entry.name, time.monotonic())  # the store's clock may have been wrong then
+        age = max(ahead + time.monotonic() - (entry.modified or 0.0), time.monotonic() - began)
         return age < _KILLED
 
     while any(map(at_it, store.entries("sweeping"))):
@@ -308,6 +335,12 @@ def wait_for_sweepers(store: SharedStore, hooks: Hooks) -> None:
             hooks.step(store.shown, "waiting while what nobody needs is removed")
         told = True
         time.sleep(_LOOK)
+
+
+def _written_at(store: SharedStore, name: str) -> float:
+    """Return when something was written, by the store's clock; the time here where it does not tell."""
+    there = store.entries(name.rpartition("/")[0])
+    return next((one.modified for one in there if one.name == name and one.modified), time.time())
 
 
 def lock_file(digest: str, text: str) -> str:
