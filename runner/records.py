@@ -304,10 +304,13 @@ class Records:
         mark = f"{_ALIVE}/{secrets.token_hex(8)}.clock"
         try:
             self._store.write(mark, b"")
-        except StoreError:  # it may only be read
+        except StoreError as error:  # it may only be read
             nothing: Future[None] = Future()
             nothing.set_result(None)
-            return self._store.entries(_ALIVE), time.time(), nothing
+            entries = self._store.entries(_ALIVE)
+            if not entries:  # or the bucket is not there, and the URL is somebody's slip
+                self.troubles.append(f"{self.shown} has no records, and takes none: {error.message}")
+            return entries, time.time(), nothing
         try:
             entries = self._store.entries(_ALIVE)
         finally:

@@ -186,6 +186,8 @@ def test_bad_input_is_told(api: GCEApi, provider: GCEProvider, monkeypatch: pyte
     with pytest.raises(CloudError, match="permission") as told:
         provider.zones(REGION, TYPE)
     assert "howto-gce" in told.value.hint
+    with pytest.raises(CloudError, match="no zone of europe-west1 is called mars-1a"):
+        GCEProvider([REGION], zones=["mars-1a"])
     wanted = request(provider)
     with pytest.raises(CloudError, match="sourceImage") as told:
         provider.create(replace(wanted, shared=replace(wanted.shared, image="debian")))

@@ -236,6 +236,10 @@ def test_a_store_that_may_only_be_read_is_enough_to_look(
 
     monkeypatch.setattr(records._store, "write", refuse)
     assert [one.record.cluster for one in records.alive()] == ["ada-1"]
+    assert records.troubles == []
+    records.drop("ada-1")  # then it may be that the place is not the one that was meant
+    assert records.alive() == []
+    assert records.troubles == [f"{records.shown} has no records, and takes none: it may not be written"]
 
 
 def test_records_are_where_the_store_is_and_in_the_cache(

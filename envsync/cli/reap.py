@@ -66,7 +66,7 @@ def command(
     closed = [one.record.cluster for one in lost] if not failed else []
     result(
         {"dry_run": dry_run, "clusters": list(map(_document, verdicts)), "records_closed": closed},
-        lambda: _text(verdicts, closed, dry_run),
+        lambda: _text(verdicts, closed, dry_run, seen=not failed),
     )
     if failed:
         raise failed[0]
@@ -77,7 +77,7 @@ def _document(one: Verdict) -> dict[str, Any]:
     return {"cluster": one.cluster, "owner": one.owner, "ends": one.ends, "why": one.why, "things": things}
 
 
-def _text(verdicts: list[Verdict], closed: list[str], dry_run: bool) -> str:
+def _text(verdicts: list[Verdict], closed: list[str], dry_run: bool, *, seen: bool) -> str:
     ends = "would end" if dry_run else "ended"
     rows = [
         (
@@ -95,4 +95,5 @@ def _text(verdicts: list[Verdict], closed: list[str], dry_run: bool) -> str:
         f"{'would close' if dry_run else 'closed'} the record of {name}: its client has gone"
         for name in closed
     ]
-    return "\n".join(lines or ["nothing there has envsync's tags"])
+    nothing = "nothing there has envsync's tags" if seen else "nothing was found, and not all was looked at"
+    return "\n".join(lines or [nothing])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _AT_ONCE = 8
+_MANY = 5  # regions whose names nobody reads
 
 
 @make_command("stop", short_help="End clusters, from any machine.")
@@ -133,7 +134,8 @@ def _stop_tagged(
     if not there:
         if failed:
             raise failed[0]
-        raise click.UsageError(f"nothing in {', '.join(found)} has the tag of a cluster {name}")
+        where = ", ".join(found) if len(found) < _MANY else f"{len(found)} regions"
+        raise click.UsageError(f"nothing in {where} has the tag of a cluster {name}")
     whose = next((one.owner for _, one in there if one.owner), "")
     if not everyone and not is_mine(whose):
         raise click.UsageError(f"{name} is {one_line(whose)}'s: --everyone if you mean it")

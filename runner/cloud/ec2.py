@@ -17,6 +17,7 @@ from envsync.runner.cloud.ec2_errors import (
     translated,
     worth_another_try,
 )
+from envsync.runner.cloud.given import zones_of
 from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Provider, Shared, Tags
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class EC2Provider(Provider):
                 hint="Name one: EC2(..., region='eu-west-1'), or set AWS_DEFAULT_REGION.",
             )
         self.regions = chosen
-        self._zones = tuple(zones)
+        self._zones = zones_of(zones, chosen, "ec2")
         self._image = image
         self._image_owner = image_owner
         self._subnets = tuple(subnets)
@@ -105,6 +106,7 @@ class EC2Provider(Provider):
         with translated(region):
             if self._subnets:
                 found = client.describe_subnets(SubnetIds=list(self._subnets))["Subnets"]
+                _demand_one_network(found, region)
                 at = {one["SubnetId"]: one["AvailabilityZone"] for one in found}
                 return tuple(f"{at[subnet]}/{subnet}" for subnet in self._subnets if subnet in at)
             offered = client.describe_instance_type_offerings(
@@ -374,6 +376,18 @@ class EC2Provider(Provider):
                 hint="Name subnets: EC2(..., subnets=['subnet-...']).",
             )
         return str(found[0]["VpcId"])
+
+
+def _demand_one_network(subnets: Sequence[Mapping[str, Any]], region: str) -> None:
+    """Refuse subnets of two networks: machines and their security group have to be in one."""
+    networks = {one["VpcId"]: one["SubnetId"] for one in subnets}
+    if len(networks) > 1:
+        said = ", ".join(f"{subnet} is of {network}" for network, subnet in sorted(networks.items()))
+        raise CloudError(
+            f"the subnets are of {len(networks)} networks: {said}",
+            where=f"ec2 {region}",
+            hint="Name subnets of one VPC.",
+        )
 
 
 def _tagged(kind: str, tags: Tags) -> dict[str, Any]:

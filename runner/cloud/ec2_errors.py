@@ -25,6 +25,7 @@ _SKEWED = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFutu
 _AGAIN = frozenset(
     {"RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure"}
 ) | {"Unavailable", "ServiceUnavailable"}
+_NOT_EC2 = "Does this network want a login first, or is there a proxy? See https_proxy and AWS_ENDPOINT_URL."
 
 
 def client_error() -> Any:
@@ -37,8 +38,9 @@ def client_error() -> Any:
 def any_error() -> Any:
     """Return botocore's errors, those of the network and of the configuration too."""
     from botocore.exceptions import BotoCoreError
+    from botocore.parsers import ResponseParserError  # what is no answer of AWS's, such as a proxy's page
 
-    return (client_error(), BotoCoreError)
+    return (client_error(), BotoCoreError, ResponseParserError)
 
 
 def worth_another_try(error: Exception) -> bool:
@@ -70,6 +72,12 @@ def translated(region: str, machine_type: str = "", zone: str = "") -> Iterator[
     """Raise what botocore raises as ours, said of a place and a type of machine."""
     try:
         yield
+    except KeyError as error:  # botocore takes a proxy's page for an answer with nothing in it
+        raise CloudError(
+            f"what answers is not EC2: there is no {error} in what it says",
+            where=f"ec2 {zone or region}",
+            hint=_NOT_EC2,
+        ) from error
     except Exception as error:
         if not isinstance(error, any_error()):
             raise
@@ -86,6 +94,9 @@ def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudEr
         )
     code = code_of(error)
     said = str(error.response.get("Error", {}).get("Message", "")) or code
+    if not said:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", "no status")
+        return CloudError(f"what answers is not EC2: it says HTTP {status}", where=where, hint=_NOT_EC2)
     what = f"{said} ({code})"
     if code in _ZONE_LACKS or "No default subnet" in said:
         return CapacityError(

@@ -29,6 +29,7 @@ from envsync.runner.cloud.gce_messages import (
     instance_of,
     machine_of,
 )
+from envsync.runner.cloud.given import zones_of
 from envsync.runner.cloud.labels import as_labels, as_tags
 from envsync.runner.cloud.provider import (
     CLUSTER,
@@ -126,7 +127,7 @@ class GCEProvider(Provider):
                 hint="Name one: GCE(..., region='europe-west1'), or set CLOUDSDK_COMPUTE_REGION.",
             )
         self.regions = chosen
-        self._zones = tuple(zones)
+        self._zones = zones_of(zones, chosen, "gce")
         self._image = image
         self._network = network
         self._subnetwork = subnetwork

@@ -91,6 +91,7 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
     """Raise what Google's libraries raise as ours, said of a place and a type of machine."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError
+    from google.protobuf.json_format import ParseError
     from requests import RequestException
 
     where = f"gce {place}"
@@ -102,6 +103,12 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
         reason = next(iter(sorted(_reasons(error))), str(error.code))
         raise _refused(
             reason, str(error.message), where, machine_type, status=int(error.code or 0)
+        ) from error
+    except ParseError as error:
+        raise CloudError(
+            "what answers is not Google: it is no JSON of its interface",
+            where=where,
+            hint="Does this network want a login first, or is there a proxy? See https_proxy.",
         ) from error
     except GoogleAuthError as error:
         raise CloudError(

@@ -9,9 +9,10 @@ from typing import Any
 
 from dask.utils import parse_bytes
 
+from envsync.errors import CloudError
 from envsync.runner.amounts import span
 
-__all__ = ["commands", "disk", "flag", "lease", "names", "networks", "tags", "text"]
+__all__ = ["commands", "disk", "flag", "lease", "names", "networks", "tags", "text", "zones_of"]
 
 _LEAST_LEASE = 5.0  # seconds between two looks of a machine at its lease
 _LEAST_DISK, _LARGEST_DISK = 10**9, 10**15  # bytes
@@ -57,6 +58,23 @@ def names(value: Any, what: str) -> tuple[str, ...]:
     if not isinstance(several, Sequence):
         raise ValueError(f"{what} has to be a name, or several, not {value!r}")
     return tuple(text(str(one) if type(one) is int else one, what, needed=True) for one in several)
+
+
+def zones_of(zones: Sequence[str], regions: Sequence[str], cloud: str) -> tuple[str, ...]:
+    """Return zones whose names begin with their regions'.
+
+    Raises
+    ------
+    CloudError
+        None is of any of the regions: nobody would ask for them, and others would be taken in their place.
+    """
+    if zones and not any(zone.startswith(tuple(regions)) for zone in zones):
+        raise CloudError(
+            f"no zone of {', '.join(regions)} is called {' or '.join(zones)}",
+            where=cloud,
+            hint="Name zones of the regions that are given, or leave zones out.",
+        )
+    return tuple(zones)
 
 
 def networks(value: Any, what: str) -> tuple[str, ...]:

@@ -470,6 +470,15 @@ def test_zones_and_subnets_that_are_asked_for_are_taken_in_that_order(api: EC2Ap
     made = within.provider.create(within.request())
     (found,) = api.client().describe_instances(InstanceIds=[made.id])["Reservations"][0]["Instances"]
     assert found["SubnetId"] == subnets[1]
+    client = api.client()
+    other = client.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
+    theirs = client.create_subnet(VpcId=other, CidrBlock="10.9.1.0/24")["Subnet"]["SubnetId"]
+    with pytest.raises(CloudError, match="the subnets are of 2 networks"):
+        EC2Provider(["eu-west-1"], subnets=[subnets[0], theirs]).zones("eu-west-1", "m7i.large")
+    client.delete_subnet(SubnetId=theirs)
+    client.delete_vpc(VpcId=other)
+    with pytest.raises(CloudError, match="no zone of eu-west-1 is called mars-1a"):
+        EC2Provider(["eu-west-1"], zones=["mars-1a"])
 
 
 def test_prices_are_those_of_the_cloud_or_none(api: EC2Api, ec2: Account) -> None:
