@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from envsync.runner.backends import Backend
     from envsync.runner.session import Session
 
-__all__ = ["Forwarding", "demand_sense", "forwardings", "pause"]
+__all__ = ["WAYS", "Forwarding", "demand_sense", "forwardings", "pause"]
+
+WAYS = ("forward", "instance", "none")
+"""What ``credentials=`` says, if it names no clouds."""
 
 _LOOK = 60.0  # seconds between two looks whether the client's own have changed
 _AGAIN = 30.0  # seconds until what failed is tried again, at the latest
 _LEAST = 1.0  # seconds from one renewal to the next, however short those live that are to be had
-_WAYS = ("forward", "instance", "none")
 _TAKEN = {"aws": sts.TAKEN, "google": gce_tokens.TAKEN}  # variables that a user cannot set at the same time
 _ACCOUNT = re.compile(r"[a-z0-9._-]+@[a-z0-9.-]+\.gserviceaccount\.com", re.IGNORECASE)
 
@@ -123,7 +125,7 @@ def demand_sense(
 
 def _clouds(asked: str | Sequence[str], impersonate: str | None) -> tuple[str, ...]:
     """Return the clouds whose credentials are forwarded."""
-    if isinstance(asked, str) and asked in _WAYS:
+    if isinstance(asked, str) and asked in WAYS:
         return () if asked != "forward" else ("aws",) if impersonate is None else ("google",)
     if isinstance(asked, str) or not asked or not set(asked) <= set(_TAKEN):
         raise ValueError(

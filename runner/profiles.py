@@ -48,6 +48,7 @@ _KINDS: dict[str, type[Backend]] = {
 CLUSTER = (
     *("n_workers", "threads_per_worker", "memory_limit", "name", "lock", "store", "env", "engine"),
     *("on_mismatch", "dashboard_address", "local_directory", "start_timeout", "gpu_worker"),
+    *("credentials", "impersonate"),
     *KEYWORDS,
 )
 """Keywords of `SyncedCluster` that a profile may say too."""

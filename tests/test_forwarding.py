@@ -16,10 +16,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import dask.config
 import pytest
+from click.testing import CliRunner
 from distributed import Client
 
+from envsync import runner
 from envsync.agent.credentials import PATH, ContainerCredentials, Endpoint
+from envsync.cli import cli
 from envsync.errors import CloudError
 from envsync.hooks import Hooks
 from envsync.runner import EC2, SSH, SyncedCluster, forwarding
@@ -167,6 +171,35 @@ def test_what_makes_sense() -> None:
     demand_sense(["google", "aws"], SSH(["node1"]), {}, READER)
     for one, clouds in (("none", 0), ("instance", 0), ("forward", 1), (["aws"], 1), (["aws", "google"], 2)):
         assert len(forwardings(one, READER, None, Hooks())) == clouds
+
+
+def test_the_command_and_profiles_say_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def start(_: Any, **keywords: Any) -> None:
+        asked.append((keywords["credentials"], keywords.get("impersonate")))
+        raise CloudError("not today")
+
+    def run(*words: str) -> str:
+        return CliRunner().invoke(cli, ["run", *words, "--", "true"]).output
+
+    monkeypatch.setattr(runner, "SyncedCluster", start)
+    both = {"backend": "local", "credentials": ["aws", "google"], "impersonate": READER}
+    with dask.config.set({"envsync.profiles": {"both": both}}):
+        assert "not today" in run("--profile", "both")
+        assert "not today" in run("--profile", "both", "--credentials", "forward")
+    assert "not today" in run("--credentials", "aws,google", "--impersonate", READER)
+    assert "not today" in run("--credentials", "forward")
+    two = ["aws", "google"]
+    assert asked == [(two, READER), ("forward", READER), (two, READER), ("forward", None)]
+    for words, said in (
+        (("aws,google",), "has to name the service account"),
+        (("azure",), "'forward', 'instance' or 'none'"),
+        (("instance",), "machines of a cloud"),
+        (("none", "--impersonate", READER), "goes with it"),
+    ):
+        assert said in " ".join(run("--credentials", *words).split())
+    assert len(asked) == 4
 
 
 # In a cluster

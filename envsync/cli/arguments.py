@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LIMITS",
     "Destinations",
+    "credentials_of",
     "demand_hosts",
     "destinations",
     "limit",
@@ -70,6 +71,13 @@ def memory_limit(_ctx: object, _parameter: object, value: str | None) -> str | i
     if amount < _LEAST:
         raise click.BadParameter(f"{value!r} is {amount} bytes. Give it a unit, as in 4GB.")
     return amount
+
+
+def credentials_of(_ctx: object, _parameter: object, value: str | None) -> str | list[str] | None:
+    """Take what workers are for clouds as `SyncedCluster` does: a way, or the names of clouds."""
+    from envsync.runner.forwarding import WAYS
+
+    return value if value is None or value in WAYS else value.split(",")
 
 
 def limit(_ctx: object, parameter: click.Parameter, value: str | None) -> str | None:

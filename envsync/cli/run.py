@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.arguments import LIMITS, limit, lock_or_store, memory_limit, other_store
+from envsync.cli.arguments import LIMITS, credentials_of, limit, lock_or_store, memory_limit, other_store
 from envsync.cli.command_line import first_folder, python_of
 from envsync.cli.credentials import client_environment, sweep
 from envsync.cli.output import cache_option, current, result, terminated_as_interrupted, watch
@@ -42,7 +42,10 @@ _NOT_EXECUTABLE = 126
     cls=sections(
         {
             "Where the cluster runs": ("backend", "hosts", "profile"),
-            "Workers": ("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
+            "Workers": (
+                *("n_workers", "threads_per_worker", "memory_limit", "gpu_worker"),
+                *("credentials", "impersonate"),
+            ),
             "When it ends by itself": LIMITS,
             "What runs there": ("lock_file", "store", "image", "engine", "on_mismatch", "cache"),
             "Jobs of a batch system": QUEUE.keywords,
@@ -89,6 +92,19 @@ _NOT_EXECUTABLE = 126
     "--gpu-worker",
     type=click.Choice(["dask-cuda"]),
     help="Workers on GPUs are dask-cuda's, which has to be in this environment.",
+)
+@click.option(
+    "--credentials",
+    metavar="WHICH",
+    callback=credentials_of,
+    help="Who workers are for a cloud. forward: you for AWS, by short-lived tokens; instance: the role of "
+    "their machine; none, the default; aws,google: both, with --impersonate.",
+)
+@click.option(
+    "--impersonate",
+    metavar="ACCOUNT",
+    help="The service account of Google's whose tokens workers get. It goes with --credentials forward or "
+    "aws,google.",
 )
 @click.option(
     "--lock",
@@ -160,6 +176,8 @@ def command(
     threads_per_worker: int | None,
     memory_limit: str | float | None,
     gpu_worker: str | None,
+    credentials: str | list[str] | None,
+    impersonate: str | None,
     lock_file: str | None,
     store: str | None,
     image: str | None,
@@ -186,6 +204,8 @@ def command(
         "threads_per_worker": threads_per_worker,
         "memory_limit": memory_limit,
         "gpu_worker": gpu_worker,
+        "credentials": credentials,
+        "impersonate": impersonate,
         "lock": lock_file,
         "store": store,
         "env": image,
@@ -237,7 +257,7 @@ def _tell_offer(place: Profile, keywords: Mapping[str, Any]) -> None:
 
 
 def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
-    """Refuse limits that machines cannot keep, and an image where there can be none."""
+    """Refuse limits that machines cannot keep, an image where there can be none, and such credentials."""
     from envsync.runner.cloud.given import lease
     from envsync.runner.queues import Batch
 
@@ -248,6 +268,13 @@ def _demand_sense(place: Profile, keywords: Mapping[str, Any]) -> None:
             raise click.UsageError(str(error)) from error
     if "max_cost" in keywords and place.backend.lease is None:
         raise click.UsageError("--max-cost is for machines that are rented")
+    if {"credentials", "impersonate"} & set(keywords):
+        from envsync.runner.forwarding import demand_sense
+
+        try:
+            demand_sense(keywords.get("credentials", "none"), place.backend, {}, keywords.get("impersonate"))
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
     image = keywords.get("env")
     if not isinstance(image, str):
         if "engine" in keywords:
