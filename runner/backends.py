@@ -119,6 +119,11 @@ class Backend(ABC):
         """Return what of that is otherwise by now."""
         return {}
 
+    @property
+    def trouble(self) -> str:
+        """What its user has to see to, for as long as that is so; empty if nothing."""
+        return ""
+
     def bill(self) -> Bill:
         """Return what its machines cost; empty where none are rented."""
         return Bill()

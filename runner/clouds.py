@@ -197,10 +197,16 @@ class Cloud(Backend):
 
     async def stands(self) -> dict[str, Any]:
         """Return machines and costs. See `Backend.stands`."""
-        found: dict[str, Any] = {"bill": self.bill(), "hosts": tuple(one.id for one in self.machines)}
+        hosts = tuple(one.id for one in self.machines)
+        found: dict[str, Any] = {"bill": self.bill(), "hosts": hosts, "trouble": self.trouble}
         if self._rented is not None:
             found["deadline"] = self._rented.plan.tags.deadline
         return found
+
+    @property
+    def trouble(self) -> str:
+        """What may end its machines while they work. See `Backend.trouble`."""
+        return self._rented.trouble if self._rented is not None else ""
 
     def bill(self) -> Bill:
         """Return what its machines cost, or have cost. See `Backend.bill`."""

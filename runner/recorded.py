@@ -132,11 +132,14 @@ class RecordedCluster(QueuedCluster):
         return self.bill.summary(time.time())
 
     def _cost_html(self, colspan: int = 1) -> str:
-        """Return a row of a table that says what its machines cost; nothing where none are rented."""
-        if not self.bill.hired:
-            return ""
-        text = html.escape(self._cost())
-        return f"<tr><td colspan={colspan} style='text-align: left;'><strong>Cost:</strong> {text}</td></tr>"
+        """Return rows of a table: what its machines cost, and what its user has to see to."""
+        told = {"Cost": self._cost() if self.bill.hired else "", "Warning": self.backend.trouble}
+        return "".join(
+            f"<tr><td colspan={colspan} style='text-align: left;'>"
+            f"<strong>{name}:</strong> {html.escape(text)}</td></tr>"
+            for name, text in told.items()
+            if text
+        )
 
 
 def _computes(worker: Mapping[str, Any]) -> bool:

@@ -88,6 +88,8 @@ class Record:
         For how many seconds nothing had been computed when it was seen.
     bill : Bill
         Its rented machines; empty where none are.
+    trouble : str
+        What its user has to see to while it lives; empty if nothing.
     """
 
     cluster: str
@@ -107,6 +109,7 @@ class Record:
     workers: int = 0
     idle: float = 0.0
     bill: Bill = field(default_factory=Bill)
+    trouble: str = ""
 
     def cost(self) -> float:
         """Return what it had come to when it was seen last, or has ended."""
@@ -153,6 +156,7 @@ class Record:
             ended=None if ended is None else in_time(ended),
             workers=int(data["workers"]),
             bill=Bill.from_list(data["bill"]),
+            trouble=str(data.get("trouble", "")),  # younger than the schema
         )
 
 

@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from click.testing import CliRunner
 
 from envsync import snapshot as snapshots
 from envsync.cli import cli
-from envsync.errors import CloudError, EnvsyncError, NoWheelError, ToolError
+from envsync.errors import CloudError, EnvsyncError, NoWheelError, ToolError, UnfitHostError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
 from envsync.runner import EC2, SyncedCluster, ahead
@@ -21,13 +22,15 @@ from envsync.runner.ahead import facts_of, target_there, while_booting
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.provider import Expected, Provider
 from envsync.runner.filling import Filling
-from envsync.runner.locking import Locks, target_for
+from envsync.runner.locking import Locks, demand_driver, target_for, target_of
 from envsync.runner.records import local_records
+from envsync.runner.session import Session
 from envsync.target import Target
 from tests.cloud_fake import FakeProvider
-from tests.index_server import write_wheel
+from tests.index_server import IndexServer, write_wheel
 from tests.lab.ec2_api import EC2Api
-from tests.test_resolve import Bench, plain_settings
+from tests.test_cuda_builds import installed, torch_index
+from tests.test_resolve import Bench, local_index, plain_settings, versions
 
 UV = "0" * 64
 CODE = "1" * 64
@@ -168,6 +171,58 @@ async def test_a_machine_that_is_something_else_is_locked_for_anew_and_that_is_s
     (said,) = heard.texts
     assert "aarch64" in said
     assert "locked anew" in said
+
+
+@pytest.mark.slow
+async def test_a_client_without_gpus_gets_the_builds_of_a_driver_that_is_told_and_then_probed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def uv_binary(*_: Any, **more: Any) -> str:
+        return UV
+
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("envsync.collect.uv_binary", uv_binary)
+    with IndexServer(torch_index(tmp_path / "index")) as server:
+        bench = local_index(Bench(tmp_path, plain_settings(tmp_path)), server)
+        taken = installed(bench, server, "torch==2.5.1+cpu", "plain")
+        monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
+        monkeypatch.setattr("envsync.indexes.read_settings", lambda *a, **k: bench.settings)
+        locks, heard = Locks(), Heard()
+        told = replace(DEBIAN, gpus=2, driver="550.54.14")
+        await while_booting(until(locks.ahead), Promised(told), locks)
+        lock = locks.ahead()
+        assert lock is not None
+        assert versions(lock)["torch"] == "2.5.1+cu124"
+
+        def probed(driver: str, newest: str) -> Session:
+            found = {"machine": "x86_64", "system": "linux", "libc": ["glibc", "2.36"]}
+            gpus = [{"driver": driver, "cuda": newest}] * 2
+            return cast(
+                Session, SimpleNamespace(facts={**found, "gpus": gpus}, host=SimpleNamespace(name="i-1"))
+            )
+
+        there = probed("550.54.14", "12.4")
+        target = target_of(there, taken)
+        locks.confirm(target, "i-1", heard)
+        assert await locks.of(target, never) is lock
+        demand_driver(there, lock)
+        assert heard.texts == []
+
+        # the image has an older driver than was told: those builds would not run there
+        there = probed("470.57.02", "11.4")
+        locks.expected, target = target, target_of(there, taken)
+        locks.confirm(target, "i-1", heard)
+        assert "470.57.02" in heard.texts[0]
+        assert "locked anew" in heard.texts[0]
+        with pytest.raises(UnfitHostError, match="torch 2"):
+            demand_driver(there, lock)
+
+        async def anew(target: Target) -> Lock:
+            return bench.lock(taken, target)
+
+        lock = await locks.of(target, anew)
+        assert versions(lock)["torch"] == "2.5.1+cu118"
+        demand_driver(there, lock)
 
 
 async def test_a_cloud_that_tells_nothing_and_a_boot_that_is_faster_are_no_trouble(

@@ -169,12 +169,14 @@ async def test_a_cluster_has_it_for_each_machine_and_says_where_there_is_none(
     await until(lambda: len(heard.texts) > 1)
     assert "az provider register --namespace Microsoft.DevTestLab" in heard.texts[1]
     assert "`envsync reap`" in heard.texts[0]
+    assert rented.trouble == heard.texts[1]
     api.registered.add("Microsoft.DevTestLab")
     await until(lambda: len(schedules(api)) == 2)
     api.pass_time(3 * HOUR)
     later = api.clock + 5 * HOUR
     await until(lambda: all(one["due"] > later for one in schedules(api)))
     assert len(heard.texts) == 2  # once, however often it was tried
+    assert rented.trouble == ""
     await rented.close()
     assert api.left() == []
 

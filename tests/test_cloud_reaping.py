@@ -137,7 +137,7 @@ def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None
     records = Records(open_store(url))
     begun = NOW - 3600
     clusters: dict[str, dict[str, Any]] = {
-        "ada-0001": {"owner": owner(), "idle": 180.0},
+        "ada-0001": {"owner": owner(), "idle": 180.0, "trouble": "log in again"},
         "ada-0002": {
             "owner": owner(),
             "backend": "ssh",
@@ -153,7 +153,7 @@ def test_ls_stop_and_cost_read_the_records(envsync: Run, tmp_path: Path) -> None
             record(cluster, **{"begun": begun, "seen": NOW, "patience": 3600.0, "account": {}, **more})
         )
     shown = envsync("ls", "--store", url)
-    assert shown.returncode == 0, shown.stderr
+    assert (shown.returncode, shown.stderr) == (0, "warning: ada-0001: log in again\n")
     head, first, second, others = shown.stdout.splitlines()
     assert head.split() == [
         *("CLUSTER", "BACKEND", "HOSTS", "WORKERS", "AGE", "IDLE", "COST", "WHO", "FROM", "STATE")

@@ -75,14 +75,18 @@ async def test_it_is_told_every_few_minutes_whatever_becomes_of_the_clock(
     assert provider.calls[5:] == [["north", "m-1", "m-2"]]
 
 
-async def test_what_is_refused_is_said_once_until_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    provider = Told()
+async def test_what_is_refused_is_said_once_an_hour_until_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, now = Told(), SimpleNamespace(seconds=1e9)
+    monkeypatch.setattr(renewing, "time", SimpleNamespace(time=lambda: now.seconds))
     client = Client(provider)
-    for wrong, told in ((True, 1), (True, 1), (False, 1), (True, 2)):
+    said = "it is refused. Ask again."
+    for minutes, wrong, told in ((0, True, 1), (55, True, 1), (5, True, 2), (5, False, 2), (5, True, 3)):
+        now.seconds += 60 * minutes
         provider.wrong = wrong
         client.renewing.soon()
         await client.looks()
-        assert client.heard.texts == ["it is refused. Ask again."] * told
+        assert client.heard.texts == [said] * told
+        assert client.renewing.trouble == (said if wrong else "")
     provider.wrong = False
     client.renewing.soon()
     await client.looks()
@@ -94,7 +98,9 @@ async def test_what_is_refused_is_said_once_until_it_is_not(monkeypatch: pytest.
     monkeypatch.setattr(provider, "renew", ended)
     client.renewing.soon()
     await client.looks()
-    assert len(client.heard.texts) == 2, "that is no news of machines that have ended"
+    assert (len(client.heard.texts), client.renewing.trouble) == (3, ""), (
+        "that is no news of machines that have ended"
+    )
 
 
 async def test_a_cloud_that_has_no_such_thing_is_not_asked() -> None:

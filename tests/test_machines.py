@@ -176,6 +176,14 @@ async def test_what_never_comes_up_is_not_asked_for_for_ever_while_it_adapts() -
         assert len(provider.machines) == made
 
 
+async def test_what_its_user_has_to_see_to_stands_in_the_widget_and_in_the_record() -> None:
+    async with cluster_of(1) as (_, cluster):
+        assert "Warning:" not in cluster._repr_html_()
+        cluster.backend.rented._renewing.trouble = "log in <again>"
+        assert "<strong>Warning:</strong> log in &lt;again&gt;" in cluster._repr_html_()
+        assert (await cluster._stands())["trouble"] == "log in <again>"
+
+
 async def test_adapting_to_less_ends_machines_and_the_schedulers_stays() -> None:
     async with cluster_of(1) as (provider, cluster), Client(cluster, asynchronous=True) as client:
         (first,) = alive(provider)

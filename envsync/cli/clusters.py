@@ -39,7 +39,7 @@ def account_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tell(troubles: Iterable[str]) -> None:
-    """Say on stderr what could not be read."""
+    """Say on stderr what could not be read, and what clusters' users have to see to."""
     if not current().quiet:
         for text in troubles:
             click.echo(f"warning: {one_line(text)}", err=True)

@@ -58,7 +58,8 @@ def command(ended: bool, everyone: bool, store: str | None) -> None:
             [columns(_HEAD, rows, right=_NUMBERS) if rows else f"no clusters in {places}", *more]
         )
 
-    tell(clusters.troubles)
+    alive = [one.record for one in mine if one.state == "alive" and one.record.trouble]
+    tell([*clusters.troubles, *(f"{one.cluster}: {one.trouble}" for one in alive)])
     result({"places": [place.shown for place in clusters.places], "clusters": told, "others": others}, text)
 
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Renewing"]
 
+_SAID = 3600.0  # seconds after which what goes on is said again: the machines have some hours, then they end
+
 
 class Renewing:
     """Has a cloud put off, again and again, when it stops machines by itself. See `Provider.renew`.
@@ -33,6 +35,11 @@ class Renewing:
         Makes a call that blocks.
     hooks : Hooks
         Told what cannot be put off.
+
+    Attributes
+    ----------
+    trouble : str
+        What keeps it from being put off, and what comes of that; empty if nothing does.
     """
 
     def __init__(
@@ -47,7 +54,9 @@ class Renewing:
         self._provider, self._plan, self._hooks = provider, plan, hooks
         self._alive, self._call = alive, call
         self._last: float | None = None  # by the clock that goes on while this machine sleeps
-        self._told = self._closed = False
+        self.trouble = ""
+        self._told = 0.0  # when it was said; 0 if it need not be
+        self._closed = False
         self._doing: asyncio.Future[None] | None = None
 
     def soon(self) -> None:
@@ -82,9 +91,11 @@ class Renewing:
         try:
             await self._call(self._provider.renew, region, ids, self._plan.tags, self._plan.lease)
         except CloudError as error:
-            # it is no news of those that have ended meanwhile
-            if not self._told and not set(ids).isdisjoint(self._alive().get(region, ())):
-                self._hooks.warning(error.where or self._provider.name, f"{error.message}. {error.hint}")
-                self._told = True
+            if set(ids).isdisjoint(self._alive().get(region, ())):
+                return  # it is no news of those that have ended meanwhile
+            self.trouble = f"{error.message}. {error.hint}"
+            if not 0 <= time.time() - self._told < _SAID:
+                self._hooks.warning(error.where or self._provider.name, self.trouble)
+                self._told = time.time()
         else:
-            self._told = False
+            self._told, self.trouble = 0.0, ""

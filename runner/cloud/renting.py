@@ -94,6 +94,11 @@ class Rented:
         return tuple(self._up.values())
 
     @property
+    def trouble(self) -> str:
+        """What the user has to see to, or machines end at work; empty if nothing. See `Provider.renew`."""
+        return self._renewing.trouble
+
+    @property
     def config(self) -> Path:
         """The configuration of ssh for them, each by its id: ``ssh -F config i-0123``. Gone when they are."""
         return self._introduced.config
