@@ -28,6 +28,7 @@ from envsync.store import FolderStore
 from envsync.target import Target
 from envsync.trees import pack
 from envsync.wheels import record_of
+from tests.command import Run
 from tests.images import artifact_of, download, here
 from tests.lab.bases import TAG, base_layout
 from tests.lab.docker import DockerEngine
@@ -82,13 +83,11 @@ def test_the_default_base_has_the_locks_python() -> None:
         (["push", "--builder", "podman", "localhost/a"], "'podman' is not"),
     ],
 )
-def test_what_makes_no_sense_is_refused(tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = subprocess.run(
-        [BIN / "envsync", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+def test_what_makes_no_sense_is_refused(forked: Run, tmp_path: Path, arguments: list[str], said: str) -> None:
+    done = forked(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 # With an engine

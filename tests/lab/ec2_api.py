@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import json
 import logging
 import os
@@ -139,6 +140,7 @@ class EC2Api:
                 if value is not None:
                     os.environ[name] = value
 
+    @functools.cache  # noqa: B019 - it lives as long as a module's tests
     def client(self, region: str = "eu-west-1", service: str = "ec2") -> Any:
         """Return boto3's client, for looking at what is there without envsync."""
         import boto3
