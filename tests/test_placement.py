@@ -269,6 +269,7 @@ def _written(folder: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 async def test_a_script_brings_all_and_its_token_is_good_once(board: Switchboard, tmp_path: Path) -> None:
     text, token = board.body_alone("$JOB")
     assert len(text) < 1 << 20, "Slurm takes 4 MB, others less"

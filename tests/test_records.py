@@ -276,6 +276,7 @@ print(json.dumps([found, asked]))
 """
 
 
+@pytest.mark.slow
 def test_dask_is_asked_for_settings_where_there_are_any(tmp_path: Path) -> None:
     file, home = tmp_path / "etc" / "ours.yaml", tmp_path / "home" / ".config" / "dask"
     home.mkdir(parents=True)

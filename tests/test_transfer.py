@@ -70,6 +70,7 @@ async def test_what_does_not_shrink_goes_as_it_is(session: Session, cache: Path)
     assert sent(session) == len(NOISE) + len(wheel)
 
 
+@pytest.mark.slow
 async def test_a_large_one_is_packed_once_for_all_hosts(
     supply: Supply, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
