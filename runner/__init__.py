@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from envsync.runner.azure import Azure
     from envsync.runner.backends import SSH, Backend, Local
-    from envsync.runner.clouds import EC2, Cloud
+    from envsync.runner.clouds import Cloud
     from envsync.runner.cluster import SyncedCluster
+    from envsync.runner.ec2 import EC2
     from envsync.runner.existing import SyncEnvironment
     from envsync.runner.gce import GCE
     from envsync.runner.hetzner import Hetzner
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from envsync.runner.verifying import verify
 
 _HOMES = {
-    "EC2": "envsync.runner.clouds",
+    "EC2": "envsync.runner.ec2",
     "Cloud": "envsync.runner.clouds",
     "SSH": "envsync.runner.backends",
     "Azure": "envsync.runner.azure",

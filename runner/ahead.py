@@ -60,7 +60,7 @@ def machines_of(url: str) -> Cloud:
     ValueError
         It makes no sense.
     """
-    from envsync.runner.clouds import EC2
+    from envsync.runner.ec2 import EC2
 
     parts = urlsplit(url)
     given = {key.replace("-", "_"): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}

@@ -21,7 +21,7 @@ from envsync.runner.azure import Azure
 from envsync.runner.backends import Backend
 from envsync.runner.cloud.provider import Machine
 from envsync.runner.cloud.renting import Plan, Rented
-from envsync.runner.clouds import EC2
+from envsync.runner.ec2 import EC2
 from envsync.runner.hetzner import Hetzner
 from envsync.runner.limits import Limits
 from envsync.runner.profiles import read_profile
