@@ -152,9 +152,10 @@ async def test_a_machine_that_never_boots_is_an_error_that_leaves_nothing(
 ) -> None:
     cloud.unbootable = 2
     backend = EC2("m7i.large", region="eu-west-1", boot_timeout=1)
-    with pytest.raises(BootError, match="was not up"):
+    with pytest.raises(BootError, match="was not up") as told:
         async with SyncedCluster(backend, n_workers=1, **keywords):
             pass
+    assert told.value.tail == ("Kernel panic - not syncing: VFS: Unable to mount root fs",)
     assert (cloud.vms(), cloud.api.left()) == ([], {})
 
 

@@ -6,7 +6,6 @@ so that nobody vouches for a first connection; and a server that is off is bille
 
 from __future__ import annotations
 
-import datetime
 import os
 import re
 import threading
@@ -17,11 +16,18 @@ import stamina
 
 from envsync.errors import CapacityError, CloudError
 from envsync.runner.cloud.hetzner_errors import but_for, code_of, translated, worth_another_try
+from envsync.runner.cloud.hetzner_messages import (
+    MACHINES,
+    STATES,
+    as_found,
+    as_machine,
+    as_price,
+    fingerprint,
+    of_cluster,
+)
 from envsync.runner.cloud.labels import as_labels, as_name, as_tags
 from envsync.runner.cloud.provider import (
     CLUSTER,
-    DEADLINE,
-    OWNER,
     Expected,
     Found,
     Machine,
@@ -36,20 +42,13 @@ from envsync.runner.cloud.systems import system_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from envsync.runner.cloud.provider import Market, State
+    from envsync.runner.cloud.provider import Market
 
 __all__ = ["HetznerProvider"]
 
 _ENDPOINT = "https://api.hetzner.cloud/v1"
 _LOCATION = "envsync-location"  # a label of what has no location: a firewall, a key
 _SOURCES = 100  # networks that a rule may name
-_MACHINES = {"x86": "x86_64", "arm": "aarch64"}
-_STATES: dict[str, State] = {
-    "running": "running",
-    "stopping": "stopped",
-    "off": "stopped",
-    "deleting": "ending",
-}
 
 
 class HetznerProvider(Provider):
@@ -134,7 +133,7 @@ class HetznerProvider(Provider):
                 # without a key Hetzner makes up a password, and sends a mail with it for each machine
                 with but_for("uniqueness_error"):
                     key = keys.create(name=name, public_key=public_key, labels=labels)
-                key = key or keys.get_by_name(name) or keys.get_by_fingerprint(_fingerprint(public_key))
+                key = key or keys.get_by_name(name) or keys.get_by_fingerprint(fingerprint(public_key))
             firewalls = self._client.firewalls
             group = firewalls.get_by_name(name)
             if group is None:
@@ -195,15 +194,15 @@ class HetznerProvider(Provider):
             made = made or self._client.servers.get_by_name(name)  # an earlier try has made it
             if made is None or as_tags(made.labels).get(CLUSTER) != cluster:
                 raise CloudError(f"somebody else has a server called {name}", where=f"hetzner {region}")
-            machine = _machine(made)
+            machine = as_machine(made)
             self._let_each_other_in(request.shared, cluster, machine)
         return machine
 
     def describe(self, region: str, cluster: str) -> tuple[Machine, ...]:
         """Return a cluster's servers. See `Provider.describe`."""
         with translated(region):
-            found = self._again(lambda: self._client.servers.get_all(label_selector=_selector(cluster)))
-        return tuple(_machine(one) for one in found if one.location.name == region)
+            found = self._again(lambda: self._client.servers.get_all(label_selector=of_cluster(cluster)))
+        return tuple(as_machine(one) for one in found if one.location.name == region)
 
     def terminate(self, region: str, ids: Sequence[str]) -> None:
         """Delete servers. See `Provider.terminate`."""
@@ -219,7 +218,7 @@ class HetznerProvider(Provider):
 
     def close(self, region: str, cluster: str) -> tuple[str, ...]:
         """Delete a cluster's keys and firewalls. See `Provider.close`."""
-        selector = f"{_selector(cluster)},{_LOCATION}=={region}"
+        selector = f"{of_cluster(cluster)},{_LOCATION}=={region}"
         with translated(region):
             left = [
                 str(one.id)
@@ -235,19 +234,7 @@ class HetznerProvider(Provider):
         if market == "spot":
             return None
         pricing = self._price_list()
-        if pricing is None:
-            return None
-        servers = [one for one in pricing["server_types"] if one["name"] == machine_type]
-        addresses = [one for one in pricing.get("primary_ips", ()) if one["type"] == "ipv4"]
-        hourly = [_hourly(one, region) for one in (*servers, *addresses)]
-        if not servers or hourly[0] is None:
-            return None
-        return Price(
-            amount=round(sum(one for one in hourly if one is not None), 6),
-            currency=str(pricing["currency"]),
-            source="Hetzner's price list, with an IPv4 address, without VAT",
-            date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        )
+        return as_price(pricing, machine_type, region) if pricing is not None else None
 
     def disk_price(self, shared: Shared, size: int) -> Price | None:  # noqa: ARG002
         """Return 0: the disk is in the server's price. See `Provider.disk_price`."""
@@ -260,7 +247,7 @@ class HetznerProvider(Provider):
         """Return the image, and what is known of servers from it. See `Provider.expected`."""
         with translated(region):
             found = self._demand_type(region, machine_type)
-            if found.architecture not in _MACHINES:
+            if found.architecture not in MACHINES:
                 return None
             image = self._find_image(region, found)
         # a snapshot's, too: the system is that of the server that it is of
@@ -268,7 +255,7 @@ class HetznerProvider(Provider):
         return Expected(
             image=str(image.id),
             name=str(image.name or image.description or image.id),
-            machine=_MACHINES[found.architecture],
+            machine=MACHINES[found.architecture],
             libc=("glibc", system.libc) if system else None,
             python=system.python if system else "",
         )
@@ -288,12 +275,12 @@ class HetznerProvider(Provider):
             keys = self._again(lambda: client.ssh_keys.get_all(label_selector=f"{ours},{there}"))
         return (
             *(
-                _found("machine", one, str(one.name), _STATES.get(one.status, "pending"))
+                as_found("machine", one, str(one.name), STATES.get(one.status, "pending"))
                 for one in servers
                 if one.location.name == region
             ),
-            *(_found("group", one, str(one.id)) for one in firewalls),
-            *(_found("key", one, str(one.id)) for one in keys),
+            *(as_found("group", one, str(one.id)) for one in firewalls),
+            *(as_found("key", one, str(one.id)) for one in keys),
         )
 
     def remove(self, region: str, found: Found) -> bool:
@@ -422,51 +409,3 @@ class HetznerProvider(Provider):
             if code_of(error) != "not_found":
                 raise
         return True
-
-
-def _machine(server: Any) -> Machine:
-    public, private = server.public_net, server.private_net or ()
-    return Machine(
-        id=str(server.name),
-        region=str(server.location.name),
-        zone=str(server.location.name),
-        type=str(server.server_type.name),
-        state=_STATES.get(server.status, "pending"),
-        public_address=(public.ipv4.ip or "") if public and public.ipv4 else "",
-        private_address=private[0].ip or "" if private else "",
-        reason=f"it is {server.status}",
-        tags=as_tags(server.labels),
-    )
-
-
-def _found(kind: str, one: Any, identity: str, state: str = "") -> Found:
-    tags = as_tags(one.labels)
-    return Found(
-        kind=kind,
-        id=identity,
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=one.created.timestamp() if one.created else 0.0,
-        state=state,
-    )
-
-
-def _selector(cluster: str) -> str:
-    return ",".join(f"{key}=={value}" for key, value in as_labels({CLUSTER: cluster}).items())
-
-
-def _hourly(product: dict[str, Any], location: str) -> float | None:
-    for one in product["prices"]:
-        if one["location"] == location:
-            return float(one["price_hourly"]["net"])
-    return None
-
-
-def _fingerprint(public_key: str) -> str:
-    """Return a key's MD5, as Hetzner names keys."""
-    import base64
-    import hashlib
-
-    digest = hashlib.md5(base64.b64decode(public_key.split()[1]), usedforsecurity=False).hexdigest()
-    return ":".join(digest[at : at + 2] for at in range(0, len(digest), 2))

@@ -218,6 +218,7 @@ class Cloud(Lab):
         (self.folder / f"{instance.id}.console").symlink_to(folder / "log")
         if self.unbootable:
             self.unbootable -= 1
+            (folder / "log").write_text("Kernel panic - not syncing: VFS: Unable to mount root fs\n")
             self._say_running(instance)
             return
         script = _INIT.format(lower=self._tree, folder=shlex.quote(str(folder)), name=instance.id)
