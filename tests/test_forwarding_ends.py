@@ -242,15 +242,15 @@ async def test_whose_login_ends_is_warned_until_when_workers_go_on_and_when_they
 
 @contextlib.contextmanager
 def sts_that_says(code: str, patch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Have STS refuse whatever it is asked; yield what it was."""
+    """Have STS refuse whatever it is asked; yield what it was. Without a code it is no STS at all."""
     asked: list[str] = []
 
     class Refusing(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
             said = f"<Error><Code>{code}</Code><Message>no more</Message></Error>"
-            body = f"<ErrorResponse>{said}</ErrorResponse>".encode()
-            self.send_response(403)
+            body = (f"<ErrorResponse>{said}</ErrorResponse>" if code else "<p>Pay for the network").encode()
+            self.send_response(403 if code else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -290,6 +290,8 @@ def test_a_session_whose_end_nobody_tells_is_asked_for_at_sts(
     with sts_that_says("InvalidClientTokenId", monkeypatch) as asked:
         assert Identity().temporary().token == "c4n4ry-token"
     assert len(asked) == 1
+    with sts_that_says("", monkeypatch):
+        assert Identity().temporary().token == "c4n4ry-token"
     assert Identity().temporary().own  # nobody listens there now
 
 

@@ -95,3 +95,7 @@ def test_workers_are_equal_and_all_ends(site: tuple[str, BatchLab], place: Place
     assert not lab.processes()
     for secret in ("key.pem", "aws-token"):
         assert not list((lab.home / ".cache/envsync/runs").glob(f"*/*/{secret}"))
+    left = [path for path in (lab.home / ".cache/envsync/runs").glob("**/*") if path.is_file()]
+    assert left
+    assert not [path for path in left if b"c4n4ry" in path.read_bytes()]
+    assert "c4n4ry" not in lab.log()

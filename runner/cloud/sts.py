@@ -149,6 +149,7 @@ class Identity:
         """Raise what AWS says of those that have ended; where nobody answers that, they may live."""
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         times = {"connect_timeout": _PATIENCE, "read_timeout": _PATIENCE}
         once = Config(**times, retries={"total_max_attempts": 1})
@@ -158,7 +159,7 @@ class Identity:
         except ClientError as error:
             if (error.response.get("Error") or {}).get("Code") in _ENDED:
                 raise
-        except BotoCoreError:
+        except (BotoCoreError, ResponseParserError):  # the second: no STS, but a proxy's page, or such
             pass
         finally:
             sts.close()
@@ -220,6 +221,7 @@ def _now() -> datetime.datetime:
 def _translated() -> Iterator[None]:
     """Raise what botocore raises as ours."""
     from botocore.exceptions import BotoCoreError, ClientError, RefreshWithMFAUnsupportedError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
@@ -243,7 +245,8 @@ def _translated() -> Iterator[None]:
             where=_WHERE,
             hint="Start the cluster again. `duration_seconds` in the profile says how long a session lasts.",
         ) from error
-    except (BotoCoreError, OSError, RuntimeError) as error:  # the last: it has got others that are expired
+    # RuntimeError: it has got others, and they are expired
+    except (BotoCoreError, ResponseParserError, OSError, RuntimeError) as error:
         raise CloudError(
             f"they could not be had: {str(error) or type(error).__name__}", where=_WHERE, hint=_LOG_IN
         ) from error
