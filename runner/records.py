@@ -19,8 +19,8 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,9 @@ from envsync.runner.cloud.costs import Bill, in_time
 from envsync.runner.configured import configured
 from envsync.store import cache_root
 from envsync.stores import open_store
+from envsync.stores.working import begin, each
 
 if TYPE_CHECKING:
-    from concurrent.futures import Executor
-
     from envsync.stores import Entry, SharedStore
 
 __all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
@@ -235,12 +234,11 @@ class Records:
 
     def alive(self) -> list[Seen]:
         """Return the clusters that have not ended by their records, the oldest first."""
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            wished = pool.submit(self._store.entries, _STOP)
-            entries, now, unmarked = self._listed(pool)
-            found = self._read_all([one for one in entries if one.name.endswith(".json")], pool)
-            wishes = {entry.name.rpartition("/")[2] for entry in wished.result()}
-            unmarked.result()
+        wished = begin(lambda: self._store.entries(_STOP))
+        entries, now, unmarked = self._listed()
+        found = self._read_all([one for one in entries if one.name.endswith(".json")])
+        wishes = {entry.name.rpartition("/")[2] for entry in wished.result()}
+        unmarked.result()
         seen = [
             Seen(
                 record=record,
@@ -263,8 +261,7 @@ class Records:
     def ended(self, since: float = 0.0) -> list[Record]:
         """Return the clusters that ended after a time (seconds since 1970), by their begin."""
         # one that began long before may have ended after it: what is read is what may matter
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            found = self._read_all(self._store.entries(_ENDED), pool)
+        found = self._read_all(self._store.entries(_ENDED))
         records = [record for _, record in found if (record.ended or record.seen) >= since]
         return sorted(records, key=lambda one: (one.begun, one.cluster))
 
@@ -300,7 +297,7 @@ class Records:
         except (StoreError, ValueError, KeyError, TypeError):
             return "somebody"
 
-    def _listed(self, pool: Executor) -> tuple[list[Entry], float, Future[None]]:
+    def _listed(self) -> tuple[list[Entry], float, Future[None]]:
         """Return what lies with those that live, and the time, by the store's clock where it may be asked.
 
         The last is when the mark that this takes has gone.
@@ -318,14 +315,19 @@ class Records:
         try:
             entries = self._store.entries(_ALIVE)
         finally:
-            unmarked = pool.submit(self._store.remove, mark)
+            unmarked = begin(lambda: self._store.remove(mark))
         now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
         self.ahead = now - time.time()
         return entries, now, unmarked
 
-    def _read_all(self, entries: Iterable[Entry], pool: Executor) -> list[tuple[Entry, Record]]:
-        read = pool.map(self._read, entries)
-        return [(entry, record) for entry, record in read if record is not None]
+    def _read_all(self, entries: Sequence[Entry]) -> list[tuple[Entry, Record]]:
+        read: dict[str, Record | None] = {}
+
+        def one(entry: Entry) -> None:
+            read[entry.name] = self._read(entry)[1]
+
+        each(entries, one, _AT_ONCE)
+        return [(entry, record) for entry in entries if (record := read[entry.name]) is not None]
 
     def _read(self, entry: Entry) -> tuple[Entry, Record | None]:
         """Read one; None if it has ended while we looked, or if nobody can read it: then that is told."""

@@ -145,11 +145,12 @@ def stop(living: Living, hooks: Hooks, account: Mapping[str, Any] | None = None)
     from envsync.runner.recording import look_every
 
     record, place, began = living.record, living.place, time.monotonic()
-    place.wish_end(record.cluster, owner())
-    if not living.seen.lost:
+    asked = _ask(living, hooks)
+    if asked and not living.seen.lost:
         hooks.step(record.cluster, "asking its client to end it")
         now = _await_client(living, 3 * look_every(record) + 5)
         if now is not None and not now.how.startswith(_FAILED):
+            place.forget_wish(record.cluster)  # it ended without having read it, perhaps
             return now.how
     if not record.account and not record.regions:
         raise ClusterError(
@@ -157,12 +158,29 @@ def stop(living: Living, hooks: Hooks, account: Mapping[str, Any] | None = None)
             where=record.cluster,
             hint="What runs elsewhere ends by itself when its client has gone, within a minute or so.",
         )
-    hooks.step(record.cluster, "its client does not react: ending what has its tags")
+    why = "its client does not react" if asked else "its client cannot be asked"
+    hooks.step(record.cluster, f"{why}: ending what has its tags")
     provider = open_provider(record, account)
     end_cluster(provider, record.regions, record.cluster, hooks)
     how = f"stopped by {owner()}, without its client"
-    _close(living, how, after=living.seen.age + time.monotonic() - began)
+    try:
+        _close(living, how, after=living.seen.age + time.monotonic() - began)
+    except StoreError as error:  # it has ended all the same
+        hooks.warning(record.cluster, f"its record cannot be closed: {error.message}")
     return how
+
+
+def _ask(living: Living, hooks: Hooks) -> bool:
+    """Write that it is to end; False if the store takes nothing, and its machines end by their tags."""
+    record = living.record
+    try:
+        living.place.wish_end(record.cluster, owner())
+    except StoreError as error:
+        if not record.account and not record.regions:
+            raise
+        hooks.warning(record.cluster, f"its client cannot be asked to end it: {error.message}")
+        return False
+    return True
 
 
 _FAILED = "its machines could not be ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,11 +13,11 @@ from envsync.cli.terminal import one_line
 from envsync.runner import CLOUDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from envsync.runner.records import Record
 
-__all__ = ["account_options", "document", "everyone_option", "store_option", "tell"]
+__all__ = ["account_options", "document", "everyone_option", "not_all_ended", "store_option", "tell"]
 
 store_option = click.option(
     "--store",
@@ -43,6 +44,18 @@ def tell(troubles: Iterable[str]) -> None:
     if not current().quiet:
         for text in troubles:
             click.echo(f"warning: {one_line(text)}", err=True)
+
+
+@contextmanager
+def not_all_ended() -> Iterator[None]:
+    """Say of an interrupted block that it has ended some, and not all."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(
+            "not all of it may have ended: ask again, or look with envsync ls and envsync reap", err=True
+        )
+        raise
 
 
 def document(record: Record, state: str, cost: float, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
@@ -35,12 +34,12 @@ def command(ended: bool, everyone: bool, store: str | None) -> None:
     """
     from envsync.runner.records import is_mine, owner
     from envsync.runner.stopping import Clusters
+    from envsync.stores.working import begin
 
     clusters = Clusters(store)
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(clusters.alive)
-        owner()  # while the store answers: Dask's configuration says who we are, and takes a while to be read
-        living = asking.result()
+    asking = begin(clusters.alive)
+    owner()  # while the store answers: Dask's configuration says who we are, and takes a while to be read
+    living = asking.result()
     over = clusters.ended() if ended else []
     mine = [one for one in living if everyone or is_mine(one.record.owner)]
     past = [one for one in over if everyone or is_mine(one.owner)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.clusters import account_options, everyone_option, store_option, tell
+from envsync.cli.clusters import account_options, everyone_option, not_all_ended, store_option, tell
 from envsync.cli.output import command as make_command
 from envsync.cli.output import result, terminated_as_interrupted, watch
 from envsync.cli.table import columns
@@ -52,7 +52,8 @@ def command(
             failed += looked[-1].failed
             if not dry_run:
                 try:
-                    reaper.end(looked[-1])
+                    with not_all_ended():
+                        reaper.end(looked[-1])
                 except EnvsyncError as error:
                     failed.append(error)
         verdicts = [one for each in looked for one in each.verdicts]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from envsync.cli.clusters import account_options, everyone_option, store_option, tell
+from envsync.cli.clusters import account_options, everyone_option, not_all_ended, store_option, tell
 from envsync.cli.output import command as make_command
 from envsync.cli.output import result, terminated_as_interrupted, watch
 from envsync.cli.terminal import one_line
@@ -49,26 +48,28 @@ def command(
         raise click.UsageError("name clusters, or all of yours with --all: envsync ls shows them")
     from envsync.errors import EnvsyncError
     from envsync.runner.stopping import Clusters, stop
+    from envsync.stores.working import each
 
     clusters = Clusters(store)
     account = {} if profile is None else {"profile": profile}
     with watch() as hooks, terminated_as_interrupted():
         chosen, tagged = _chosen(clusters, names, everyone, bool(on))
         tell(clusters.troubles)
+        done: dict[str, str] = {}
         failed: list[EnvsyncError] = []
 
-        def one(living: Living) -> tuple[str, str]:
+        def one(living: Living) -> None:
+            cluster = living.record.cluster
             try:
-                return living.record.cluster, stop(living, hooks, account)
+                done[cluster] = stop(living, hooks, account)
             except EnvsyncError as error:
                 failed.append(error)
-                return living.record.cluster, ""
+                hooks.failed(cluster, error.message)
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            ends = dict(pool.map(one, chosen))
-        for name in tagged:
-            ends[name] = _stop_tagged(str(on), account, region, name, everyone, hooks)
-    done = {cluster: how for cluster, how in ends.items() if how}
+        with not_all_ended():
+            each(chosen, one, _AT_ONCE)
+            for name in tagged:
+                done[name] = _stop_tagged(str(on), account, region, name, everyone, hooks)
     result(
         {"stopped": done},
         lambda: (

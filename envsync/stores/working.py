@@ -1,4 +1,7 @@
-"""Many blobs at once, in threads: the first failure ends it, and so does whoever waits for it."""
+"""Many blobs at once, in threads: the first failure ends it, and so does whoever waits for it.
+
+Threads are daemons: a connection that hangs must not keep a command from its end.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,32 @@ import contextlib
 import queue
 import threading
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["each"]
+__all__ = ["begin", "each"]
 
 T = TypeVar("T")
 
 _LOOK = 0.1  # seconds between two looks at whether to stop
 _PATIENCE = 5.0  # seconds for what is under way when it has to end: small blobs get whole
+
+
+def begin(work: Callable[[], T]) -> Future[T]:
+    """Do something beside; whoever asks for the result waits for it, until Ctrl-C."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised by who asks
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done
 
 
 def each(
@@ -64,7 +82,6 @@ def each(
                 troubles.append(error)
                 ended.set()
 
-    # daemons: a connection that hangs must not keep a command from its end
     threads = [threading.Thread(target=run, daemon=True) for _ in range(min(at_once, count))]
     for thread in threads:
         thread.start()

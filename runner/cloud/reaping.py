@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from envsync.errors import CloudError
 from envsync.runner.cloud.costs import duration
 from envsync.runner.cloud.provider import CLUSTER
+from envsync.stores.working import each
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
@@ -109,18 +109,19 @@ def look(
     provider: Provider, regions: Sequence[str], hooks: Hooks
 ) -> tuple[dict[str, tuple[Found, ...]], list[CloudError]]:
     """Return what has our tags in each region, and what kept us from looking in some."""
+    answers: dict[str, tuple[Found, ...] | CloudError] = {}
 
-    def one(region: str) -> tuple[Found, ...] | CloudError:
+    def one(region: str) -> None:
         try:
-            return provider.found(region)
+            answers[region] = provider.found(region)
         except CloudError as error:
-            return error
+            answers[region] = error
 
     hooks.step(provider.name, f"looking for what has envsync's tags in {len(regions)} regions")
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        answers = dict(zip(regions, pool.map(one, regions), strict=True))
-    found = {region: there for region, there in answers.items() if not isinstance(there, CloudError)}
-    return found, [answer for answer in answers.values() if isinstance(answer, CloudError)]
+    each(regions, one, _AT_ONCE)
+    said = {region: answers[region] for region in regions}
+    found = {region: there for region, there in said.items() if not isinstance(there, CloudError)}
+    return found, [answer for answer in said.values() if isinstance(answer, CloudError)]
 
 
 def end(
@@ -144,16 +145,15 @@ def end(
     CloudError
         Something could not be ended; all else was.
     """
+    failed: list[CloudError] = []
 
-    def one(item: tuple[str, Collection[str]]) -> CloudError | None:
+    def one(item: tuple[str, Collection[str]]) -> None:
         try:
             _end_in(provider, *item, hooks, poll)
         except CloudError as error:
-            return error
-        return None
+            failed.append(error)
 
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        failed = [error for error in pool.map(one, things.items()) if error is not None]
+    each(things.items(), one, _AT_ONCE)
     if failed:
         raise failed[0]
 
