@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,8 @@ class Recording:
         self._place: Records | None = None
         self._local: Records | None = None
         self._missed = False
+        self._writing = threading.Lock()
+        self._over = False
         self._begun = False
         self._task: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -135,10 +138,15 @@ class Recording:
                 why = error.message if isinstance(error, EnvsyncError) else late
                 tell = self._hooks.warning if self._rented else self._hooks.note
                 tell(self.record.cluster, f"its record: {why}. {_UNKNOWN}")
-        else:
-            self._missed = False
 
     def _write_to(self, record: Record) -> None:
+        # a write that nobody waits for any more goes on in its thread: it must not bring back what has ended
+        with self._writing:
+            if not self._over:
+                self._over = record.ended is not None
+                self._write_now(record)
+
+    def _write_now(self, record: Record) -> None:
         try:
             if self._place is None:
                 self._place = self._open()
@@ -150,6 +158,7 @@ class Recording:
             with contextlib.suppress(EnvsyncError):
                 self._local.keep(record)  # so that at least this machine knows
             raise
+        self._missed = False
         if self._local is not None:  # it has the record now
             with contextlib.suppress(EnvsyncError):
                 self._local.drop(record.cluster)

@@ -415,6 +415,37 @@ async def test_a_store_that_does_not_answer_stops_nobody(
     assert replace(here.ended()[0], ended=None, how="").cluster == "ada-1"
 
 
+class Slow(Records):
+    """A store whose second write takes until the cluster has ended there, or for a moment if it cannot."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self.writes, self.over = 0, threading.Event()
+
+    def keep(self, record: Record) -> None:
+        if record.ended is None:
+            self.writes += 1
+            if self.writes == 2:
+                self.over.wait(0.3)
+        super().keep(record)
+        if record.ended is not None:
+            self.over.set()
+
+
+async def test_a_write_that_is_on_its_way_at_the_end_brings_nothing_back(tmp_path: Path) -> None:
+    place = Slow(open_store(tmp_path.as_uri()))
+    one = recording(place, Heard())
+    await one.begin()
+    one.write_soon()
+    await until(lambda: place.writes == 2)
+    await one.close("closed")
+    await asyncio.get_running_loop().shutdown_default_executor()  # what was on its way has been written
+    assert place.alive() == []
+    one._write_to(replace(one.record, ended=None))  # and one whose thread had not begun
+    assert place.alive() == []
+    assert [record.how for record in place.ended()] == ["closed"]
+
+
 async def test_who_closes_a_cluster_second_waits_for_its_record_too() -> None:
     """Such as its user, while it ends by itself: with the user's process the record would be lost."""
     written, go = [], asyncio.Event()
