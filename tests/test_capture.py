@@ -77,10 +77,11 @@ def test_a_wheels_record_and_its_installation_have_one_digest(environment: Path,
         [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(tmp_path), *frozen], check=True
     )
     by_pip = tmp_path / "pip"
-    subprocess.run([sys.executable, "-m", "venv", str(by_pip)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(by_pip)], check=True)
     wheels = sorted(tmp_path.glob("*.whl"))
     assert len(wheels) >= len(WHEELS)
-    subprocess.run([by_pip / "bin/python", "-m", "pip", "install", "-q", "--no-deps", *wheels], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(by_pip / "bin/python")]  # the tests' own: a newer one
+    subprocess.run([*pip, "install", "-q", "--no-deps", *wheels], check=True)
     piped = capture(str(by_pip))
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:

@@ -73,13 +73,16 @@ async def carried(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hos
         yield called.host
 
 
-@pytest.fixture
-def shared(there: There, request: pytest.FixtureRequest) -> Host | None:
-    """The host of a job: one for all tests that do not close it, as it is for all that a job does."""
-    if request.node.callspec.params["there"] != "carried":
-        return None
-    found: Host = request.getfixturevalue("carried")
-    return found
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def local() -> AsyncIterator[Host]:
+    async with opened(None) as made:
+        yield made
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ssh(bare: Machine) -> AsyncIterator[Host]:
+    async with opened(bare) as made:
+        yield made
 
 
 def opened(machine: Machine | None) -> Host:
@@ -90,13 +93,11 @@ def opened(machine: Machine | None) -> Host:
     return made
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def host(there: There, shared: Host | None) -> AsyncIterator[Host]:
-    if shared is not None:
-        yield shared
-        return
-    async with opened(there._machine) as made:
-        yield made
+@pytest.fixture
+def host(there: There, request: pytest.FixtureRequest) -> Host:
+    """The host of all tests that do not close it, as one is for all that a client does there."""
+    found: Host = request.getfixturevalue(request.node.callspec.params["there"])
+    return found
 
 
 @pytest_asyncio.fixture(loop_scope="module")
