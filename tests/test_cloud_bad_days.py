@@ -212,9 +212,9 @@ async def test_what_a_dead_client_left_and_never_had_a_switch_is_reaped(api: EC2
 UNCHECKED = {"ec2:CreateTags", "ec2:DescribeSpotPriceHistory", "pricing:GetProducts"}
 
 
-def documented() -> list[str]:
-    text = (Path(__file__).parent.parent / "docs" / "howto-ec2.md").read_text()
-    found = re.search(r"## Permissions needed\n```json\n(.*?)```", text, re.DOTALL)
+def documented(page: str = "howto-ec2.md", head: str = "Permissions needed") -> list[str]:
+    text = (Path(__file__).parent.parent / "docs" / page).read_text()
+    found = re.search(rf"## {head}\n.*?```json\n(.*?)```", text, re.DOTALL)
     assert found is not None
     (statement,) = json.loads(found[1])["Statement"]
     return [str(action) for action in statement["Action"]]
@@ -326,6 +326,10 @@ def identity(api: EC2Api) -> Iterator[Identity]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(settings, "INITIAL_NO_AUTH_ACTION_COUNT", float("inf"))
         yield Identity(api, patch)
+
+
+def test_whoever_may_start_may_reap() -> None:
+    assert set(documented("howto-cloud-costs.md", "Permissions for it on EC2")) <= set(documented())
 
 
 @pytest.mark.slow
