@@ -87,6 +87,11 @@ class RecordedCluster(QueuedCluster):
         if self._recording is not None:
             self._recording.write_soon()
 
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        super()._update_worker_status(op, msg)
+        if op == "add" and self._recording is not None and not self._recording.record.workers:
+            self._record_soon()  # the first have come: nobody shall see for half a minute that there are none
+
     async def _end_record(self) -> None:
         """Write how it ended. Who closes it second, as its user where it ends by itself, waits too."""
         recording, self._recording = self._recording, None

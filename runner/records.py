@@ -189,8 +189,11 @@ class Seen:
 
     @property
     def until(self) -> float:
-        """Until when it is known to be there, by its client's clock: now, or when it was seen last."""
-        return self.record.seen + (0.0 if self.lost else self.age)
+        """Until when it counts as there, by its client's clock: now, or where it is lost when that was known.
+
+        So its cost does not fall when it is lost, and is what it is closed with if its machines have ended.
+        """
+        return self.record.seen + min(self.age, self.record.patience)
 
     def cost(self) -> float:
         """Return what it has come to until then."""

@@ -131,7 +131,7 @@ def test_ages_are_by_one_clock(tmp_path: Path) -> None:
     (seen,) = records.alive()
     assert seen.lost
     assert 395 < seen.age < 410
-    assert seen.cost() == seen.bill.cost(seen.record.seen)  # nobody knows what came after
+    assert seen.cost() == seen.bill.cost(seen.record.seen + 300)  # it falls not, nor does it grow any more
 
 
 def test_what_is_no_record_is_told_and_the_others_are_read(tmp_path: Path) -> None:
@@ -391,6 +391,21 @@ async def test_one_whose_begin_is_interrupted_is_closed_all_the_same(tmp_path: P
     assert [record.how for record in place.ended()] == ["its start was interrupted"]
     await one.close("again")
     assert [record.how for record in place.ended()] == ["its start was interrupted"]
+
+
+def test_the_first_workers_are_written_when_they_come() -> None:
+    cluster = object.__new__(RecordedCluster)
+    cluster.scheduler_info = {"workers": {}}
+    written: list[int] = []
+    place: Any = SimpleNamespace(
+        record=SimpleNamespace(workers=0),
+        write_soon=lambda: written.append(len(cluster.scheduler_info["workers"])),
+    )
+    cluster._recording = place
+    cluster._update_worker_status("add", {"workers": {"tls://a": {"name": "a"}}})
+    place.record.workers = 1
+    cluster._update_worker_status("add", {"workers": {"tls://b": {"name": "b"}}})
+    assert written == [1]
 
 
 async def test_a_store_that_does_not_answer_stops_nobody(

@@ -117,7 +117,8 @@ def look(
         except CloudError as error:
             answers[region] = error
 
-    hooks.step(provider.name, f"looking for what has envsync's tags in {len(regions)} regions")
+    where = regions[0] if len(regions) == 1 else f"{len(regions)} regions"
+    hooks.step(provider.name, f"looking for what has envsync's tags in {where}")
     each(regions, one, _AT_ONCE)
     said = {region: answers[region] for region in regions}
     found = {region: there for region, there in said.items() if not isinstance(there, CloudError)}

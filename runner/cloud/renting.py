@@ -84,6 +84,7 @@ class Rented:
         self._beside: set[asyncio.Future[Any]] = set()
         self._watching: asyncio.Future[None] | None = None
         self._introduced = Introduced()
+        self._summed = False
         self._renewing = Renewing(
             provider, plan, alive=self._books.there, call=self._asking.call, hooks=self.hooks
         )
@@ -218,7 +219,8 @@ class Rented:
                 failed.append(error)
         self._up.clear()
         await asyncio.to_thread(self._introduced.close)
-        if self.bill().hired:
+        if self.bill().hired and not self._summed:
+            self._summed = True
             self.hooks.note(self._where, self.bill().summary(time.time()))
         self._asking.close()
         if failed:
