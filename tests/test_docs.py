@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import shlex
@@ -15,9 +16,11 @@ import dask.config
 import pytest
 import yaml
 
+from envsync import errors, runner
 from envsync.cli import cli
 from envsync.cli.queue import QUEUE_OPTIONS, where
-from envsync.runner import SSH, Batch
+from envsync.cli.renting import RENTING
+from envsync.runner import CLOUDS, SSH, Batch
 from envsync.runner.profiles import read_profile
 from envsync.runner.queues import BACKENDS
 
@@ -70,7 +73,7 @@ def test_every_command_line_is_one_that_envsync_takes(
     assert command is not None, f"{place}: there is no command {name}"
     made = command.make_context(name, arguments)  # raises UsageError for what the command does not take
     if name == "run":
-        asked = {key: made.params[key] for key in QUEUE_OPTIONS}
+        asked = {key: made.params[key] for key in (*QUEUE_OPTIONS, *RENTING.keywords)}
         with dask.config.set(configuration()):
             hosts = (made.params["hosts"] or "").split(",") if made.params["hosts"] else ()
             where(made.params["backend"], hosts, made.params["profile"], made.params["cache"], asked)
@@ -147,6 +150,17 @@ def test_the_reference_names_every_option(name: str) -> None:
         if isinstance(parameter, click.Option):
             for option in parameter.opts:
                 assert f"`{option}" in section + everywhere or f" {option} " in section, option
+
+
+def test_the_reference_names_every_error_and_the_pages_of_clouds_their_keywords() -> None:
+    text = (ROOT / "docs" / "reference-python.md").read_text()
+    kinds = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, Exception)]
+    assert len(kinds) > 30
+    assert [one.__name__ for one in kinds if f"`{one.__name__}`" not in text] == []
+    for kind, name in CLOUDS.items():
+        page = (ROOT / "docs" / f"howto-{kind}.md").read_text()
+        keywords = inspect.signature(getattr(runner, name)).parameters
+        assert [key for key in keywords if key not in ("type", "rest") and f"{key}=" not in page] == [], kind
 
 
 @pytest.mark.parametrize(("place", "mark", "text"), blocks("python"))
