@@ -8,6 +8,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from distributed.nanny import Nanny
@@ -95,6 +96,10 @@ class Options:
             )
         if self.on_mismatch not in ("raise", "warn", "ignore"):
             raise ValueError(f"on_mismatch must be 'raise', 'warn' or 'ignore', not {self.on_mismatch!r}")
+        for name in ("n_workers", "threads_per_worker"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral | None):
+                raise TypeError(f"{name} has to be a whole number, not {value!r}")
         if self.n_workers is not None and self.n_workers < 0:
             raise ValueError(f"n_workers must not be negative, not {self.n_workers}")
         if self.threads_per_worker is not None and self.threads_per_worker < 1:
@@ -242,9 +247,9 @@ def without_deprecated(keywords: dict[str, Any], host: str | None) -> str | None
     return str(ip)
 
 
-def run_name(name: str | None) -> str:
+def run_name(name: object) -> str:
     """Return a name that is nobody else's, fit for paths and certificates, whatever the user's is."""
-    readable = re.sub(r"[^A-Za-z0-9._-]", "_", name or "envsync").lstrip(".-")[:60] or "envsync"
+    readable = re.sub(r"[^A-Za-z0-9._-]", "_", str(name or "envsync")).lstrip(".-")[:60] or "envsync"
     return f"{readable}-{uuid.uuid4().hex[:12]}"
 
 

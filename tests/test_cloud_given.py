@@ -9,6 +9,7 @@ import pytest
 from envsync.runner import EC2, GCE, Azure, Hetzner, OpenStack
 from envsync.runner.amounts import seconds
 from envsync.runner.limits import Limits
+from envsync.runner.options import Options
 
 CLOUDS: tuple[Any, ...] = (EC2, GCE, Azure, Hetzner, OpenStack)
 
@@ -73,3 +74,10 @@ def test_a_time_is_one_that_ends() -> None:
     for never in ("4000 d", 1e10, float("inf"), "9" * 5000 + ":00"):
         with pytest.raises(ValueError, match=r"is no time|longer than ten years"):
             seconds(never)
+
+
+@pytest.mark.parametrize("wrong", [1.5, "3", True, float("nan")])
+def test_workers_are_whole(wrong: Any) -> None:
+    for name in ("n_workers", "threads_per_worker"):
+        with pytest.raises(TypeError, match=f"{name} has to be a whole number"):
+            Options(local=False, **{name: wrong})

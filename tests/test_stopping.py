@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from envsync.cli import cli
 from envsync.errors import StoreError
 from envsync.hooks import Hooks
 from envsync.runner import stopping
 from envsync.runner.cloud.provider import Found, MachineRequest, Tags
-from envsync.runner.records import Record, Records
+from envsync.runner.records import Record, Records, owner
 from envsync.runner.stopping import Clusters, stop
 from envsync.stores import open_store
 from tests.cloud_fake import FakeProvider
@@ -101,3 +103,11 @@ def test_a_store_that_takes_nothing_keeps_nobody_from_ending_machines(
         "its client cannot be asked to end it: it may only be read",
         "its record cannot be closed: it may only be read",
     ]
+
+
+def test_a_variable_that_is_not_set_is_no_cluster(provider: FakeProvider, url: str) -> None:
+    nameless = Record(cluster="envsync-1", name="", owner=owner(), backend="ssh", begun=1000.0, seen=1100.0)
+    Records(open_store(url)).keep(nameless)
+    done = CliRunner().invoke(cli, ["stop", "", "--store", url])
+    assert done.exit_code == 2
+    assert Clusters(url).places[0].wished_by("envsync-1") == ""

@@ -44,7 +44,7 @@ def command(
     asked first, wherever it runs; if it does not react, rented machines are ended by their tags. A cluster
     that has no record is looked for by its tags with --on.
     """
-    if bool(names) == every:
+    if bool(names) == every or not all(names):  # an empty one is a variable that is not set
         raise click.UsageError("name clusters, or all of yours with --all: envsync ls shows them")
     from envsync.errors import EnvsyncError
     from envsync.runner.stopping import Clusters, stop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import CapacityError, CloudError
@@ -19,6 +20,7 @@ _LACKS = (
     "UNSUPPORTED_OPERATION",
     "does not exist in zone",
 )
+_SAID = 1000  # characters: a proxy's page is longer
 _LIMITS = ("QUOTA_EXCEEDED", "quotaExceeded", "QUOTA_LIMIT")
 _BUSY = frozenset({"rateLimitExceeded", "userRateLimitExceeded", "backendError", "internalError"})
 
@@ -101,9 +103,8 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
         raise _refused(error.code, error.message, where, machine_type) from error
     except GoogleAPICallError as error:
         reason = next(iter(sorted(_reasons(error))), str(error.code))
-        raise _refused(
-            reason, str(error.message), where, machine_type, status=int(error.code or 0)
-        ) from error
+        said = textwrap.shorten(str(error.message), _SAID)
+        raise _refused(reason, said, where, machine_type, status=int(error.code or 0)) from error
     except ParseError as error:
         raise CloudError(
             "what answers is not Google: it is no JSON of its interface",
