@@ -422,6 +422,10 @@ async def test_a_store_that_does_not_answer_stops_nobody(
     place.broken = False
     await until(lambda: place.alive())
     await until(lambda: not here.alive())
+    (first,) = place.alive()
+    await until(
+        lambda: place.alive()[0].record.seen > first.record.seen
+    )  # that first one is known to be there
     place.broken = True  # at the end
     await one.close("closed")
     assert [record.how for record in here.ended()] == ["closed"]
