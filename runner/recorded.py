@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import html
 import time
 from typing import TYPE_CHECKING, Any
@@ -44,7 +43,6 @@ class RecordedCluster(QueuedCluster):
     up: bool = False
     _run_name: str
     _recording: Recording | None = None
-    _closing_record: asyncio.Future[None] | None = None
     _idle_since: float | None = None
 
     @property
@@ -93,13 +91,11 @@ class RecordedCluster(QueuedCluster):
             self._record_soon()  # the first have come: nobody shall see for half a minute that there are none
 
     async def _end_record(self) -> None:
-        """Write how it ended. Who closes it second, as its user where it ends by itself, waits too."""
+        """Write how it ended."""
         recording, self._recording = self._recording, None
         if recording is not None:
             how = self.ending or ("closed" if self.up else "its start failed")
-            self._closing_record = asyncio.ensure_future(recording.close(how.splitlines()[0][:_LONGEST]))
-        if self._closing_record is not None:
-            await asyncio.shield(self._closing_record)
+            await recording.close(how.splitlines()[0][:_LONGEST])
 
     def _end_for(self, who: str) -> None:
         """End it because somebody elsewhere wants that."""

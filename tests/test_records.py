@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from envsync.cli import cli
 from envsync.errors import StoreError
 from envsync.hooks import Hooks
+from envsync.runner.closing import Closing
 from envsync.runner.cloud.costs import Bill, Hired
 from envsync.runner.cloud.provider import Price
 from envsync.runner.recorded import RecordedCluster
@@ -465,21 +466,22 @@ async def test_a_write_that_is_on_its_way_at_the_end_brings_nothing_back(tmp_pat
     assert [record.how for record in place.ended()] == ["closed"]
 
 
-async def test_who_closes_a_cluster_second_waits_for_its_record_too() -> None:
-    """Such as its user, while it ends by itself: with the user's process the record would be lost."""
-    written, go = [], asyncio.Event()
+async def test_who_ends_something_second_waits_for_all_of_its_end() -> None:
+    """Such as a user, while the cluster ends by itself: its record is written last."""
+    ended, go = [], asyncio.Event()
 
-    async def close(how: str) -> None:
+    async def part() -> None:
+        ended.append("parted")
+
+    async def end() -> None:
         await go.wait()
-        written.append(how)
+        ended.append("recorded")
 
-    cluster: Any = SimpleNamespace(
-        ending="its scheduler was lost", _recording=SimpleNamespace(close=close), _closing_record=None
-    )
-    both = [asyncio.ensure_future(RecordedCluster._end_record(cluster)) for _ in range(2)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    closing = Closing(part, end)
+    both = [asyncio.ensure_future(closing.wait()) for _ in range(2)]
+    for _ in range(10):
+        await asyncio.sleep(0)
     assert not any(one.done() for one in both)
     go.set()
     await asyncio.gather(*both)
-    assert written == ["its scheduler was lost"]
+    assert ended == ["parted", "recorded"]
