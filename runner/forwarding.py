@@ -280,7 +280,7 @@ class Forwarding:
         """Say what is the matter, once, and once more when workers are refused."""
         hosts = [lent.sent for session, lent in list(self._lent.items()) if session.ended is None]
         left = min((sent.left() for sent in hosts if sent is not None), default=current.left())
-        told = (left <= 0, str(error) or type(error).__name__)
+        told = (left <= 0, str(error).removeprefix(f"{self._where}: ") or type(error).__name__)
         if told == self._told:
             return
         self._told = told

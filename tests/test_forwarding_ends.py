@@ -223,7 +223,7 @@ async def test_whose_login_ends_is_warned_until_when_workers_go_on_and_when_they
     said = await hooks.until(1)
     assert re.fullmatch(
         r"aws credentials: the workers' could not be renewed, and end at \d\d:\d\d:\d\d; it is tried again: "
-        r"aws credentials: it has expired\n  Log in again\.",
+        r"it has expired\n  Log in again\.",
         said,
     )
     given.append(KeyError("some SDK's own defect"))  # which shall not end it all
