@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from dataclasses import replace
@@ -161,6 +162,28 @@ async def test_sixteen_machines_are_asked_for_at_the_same_time() -> None:
     assert len(await start(rented)) == 16
     await rented.close()
     assert alive(provider) == []
+
+
+async def test_what_is_refused_once_is_not_asked_for_a_hundred_times() -> None:
+    """As with a quota: the calls that wait for their turn are not made any more."""
+    told = threading.Event()
+    asked = itertools.count(1)
+
+    class Full(Booting):
+        def create(self, request: MachineRequest) -> Machine:
+            if next(asked) > 1:
+                assert told.wait(60)
+            raise CapacityError("the quota is used up", where="north", hint="Rent fewer.", scope="region")
+
+    class Telling(Hooks):
+        def note(self, where: str, text: str) -> None:
+            told.set()  # the start is given up
+
+    provider = Full(regions=("north",))
+    with pytest.raises(CapacityError, match="the quota is used up"):
+        await Rented(provider, plan(100), Telling()).start()
+    assert next(asked) <= 40
+    assert (provider.machines, provider.shared) == ({}, {})
 
 
 async def test_machines_that_are_not_wanted_end_and_those_that_end_are_told() -> None:

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import itertools
 import secrets
+import threading
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -317,11 +318,19 @@ class Rented:
         raise lacking[-1]
 
     async def _create(self, request: MachineRequest) -> Machine:
-        """Make a machine. What comes of a call that is given up is ended."""
-        call = self._asking.begin(self.provider.create, request)
+        """Make a machine. A call that is given up is not made; if it has begun, what comes of it is ended."""
+        given_up = threading.Event()
+
+        def create() -> Machine:
+            if given_up.is_set():
+                raise CloudError("it is not wanted any more", where=self._where)
+            return self.provider.create(request)
+
+        call = self._asking.begin(create)
         try:
             made = await asyncio.shield(call)
         except asyncio.CancelledError:
+            given_up.set()
             self._beside_it(self._discard(call, request.shared))
             raise
         self._hire(made, request.shared)
