@@ -78,8 +78,8 @@ class Offer:
         what = f"{kinds} of {self.cloud} in {self.region}: {', '.join(self.zones)}"
         if self.price is None or self.total is None:
             return (
-                f"{what}\nwhat they cost is not known: the cloud says no price, and in Dask's configuration "
-                "there is none below envsync: cloud: prices:"
+                f"{what}\nwhat they cost is not known: the cloud says no price, and Dask's configuration "
+                "none for them below envsync: cloud: prices:"
             )
         each = f"{money(self.price.amount, self.price.currency)} an hour each"
         if self.first is not None:
