@@ -16,7 +16,7 @@ from rich.console import Console
 
 from envsync import errors
 from envsync.cli.display import JsonLines, Live, LogLines, Plain
-from envsync.cli.output import Output, exit_code, say_error, watch
+from envsync.cli.output import Output, _scrubbed, exit_code, say_error, watch
 from envsync.hooks import Hooks
 from envsync.plugins.compare import Difference
 from envsync.runner.table import table
@@ -263,3 +263,19 @@ def test_live_takes_several_threads() -> None:
         list(pool.map(lambda _: report(live), range(20)))
     assert isinstance(console.file, io.StringIO)
     assert click.unstyle(console.file.getvalue()).count("! node2: its clock is an hour late") == 20
+
+
+def test_tracebacks_and_log_lines_have_no_passwords(capsys: pytest.CaptureFixture[str]) -> None:
+    """What libraries say of URLs is not ours."""
+    url = "http://me:w0rdcanary@127.0.0.1:9/v3"
+    try:
+        raise errors.EnvsyncError("it does not answer") from ValueError(f"{url} \x1b[2J")
+    except errors.EnvsyncError as error:
+        say_error(error, Output(verbose=True))
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "127.0.0.1:9/v3 \\x1b[2J" in said
+    record = logging.makeLogRecord({"name": "lib", "msg": "asking %s", "args": (url,)})
+    assert _scrubbed(record)
+    assert record.getMessage() == "asking http://***@127.0.0.1:9/v3"
+    assert "w0rdcanary" not in said

@@ -125,7 +125,8 @@ def say_error(error: errors.EnvsyncError, output: Output) -> None:
     if output.verbose:
         import traceback
 
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+        click.echo(harmless(_without_passwords(text)), err=True, nl=False)
     else:
         # click drops the colour where stderr is no terminal
         colour = None if "NO_COLOR" not in os.environ else False
@@ -154,6 +155,7 @@ def watch() -> Iterator[Hooks]:
     if output.verbose or output.json:
         handler = LogLines(sys.stderr) if output.json else logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.addFilter(_scrubbed)
         level = logging.INFO if output.verbose else logging.WARNING
         logging.basicConfig(handlers=[handler], level=level)
     logging.getLogger("asyncio").addFilter(_is_news)
@@ -171,6 +173,18 @@ def watch() -> Iterator[Hooks]:
     hooks.verbose = output.verbose
     with hooks if isinstance(hooks, Live) else nullcontext():
         yield hooks
+
+
+def _scrubbed(record: logging.LogRecord) -> bool:
+    """Take passwords out of the URLs that a library logs; it is logged all the same."""
+    record.msg, record.args = _without_passwords(record.getMessage()), ()
+    return True
+
+
+def _without_passwords(text: str) -> str:
+    from envsync.uv import scrub
+
+    return scrub(text)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
