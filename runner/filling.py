@@ -37,6 +37,11 @@ class Filling:
         Where they go, if it has addresses for machines to read from.
     hooks : Hooks
         Told about progress, and once why nothing can be put.
+
+    Attributes
+    ----------
+    there : set of str
+        What the store is known to have.
     """
 
     def __init__(self, source: Store, store: SharedStore, hooks: Hooks) -> None:
@@ -45,6 +50,7 @@ class Filling:
         self._hooks = hooks
         self._stopped = threading.Event()
         self._refused = False
+        self.there: set[str] = set()
         self._coming: dict[str, threading.Event] = {}
 
     def put(self, digests: Collection[str]) -> None:
@@ -63,13 +69,14 @@ class Filling:
                 path = self._source.path(digest)
                 assert path is not None  # a cache has files
                 self._store.put(path, digest)
+                self.there.add(digest)
                 done.append(digest)
             finally:
                 arrived.set()
 
         try:
-            there = self._store.has(wanted)
-            lacking = [digest for digest in wanted if digest not in there]
+            self.there |= self._store.has(wanted)
+            lacking = [digest for digest in wanted if digest not in self.there]
             if not lacking:
                 return
             total = sum(sizes[digest] for digest in lacking) / 1e6

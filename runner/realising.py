@@ -13,6 +13,7 @@ from envsync.runner.compiled import compiled_here, give
 from envsync.runner.hosts.local import Local
 from envsync.runner.imported import imported
 from envsync.runner.session import Environment
+from envsync.runner.taking import worth_asking_for
 from envsync.store import size_of
 from envsync.target import Target
 
@@ -193,9 +194,20 @@ def _installed_uv() -> dict[str, str] | None:
 
 
 async def _not_taken(session: Session, digests: Sequence[str]) -> list[str]:
-    """Have the host take wheels from the shared store; return the others."""
-    took = await session.taking.take(session, digests, "wheels") if session.taking and digests else set()
-    return [digest for digest in digests if digest not in took]
+    """Have the host take wheels from the shared store, and send small ones meanwhile; return the others."""
+    if not session.taking or not digests:
+        return list(digests)
+    large = await asyncio.to_thread(worth_asking_for, digests, session.supply.store)
+    small = sorted({*digests} - {*large})
+    taking = asyncio.ensure_future(session.taking.take(session, large, "wheels"))
+    try:
+        if small:
+            await session.send(small, what="small wheels")
+        took = await taking
+    finally:
+        taking.cancel()
+        await asyncio.wait({taking})
+    return [digest for digest in large if digest not in took]
 
 
 async def _give(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from envsync.store import Store
     from envsync.stores import SharedStore
 
-__all__ = ["SMALL", "Giver", "Taking"]
+__all__ = ["SMALL", "Giver", "Taking", "worth_asking_for"]
 
 _SECONDS = 900.0  # that an address is good for
 SMALL = 32 << 10  # bytes; what is smaller, and here, is sent sooner than asked for
@@ -91,7 +91,7 @@ class Taking:
         UnfitHostError
             They do not fit there.
         """
-        large = await asyncio.to_thread(_large, sorted(set(digests)), session.supply.store)
+        large = await asyncio.to_thread(worth_asking_for, sorted(set(digests)), session.supply.store)
         if self._filling is not None:
             await self._filling.wait(large)
         offered = await self._offered(large)
@@ -161,6 +161,8 @@ class Taking:
         if self._folder or not digests:
             return [digest for digest in digests if digest not in self._useless]
         async with self._asking:  # many hosts lack the same
+            if self._filling is not None:
+                self._asked |= dict.fromkeys([*self._filling.there], True)
             unknown = [digest for digest in digests if digest not in self._asked]
             if unknown:
                 there = await asyncio.to_thread(self.store.has, unknown)
@@ -203,7 +205,7 @@ class Taking:
             )
 
 
-def _large(digests: Sequence[str], store: Store) -> list[str]:
+def worth_asking_for(digests: Sequence[str], store: Store) -> list[str]:
     """Return those that are not here, or not small."""
     here = store.has(digests)
     return [digest for digest in digests if digest not in here or size_of(store, digest) >= SMALL]
