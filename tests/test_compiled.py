@@ -163,8 +163,8 @@ def test_what_does_not_come_is_compiled_there(
     if there != "absent":
         cache.blob(digest).parent.mkdir(parents=True)
         cache.blob(digest).write_bytes(data if there == "whole" else data[:40])
-    request = {"compile": [*SOURCES, "missing.py"], "code": digest}
-    with compiling(Runner(), sys.executable, site, request, cache):
+    names = [*SOURCES, "missing.py", "../site/three.py"]
+    with compiling(Runner(), sys.executable, site, names, cache.blob(digest)):
         pass
     assert laid(site) == ["__pycache__/three", "one/__pycache__/__init__", "one/__pycache__/two"]
     wanted = "compiled elsewhere" if there == "whole" else "1"

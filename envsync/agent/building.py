@@ -38,6 +38,7 @@ class Build:
         self.few = bool(request.get("few")) and not request.get("uv") and not any(cache.bin.glob("uv-*"))
         self.python: dict[str, Any] = {}
         self.notes: list[str] = []
+        self.laid: set[str] = set()  # files whose compiled code is there
 
     def run(self) -> dict[str, Any]:
         """Make it, unless something is lacking."""
@@ -82,7 +83,9 @@ class Build:
             return problem
         (site,) = building.glob("lib/python*/site-packages")
         (site / "envsync.pth").write_text(TREES_PTH, encoding="ascii")
-        with compiling(self.runner, self.python["executable"], site, self.request, self.cache):
+        names = [name for name in self.request.get("compile", ()) if name not in self.laid]
+        code = None if self.laid else self._code()
+        with compiling(self.runner, self.python["executable"], site, names, code):
             facts = self._note(building)
         self._swap(building)
         return answer(self.prefix, facts, created=True, notes=self.notes)
@@ -142,7 +145,9 @@ class Build:
             raise not_executable(str(self.prefix / "bin" / "python"))
         wheels = {a["name"]: self._wheel(a) for a in self.artifacts}
         try:
-            lay_wheels(self.runner, self.python["executable"], building, self.prefix, wheels)
+            python = self.python["executable"]
+            laid = lay_wheels(self.runner, python, building, self.prefix, wheels, self._code())
+            self.laid = {*laid}
         except DamagedError as error:
             self._forget(error.name)
             raise Problem(
@@ -155,6 +160,11 @@ class Build:
             self.emit({"event": "note", "text": text})
             return {"lacking": [], "uv": True, "python": False}
         return None
+
+    def _code(self) -> Path | None:
+        """Return where compiled code of the client's is, or will be."""
+        digest = self.request.get("code")
+        return self.cache.blob(checked_digest(digest)) if digest else None
 
     def _forget(self, package: str | None) -> None:
         """Remove a wheel that was found to be damaged."""

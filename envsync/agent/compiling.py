@@ -13,17 +13,16 @@ import os
 import sys
 import threading
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import TYPE_CHECKING, Collection, Iterator
 
-from .layout import Cache, Problem, checked_digest
+from .layout import Problem
 
 if TYPE_CHECKING:
     from .running import Runner
 
-__all__ = ["compiling", "lay_code"]
+__all__ = ["compiling", "laid_code", "lay_code"]
 
 _PROCESSES = 8  # at most
 _COMPILE = """
@@ -35,7 +34,7 @@ for file in sys.argv[1:]:
 
 @contextlib.contextmanager
 def compiling(
-    runner: Runner, python: str, site: Path, request: Mapping[str, Any], cache: Cache
+    runner: Runner, python: str, site: Path, names: Collection[str], code: Path | None
 ) -> Iterator[None]:
     """Compile beside what is done meanwhile. At the end nobody writes there any more.
 
@@ -49,16 +48,13 @@ def compiling(
         The interpreter that the environment is for.
     site : Path
         Its site-packages.
-    request : mapping
-        ``compile``: files below `site`; ``code``: the digest of what a client has compiled, if it is here.
-    cache : Cache
-        Where that is.
+    names : collection of str
+        Files below `site`.
+    code : Path, optional
+        What a client has compiled, if it is here; see `laid_code`.
     """
     work = _Compiling(runner, python, site)
-    names = [name for name in request.get("compile", ()) if ".." not in name.split("/")]
-    code = request.get("code")
-    blob = cache.blob(checked_digest(code)) if code and cache.has(checked_digest(code)) else None
-    thread = threading.Thread(target=work.run, args=(names, blob), daemon=True)
+    thread = threading.Thread(target=work.run, args=(names, code), daemon=True)
     thread.start()
     try:
         yield
@@ -72,18 +68,20 @@ class _Compiling:
         self.python = python
         self.site = site
 
-    def run(self, names: list[str], blob: Path | None) -> None:
-        laid = self._laid(blob) if blob is not None else set()
-        files = [f"{self.site}/{name}" for name in names if name not in laid]
+    def run(self, names: Collection[str], code: Path | None) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        laid = self._laid(code) if code is not None and code.is_file() else set()
+        files = [f"{self.site}/{name}" for name in names if name not in laid and ".." not in name.split("/")]
         files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
         count = min(len(files), len(os.sched_getaffinity(0)), _PROCESSES)
         if count:
             with ThreadPoolExecutor(count) as threads:
                 threads.map(self._compile, [files[number::count] for number in range(count)])
 
-    def _laid(self, blob: Path) -> set[str]:
+    def _laid(self, code: Path) -> set[str]:
         with contextlib.suppress(Problem, ValueError):
-            command = [self.python, "-I", "-S", sys.argv[0], "code", str(self.site), str(blob)]
+            command = [self.python, "-I", "-S", sys.argv[0], "code", str(self.site), str(code)]
             return {*json.loads(self.runner.run(command, {}, output=True).stdout)}
         return set()
 
@@ -95,36 +93,38 @@ class _Compiling:
 # In the interpreter that the environment is for
 
 
-def lay_code(site: str, blob: str) -> int:
-    """Lay compiled code beside its sources, and write as JSON of which of them.
+def lay_code(site: str, code: str) -> int:
+    """Lay compiled code beside its sources, and write as JSON of which of them; see `laid_code`."""
+    sys.stdout.write(json.dumps(laid_code(site, code)) + "\n")
+    return 0
 
-    Where a source is another one than was compiled nothing is laid, nor if this is another Python.
+
+def laid_code(site: str, code: str) -> list[str]:
+    """Lay compiled code beside its sources, and return of which of them.
+
+    Where a source is another one than was compiled nothing is laid, nor if this is another Python, or the
+    code is spoilt or not there.
 
     Parameters
     ----------
     site : str
         Has the sources.
-    blob : str
+    code : str
         A file: packed by zlib (RFC 1950), a line of JSON (``tag`` and ``magic`` of the Python that compiled,
         and ``files``: path, sha256 of the source, length of the code), and the codes (`marshal`).
-
-    Returns
-    -------
-    int
-        The exit status.
     """
-    data = memoryview(zlib.decompress(Path(blob).read_bytes()))
-    end = bytes(data[: 1 << 20]).index(b"\n")
-    told = json.loads(bytes(data[:end]))
-    laid = []
-    if told["tag"] == sys.implementation.cache_tag and told["magic"] == MAGIC_NUMBER.hex():
-        start = end + 1
-        for path, digest, length in told["files"]:
-            if _lay(site, path, digest, data[start : start + length]):
-                laid.append(path)
-            start += length
-    sys.stdout.write(json.dumps(laid) + "\n")
-    return 0
+    laid: list[str] = []
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError, zlib.error):
+        data = memoryview(zlib.decompress(Path(code).read_bytes()))
+        end = bytes(data[: 1 << 20]).index(b"\n")
+        told = json.loads(bytes(data[:end]))
+        if told["tag"] == sys.implementation.cache_tag and told["magic"] == MAGIC_NUMBER.hex():
+            start = end + 1
+            for path, digest, length in told["files"]:
+                if _lay(site, path, digest, data[start : start + length]):
+                    laid.append(path)
+                start += length
+    return laid
 
 
 def _lay(site: str, path: str, digest: str, code: memoryview) -> bool:

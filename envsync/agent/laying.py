@@ -8,17 +8,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, List, Mapping, Sequence, Tuple
+from typing import TYPE_CHECKING, List, Mapping, Tuple
 
-from ..plugins.unpack import lay, unpack
+from ..plugins.unpack import lay, site_of, unpack
+from .compiling import laid_code
 from .layout import disk_problem, remove
 
 if TYPE_CHECKING:
     from .running import Runner
 
-__all__ = ["DamagedError", "UnlaidError", "lay_out", "lay_wheels", "unpack_wheels"]
+__all__ = ["DamagedError", "UnlaidError", "lay_out", "lay_wheels"]
 
 _PROCESSES = 8  # at most
 _FOLDER = ".unpacked"
@@ -44,7 +44,9 @@ class UnlaidError(Exception):
     """What is needed for it is missing in an interpreter, such as ``venv``: uv needs nothing of that."""
 
 
-def lay_wheels(runner: Runner, python: str, building: Path, prefix: Path, wheels: Mapping[str, Path]) -> None:
+def lay_wheels(
+    runner: Runner, python: str, building: Path, prefix: Path, wheels: Mapping[str, Path], code: Path | None
+) -> list[str]:
     """Make an environment of wheels: a virtual environment (PEP 405), and each wheel in it.
 
     Parameters
@@ -59,6 +61,13 @@ def lay_wheels(runner: Runner, python: str, building: Path, prefix: Path, wheels
         What it is called afterwards.
     wheels : mapping of str to Path
         By the names of their distributions.
+    code : Path, optional
+        Compiled code, see `compiling.laid_code`; it may come meanwhile, or not at all.
+
+    Returns
+    -------
+    list of str
+        The files below site-packages whose compiled code is there.
 
     Raises
     ------
@@ -71,29 +80,22 @@ def lay_wheels(runner: Runner, python: str, building: Path, prefix: Path, wheels
     """
     folder = building / _FOLDER
     folder.mkdir(mode=0o700, parents=True)
-    command = [python, "-I", "-S", sys.argv[0]]
-    shares = _shares([*wheels.items()], min(len(os.sched_getaffinity(0)), _PROCESSES))
-    calls = [
-        [*command, "unpack", str(folder), *(text for name, wheel in share for text in (name, str(wheel)))]
-        for share in shares
+    command = [
+        python,
+        "-I",
+        "-S",
+        sys.argv[0],
+        "lay",
+        str(building),
+        str(prefix),
+        str(folder),
+        str(code or ""),
     ]
-    with ThreadPoolExecutor(max(1, len(calls))) as threads:
-        for done in threads.map(lambda call: runner.run(call, {}), calls):
-            _check(done.returncode, done.stderr)
-    done = runner.run([*command, "lay", str(building), str(prefix), str(folder)], {})
+    command += [text for name, wheel in wheels.items() for text in (name, str(wheel))]
+    done = runner.run(command, {}, output=True)
     _check(done.returncode, done.stderr)
     remove(folder)
-
-
-def _shares(wheels: _Wheels, count: int) -> list[_Wheels]:
-    """Return wheels in parts that take about as long."""
-    sizes = {name: wheel.stat().st_size for name, wheel in wheels}
-    shares: list[tuple[int, _Wheels]] = [(0, []) for _ in range(count)]
-    for name, wheel in sorted(wheels, key=lambda one: -sizes[one[0]]):
-        size, share = min(shares, key=lambda one: one[0])
-        shares.remove((size, share))
-        shares.append((size + sizes[name], [*share, (name, wheel)]))
-    return [share for _, share in shares if share]
+    return [str(name) for name in json.loads(done.stdout)]
 
 
 def _check(status: int, stderr: bytes) -> None:
@@ -112,14 +114,21 @@ def _check(status: int, stderr: bytes) -> None:
 # In the interpreter that the environment is for
 
 
-def unpack_wheels(folder: str, wheels: Sequence[str]) -> int:
-    """Unpack wheels, each into the folder of its distribution's name.
+def lay_out(building: str, prefix: str, folder: str, code: str, *wheels: str) -> int:
+    """Make a virtual environment of wheels; write as JSON of which files there is compiled code.
+
+    All cores unpack. One process lays out, by their names: where two have the same file, it is the same one's
+    everywhere.
 
     Parameters
     ----------
+    building, prefix : str
+        Where it is made, and what it is called afterwards.
     folder : str
-        Has them afterwards.
-    wheels : sequence of str
+        Where they are unpacked, each into the folder of its distribution's name.
+    code : str
+        A file of compiled code; empty for none.
+    *wheels : str
         Names and files in turns.
 
     Returns
@@ -127,31 +136,12 @@ def unpack_wheels(folder: str, wheels: Sequence[str]) -> int:
     int
         The exit status; if that is not 0 the reason is on standard error, as JSON.
     """
-    name = ""
-    try:
-        for name, wheel in zip(wheels[::2], wheels[1::2]):
-            unpack(wheel, f"{folder}/{name}", name=name, label=Path(wheel).name)
-    except (ValueError, OSError) as error:
-        return _told(name, error)
-    return 0
-
-
-def lay_out(building: str, prefix: str, folder: str) -> int:
-    """Make a virtual environment of unpacked wheels.
-
-    One process does it, by their names: where two have the same file, it is the same one's everywhere.
-
-    Parameters
-    ----------
-    building, prefix : str
-        Where it is made, and what it is called afterwards.
-    folder : str
-        What `unpack_wheels` made.
-    """
     import venv
 
     name = ""
     try:
+        if not _unpack([*zip(wheels[::2], map(Path, wheels[1::2]))], folder):
+            return 1
         builder = venv.EnvBuilder(symlinks=True)
         context = builder.ensure_directories(building)
         builder.create_configuration(context)
@@ -162,10 +152,48 @@ def lay_out(building: str, prefix: str, folder: str) -> int:
             lay(str(unpacked), building, info.name, python=f"{prefix}/bin/python", keep=False)
     except (ValueError, OSError) as error:
         return _told(name, error)
+    sys.stdout.write(json.dumps(laid_code(site_of(building), code) if code else []))
     return 0
+
+
+def _unpack(wheels: _Wheels, folder: str) -> bool:
+    """Unpack on all cores; return whether all went well. Else whoever failed has said why."""
+    first, *others = _shares(wheels, min(len(os.sched_getaffinity(0)), _PROCESSES)) or [[]]
+    children, parent = [], os.getpid()
+    for share in others:
+        child = os.fork()  # no thread has been started, and what is imported is there
+        if not child:
+            os._exit(_unpack_share(share, folder, parent))
+        children.append(child)
+    statuses = [_unpack_share(first, folder), *(os.waitpid(child, 0)[1] for child in children)]
+    return not any(statuses)
+
+
+def _unpack_share(wheels: _Wheels, folder: str, parent: int = 0) -> int:
+    name = ""
+    try:
+        for name, wheel in wheels:
+            if parent and os.getppid() != parent:
+                return 1  # it was killed
+            unpack(str(wheel), f"{folder}/{name}", name=name, label=wheel.name)
+    except (ValueError, OSError) as error:
+        return _told(name, error)
+    return 0
+
+
+def _shares(wheels: _Wheels, count: int) -> list[_Wheels]:
+    """Return wheels in parts that take about as long."""
+    sizes = {name: wheel.stat().st_size for name, wheel in wheels}
+    shares: list[tuple[int, _Wheels]] = [(0, []) for _ in range(count)]
+    for name, wheel in sorted(wheels, key=lambda one: -sizes[one[0]]):
+        size, share = min(shares, key=lambda one: one[0])
+        shares.remove((size, share))
+        shares.append((size + sizes[name], [*share, (name, wheel)]))
+    return [share for _, share in shares if share]
 
 
 def _told(name: str, error: Exception) -> int:
     number = [error.errno, error.strerror, error.filename] if isinstance(error, OSError) else None
     sys.stderr.write(json.dumps({"name": name, "errno": number, "text": str(error)}) + "\n")
+    sys.stderr.flush()
     return 1

@@ -16,8 +16,8 @@ def main(argv: list[str]) -> int:
     argv : list of str
         ``serve CACHE GRACE [PYTHON...]``, ``receive CACHE``, ``process ROLE CONFIG``,
         ``carry SETTINGS NAME``, ``relay SETTINGS``, ``settle``, ``share SETTINGS``,
-        ``scan [--no-records]``, ``contents``, ``supplement PYTHON``, ``unpack FOLDER [NAME WHEEL]...``,
-        ``lay BUILDING PREFIX FOLDER`` or ``code SITE FILE``.
+        ``scan [--no-records]``, ``contents``, ``supplement PYTHON``,
+        ``lay BUILDING PREFIX FOLDER CODE [NAME WHEEL]...`` or ``code SITE CODE``.
     """
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb == "serve":
@@ -74,10 +74,6 @@ def main(argv: list[str]) -> int:
 
         supplement(rest[0])
         return 0
-    if verb == "unpack":
-        from .laying import unpack_wheels
-
-        return unpack_wheels(rest[0], rest[1:])
     if verb == "lay":
         from .laying import lay_out
 
@@ -86,6 +82,6 @@ def main(argv: list[str]) -> int:
         from .compiling import lay_code
 
         return lay_code(*rest)
-    verbs = "serve|receive|process|carry|relay|settle|share|scan|contents|supplement|unpack|lay|code"
+    verbs = "serve|receive|process|carry|relay|settle|share|scan|contents|supplement|lay|code"
     sys.stderr.write(f"usage: agent.pyz {verbs} ...\n")
     return 2
