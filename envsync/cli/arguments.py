@@ -137,6 +137,8 @@ def store_url(_ctx: object, _parameter: object, value: str) -> str:
         except StoreError as error:
             raise wrong(error) from error
         return value
+    if scheme in ("s3", "s3a"):  # without fsspec, which takes longer to be imported than all else here
+        return value
     import fsspec
 
     if scheme not in fsspec.available_protocols():
