@@ -248,15 +248,7 @@ def found_as(kind: str, found: Mapping[str, Any], created: str, state: str) -> F
         seconds = datetime.datetime.fromisoformat(plain).timestamp()
     except ValueError:
         seconds = 0.0
-    return Found(
-        kind=kind,
-        id=str(found["name"]),
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=seconds,
-        state=state,
-    )
+    return Found.of(kind, str(found["name"]), tags, seconds, state)
 
 
 def strangers(resources: Iterable[Mapping[str, Any]], cluster: str) -> tuple[str, ...]:

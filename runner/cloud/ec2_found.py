@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from envsync.runner.cloud.ec2_errors import client_error, code_of
-from envsync.runner.cloud.provider import CLUSTER, DEADLINE, OWNER, Found
+from envsync.runner.cloud.provider import CLUSTER, Found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -113,12 +113,4 @@ def _tagged() -> dict[str, Any]:
 
 def _found(kind: str, one: Any, identity: str, made: Any, state: str) -> Found:
     tags = {tag["Key"]: tag["Value"] for tag in one.get("Tags") or one.get("TagSet") or ()}
-    return Found(
-        kind=kind,
-        id=identity,
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=made.timestamp() if hasattr(made, "timestamp") else 0.0,
-        state=state,
-    )
+    return Found.of(kind, identity, tags, made.timestamp() if hasattr(made, "timestamp") else 0.0, state)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from envsync.runner.cloud.labels import as_labels, as_name, as_tags
-from envsync.runner.cloud.provider import CLUSTER, DEADLINE, OWNER, Found, Machine
+from envsync.runner.cloud.provider import Found, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -162,12 +162,4 @@ def found_as(kind: str, identity: str, tags: Mapping[str, str], one: Any, state:
         created = datetime.datetime.fromisoformat(one.creation_timestamp.replace("Z", "+00:00")).timestamp()
     except ValueError:
         created = 0.0
-    return Found(
-        kind=kind,
-        id=identity,
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=created,
-        state=state,
-    )
+    return Found.of(kind, identity, tags, created, state)

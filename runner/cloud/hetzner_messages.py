@@ -8,7 +8,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from envsync.runner.cloud.labels import as_labels, as_tags
-from envsync.runner.cloud.provider import CLUSTER, DEADLINE, OWNER, Found, Machine, Price
+from envsync.runner.cloud.provider import CLUSTER, Found, Machine, Price
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,15 +45,7 @@ def as_machine(server: Any) -> Machine:
 def as_found(kind: str, one: Any, identity: str, state: str = "") -> Found:
     """Return what has labels of ours, as something that was found."""
     tags = as_tags(one.labels)
-    return Found(
-        kind=kind,
-        id=identity,
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=one.created.timestamp() if one.created else 0.0,
-        state=state,
-    )
+    return Found.of(kind, identity, tags, one.created.timestamp() if one.created else 0.0, state)
 
 
 def of_cluster(cluster: str) -> str:

@@ -203,12 +203,4 @@ def found_as(kind: str, one: Any, tags: Mapping[str, str], state: str = "") -> F
         created = datetime.datetime.fromtimestamp(0, datetime.timezone.utc)
     if created.tzinfo is None:
         created = created.replace(tzinfo=datetime.timezone.utc)
-    return Found(
-        kind=kind,
-        id=str(one.id),
-        cluster=tags.get(CLUSTER, ""),
-        owner=tags.get(OWNER, ""),
-        deadline=tags.get(DEADLINE, ""),
-        created=created.timestamp(),
-        state=state,
-    )
+    return Found.of(kind, str(one.id), tags, created.timestamp(), state)

@@ -217,6 +217,19 @@ class Found:
     created: float = 0.0
     state: str = ""
 
+    @classmethod
+    def of(cls, kind: str, identity: str, tags: Mapping[str, str], created: float, state: str) -> Found:
+        """Return what has these tags."""
+        return cls(
+            kind=kind,
+            id=identity,
+            cluster=tags.get(CLUSTER, ""),
+            owner=tags.get(OWNER, ""),
+            deadline=tags.get(DEADLINE, ""),
+            created=created,
+            state=state,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
