@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Losses"]
+__all__ = ["OFTEN", "Losses"]
 
-_OFTEN = 600.0  # seconds within which not more machines are replaced than
+OFTEN = 600.0  # seconds within which not more machines are replaced than
 _MOST = 8  # so many, or as many as there should be if that is more; as many in a row, while it adapts
 _SOON = 600.0  # seconds: one that was up for as long was worth renting
 _PAUSE, _LONGEST = 60.0, 1800.0  # seconds: the first pause; each further one is twice as long, at most
@@ -41,7 +41,7 @@ class Losses:
     def replaces(self, there: int) -> bool:
         """Return whether one that is lost is replaced, beside so many that are there."""
         now = time.monotonic()
-        while self._replaced and now - self._replaced[0] > _OFTEN:
+        while self._replaced and now - self._replaced[0] > OFTEN:
             self._replaced.popleft()
         if len(self._replaced) >= max(_MOST, there):
             return False

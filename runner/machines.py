@@ -11,7 +11,7 @@ from envsync.errors import AgentError, CloudError
 from envsync.runner.cloud.costs import duration
 from envsync.runner.fleet import Fleet
 from envsync.runner.jobrows import MachineTable, Row
-from envsync.runner.losses import Losses
+from envsync.runner.losses import OFTEN, Losses
 from envsync.runner.machineprocess import MachineProcess
 from envsync.runner.passing import Passing
 from envsync.runner.turnstile import Turnstile
@@ -201,7 +201,8 @@ class Machines:
             self._leaving.add(process)
         there = [one for one in self._processes.values() if not one.over and one is not process]
         if end in ("taken", "retired") and not self._adapts() and not self._losses.replaces(len(there)):
-            why, end = f"{why}; not replaced: too many were within 10 min. scale() asks for another", "failed"
+            often, end = duration(OFTEN), "failed"
+            why += f"; not replaced: too many were within {often}. scale() asks for another"
         if end == "failed":
             self.failures.append(f"{process.name}: {why}")
             self.failures_in_a_row += not process.came_up and time.monotonic() >= self._full

@@ -255,11 +255,11 @@ class Records:
     def of(self, cluster: str) -> Record | None:
         """Return a cluster's record: as it lives, else as it ended; None if there is none."""
         living = [entry for entry in self._store.entries(_ALIVE) if entry.name == _alive(cluster)]
-        found = [record for record in (self._read(entry)[1] for entry in living) if record is not None]
+        found = [record for record in map(self._read, living) if record is not None]
         if found:
             return found[0]
         over = [one for one in self._store.entries(_ENDED) if _ended_name(one) == cluster]
-        return next(filter(None, (self._read(entry)[1] for entry in reversed(over))), None)
+        return next(filter(None, map(self._read, reversed(over))), None)
 
     def ended(self, since: float = 0.0) -> list[Record]:
         """Return the clusters that ended after a time (seconds since 1970), by their begin."""
@@ -327,26 +327,26 @@ class Records:
         read: dict[str, Record | None] = {}
 
         def one(entry: Entry) -> None:
-            read[entry.name] = self._read(entry)[1]
+            read[entry.name] = self._read(entry)
 
         each(entries, one, _AT_ONCE)
         return [(entry, record) for entry in entries if (record := read[entry.name]) is not None]
 
-    def _read(self, entry: Entry) -> tuple[Entry, Record | None]:
+    def _read(self, entry: Entry) -> Record | None:
         """Read one; None if it has ended while we looked, or if nobody can read it: then that is told."""
         where = f"{self.shown}/{entry.name}"
         if entry.size > _LARGEST:
             self.troubles.append(
                 f"{where} is not the record of a cluster: it has {entry.size} bytes. Remove it"
             )
-            return entry, None
+            return None
         try:
             data = self._store.read(entry.name)
         except StoreError as error:
             there = self._store.entries(entry.name.rpartition("/")[0])
             if any(one.name == entry.name for one in there):
                 self.troubles.append(f"{where} cannot be read: {error.message}")
-            return entry, None
+            return None
         try:
             record = Record.from_dict(json.loads(data))
             if entry.name not in (_alive(record.cluster), _ended(record)):
@@ -356,8 +356,8 @@ class Records:
                 f"{where} is not the record of a cluster: {type(error).__name__}: {error}. Remove it, if no "
                 "newer envsync has written it"
             )
-            return entry, None
-        return entry, record
+            return None
+        return record
 
 
 def open_records(store: str | None = None) -> list[Records]:
