@@ -22,7 +22,7 @@ from .layout import Problem
 if TYPE_CHECKING:
     from .running import Runner
 
-__all__ = ["compiling", "laid_code", "lay_code"]
+__all__ = ["compiling", "laid_code", "lay_code", "processes"]
 
 _PROCESSES = 8  # at most
 _COMPILE = """
@@ -53,8 +53,7 @@ def compiling(
     code : Path, optional
         What a client has compiled, if it is here; see `laid_code`.
     """
-    work = _Compiling(runner, python, site)
-    thread = threading.Thread(target=work.run, args=(names, code), daemon=True)
+    thread = threading.Thread(target=_work, args=(runner, python, site, names, code), daemon=True)
     thread.start()
     try:
         yield
@@ -62,32 +61,33 @@ def compiling(
         thread.join()
 
 
-class _Compiling:
-    def __init__(self, runner: Runner, python: str, site: Path) -> None:
-        self.runner = runner
-        self.python = python
-        self.site = site
+def processes(count: int) -> int:
+    """Return how many processes do as many things."""
+    return min(count, len(os.sched_getaffinity(0)), _PROCESSES)
 
-    def run(self, names: Collection[str], code: Path | None) -> None:
-        from concurrent.futures import ThreadPoolExecutor
 
-        laid = self._laid(code) if code is not None and code.is_file() else set()
-        files = [f"{self.site}/{name}" for name in names if name not in laid and ".." not in name.split("/")]
-        files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
-        count = min(len(files), len(os.sched_getaffinity(0)), _PROCESSES)
-        if count:
-            with ThreadPoolExecutor(count) as threads:
-                threads.map(self._compile, [files[number::count] for number in range(count)])
+def _work(runner: Runner, python: str, site: Path, names: Collection[str], code: Path | None) -> None:
+    from concurrent.futures import ThreadPoolExecutor
 
-    def _laid(self, code: Path) -> set[str]:
-        with contextlib.suppress(Problem, ValueError):
-            command = [self.python, "-I", "-S", sys.argv[0], "code", str(self.site), str(code)]
-            return {*json.loads(self.runner.run(command, {}, output=True).stdout)}
-        return set()
+    laid = _laid(runner, python, site, code) if code is not None and code.is_file() else set()
+    files = [f"{site}/{name}" for name in names if name not in laid and ".." not in name.split("/")]
+    files = [file for file in files if os.path.isfile(file)]  # noqa: PTH113 - many
+    count = processes(len(files))
 
-    def _compile(self, files: list[str]) -> None:
+    def compile_share(number: int) -> None:
         with contextlib.suppress(Problem):
-            self.runner.run([self.python, "-I", "-S", "-c", _COMPILE, *files], {})
+            runner.run([python, "-I", "-S", "-c", _COMPILE, *files[number::count]], {})
+
+    if count:
+        with ThreadPoolExecutor(count) as threads:
+            threads.map(compile_share, range(count))
+
+
+def _laid(runner: Runner, python: str, site: Path, code: Path) -> set[str]:
+    with contextlib.suppress(Problem, ValueError):
+        command = [python, "-I", "-S", sys.argv[0], "code", str(site), str(code)]
+        return {*json.loads(runner.run(command, {}, output=True).stdout)}
+    return set()
 
 
 # In the interpreter that the environment is for

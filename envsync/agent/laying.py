@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, List, Mapping, Tuple
 
 from ..plugins.unpack import lay, site_of, unpack
-from .compiling import laid_code
+from .compiling import laid_code, processes
 from .layout import disk_problem, remove
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["DamagedError", "UnlaidError", "lay_out", "lay_wheels"]
 
-_PROCESSES = 8  # at most
 _FOLDER = ".unpacked"
 
 _Wheels = List[Tuple[str, Path]]  # by names of distributions
@@ -80,17 +79,7 @@ def lay_wheels(
     """
     folder = building / _FOLDER
     folder.mkdir(mode=0o700, parents=True)
-    command = [
-        python,
-        "-I",
-        "-S",
-        sys.argv[0],
-        "lay",
-        str(building),
-        str(prefix),
-        str(folder),
-        str(code or ""),
-    ]
+    command = [python, "-I", "-S", sys.argv[0], "lay", *map(str, (building, prefix, folder, code or ""))]
     command += [text for name, wheel in wheels.items() for text in (name, str(wheel))]
     done = runner.run(command, {}, output=True)
     _check(done.returncode, done.stderr)
@@ -158,7 +147,7 @@ def lay_out(building: str, prefix: str, folder: str, code: str, *wheels: str) ->
 
 def _unpack(wheels: _Wheels, folder: str) -> bool:
     """Unpack on all cores; return whether all went well. Else whoever failed has said why."""
-    first, *others = _shares(wheels, min(len(os.sched_getaffinity(0)), _PROCESSES)) or [[]]
+    first, *others = _shares(wheels, processes(len(wheels))) or [[]]
     children, parent = [], os.getpid()
     for share in others:
         child = os.fork()  # no thread has been started, and what is imported is there
