@@ -73,8 +73,8 @@ async def test_the_lock_is_made_while_the_machine_boots_and_what_it_lacks_is_put
     monkeypatch.setattr(provision, "lock_for", once_it_is_there)
     heard = Heard()
 
-    async def booted(*_: Any) -> None:  # not sooner than the wheels are in the bucket: uv is not needed
-        await until(lambda: sum(text.startswith("put ") for text in heard.texts) == 1, 60)
+    async def booted(*_: Any) -> None:  # not sooner than all is in the bucket: the wheels, then compiled code
+        await until(lambda: sum(text.startswith("put ") for text in heard.texts) >= 2, 60)
 
     monkeypatch.setattr(EC2, "finished", booted)
     async with (
