@@ -29,7 +29,9 @@ RESERVE = 120.0
 GATHERING = 5.0
 """Seconds that results have which are on their way to a client."""
 
-_WARNED = 0.8  # of the money
+_WARNED = 0.8  # of the money, and of the time that it may be idle
+_LONG = 600.0  # seconds: of less idle time nobody is warned
+_AT_WORK = 50.0  # per cent of a core: what actors do is no task
 _OFTEN, _SELDOM = 0.02, 1.0  # seconds between two looks
 _TOLD = 3.0  # seconds in which other processes are told
 _TOPIC = "envsync-limits"
@@ -72,7 +74,7 @@ class Limits:
         self._busy = 0
         self._quiet = asyncio.Event()
         self._quiet.set()
-        self._warned = False
+        self._warned = self._warned_idle = False
         self._task: asyncio.Task[None] | None = None
 
     def install(self) -> None:
@@ -140,6 +142,7 @@ class Limits:
             if self._works(now):
                 self._active = now
             self._warn(now)
+            self._warn_idle(now)
             which, text = self.over(now)
             if which:
                 await self._end(which, text)
@@ -160,7 +163,10 @@ class Limits:
             or getattr(scheduler, "_active_graph_updates", 0)
             or scheduler.queued
             or scheduler.unrunnable
-            or any(worker.processing for worker in scheduler.workers.values())
+            or any(
+                worker.processing or worker.metrics.get("cpu", 0.0) >= _AT_WORK
+                for worker in scheduler.workers.values()
+            )
         )
 
     def _warn(self, now: float) -> None:
@@ -176,7 +182,21 @@ class Limits:
             f"it has cost {spent:.4g} of {limit:g} {currency}; at {rate:.4g} {currency} an hour it ends in "
             f"{_span(left)}"
         )
-        self.scheduler.log_event(_TOPIC, {"action": "warning", "limit": "max_cost", "text": text})
+        self._tell("max_cost", text)
+
+    def _warn_idle(self, now: float) -> None:
+        if self.idle is None or self.idle < _LONG:
+            return
+        quiet = now - self._active
+        if quiet < _WARNED * self.idle:
+            self._warned_idle = False
+        elif not self._warned_idle:
+            self._warned_idle = True
+            text = f"nothing was computed for {_span(quiet)}; it ends in {_span(self.idle - quiet)}"
+            self._tell("idle_timeout", f"{text} (idle_timeout)")
+
+    def _tell(self, which: str, text: str) -> None:
+        self.scheduler.log_event(_TOPIC, {"action": "warning", "limit": which, "text": text})
         self._say({"limit": text})
 
     async def _end(self, which: str, text: str) -> None:

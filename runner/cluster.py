@@ -101,9 +101,11 @@ class SyncedCluster(RecordedCluster):
         Seconds that each process has to come up.
     report_timeout : float
         Seconds that each worker has to report its environment.
-    idle_timeout : float or str, optional
-        How long nothing may be computed until the cluster ends, such as ``"20 min"``, or seconds. The
-        scheduler's process sees to it, whatever becomes of this one; what tasks hold in memory is lost.
+    idle_timeout : float, str or None
+        How long nothing may be computed until the cluster ends, such as ``"20 min"``, or seconds; None or
+        ``"never"``: it may be idle for ever. By default 4 hours on rented machines, which cost as much
+        then, and for ever elsewhere. The scheduler's process sees to it, whatever becomes of this one; what
+        tasks hold in memory is lost.
     max_lifetime : float or str, optional
         How long it may live in all, such as ``"8 h"``.
     client_timeout : float or str, optional
@@ -191,7 +193,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         scheduler_sync_interval: float = 1,
         start_timeout: float = 120,
         report_timeout: float = 60,
-        idle_timeout: float | str | None = None,
+        idle_timeout: float | str | None = "auto",
         max_lifetime: float | str | None = None,
         client_timeout: float | str | None = None,
         max_cost: float | str | None = None,
@@ -205,6 +207,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             max_lifetime=max_lifetime if max_lifetime is not None else getattr(backend, "max_lifetime", None),
             client_timeout=client_timeout,
             max_cost=max_cost,
+            rents=backend.rents,
         )
         self.backend: Backend = backend.limited(limits)
         self._watch = Watch(limits, self.backend)

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from envsync.runner.cloud.costs import Bill
     from envsync.runner.cloud.provider import Price
 
-__all__ = ["KEYWORDS", "Limits", "Watch", "affordable", "cancel_futures", "said"]
+__all__ = ["IDLE", "KEYWORDS", "Limits", "Watch", "affordable", "cancel_futures", "said"]
 
 KEYWORDS = ("idle_timeout", "max_lifetime", "client_timeout", "max_cost")
 """What `SyncedCluster`, profiles and ``envsync run`` call them."""
+
+IDLE = 4 * 3600.0
+"""Seconds that rented machines may be idle if nobody says otherwise: more than a lunch, less than a night."""
 
 _LOOK = 1.0  # seconds between two looks at what machines cost
 _RETELL = 30.0  # seconds after which the scheduler is told, whether it has changed or not
@@ -61,12 +64,13 @@ class Limits:
     def of(
         cls,
         *,
-        idle_timeout: Any = None,
+        idle_timeout: Any = "auto",
         max_lifetime: Any = None,
         client_timeout: Any = None,
         max_cost: Any = None,
+        rents: bool = False,
     ) -> Limits:
-        """Read what a user wrote; None: no such limit.
+        """Read what a user wrote; None: no such limit. What is idle by ``"auto"`` depends on `rents`.
 
         Raises
         ------
@@ -74,11 +78,17 @@ class Limits:
             It is no time, or no amount of money.
         """
         return cls(
-            idle=None if idle_timeout is None else span(idle_timeout, "idle_timeout"),
+            idle=_idle(idle_timeout, rents=rents),
             life=None if max_lifetime is None else span(max_lifetime, "max_lifetime"),
             client=None if client_timeout is None else span(client_timeout, "client_timeout"),
             cost=None if max_cost is None else money(max_cost, "max_cost"),
         )
+
+
+def _idle(written: Any, *, rents: bool) -> float | None:
+    if written == "auto":
+        return IDLE if rents else None
+    return None if written in (None, "never") else span(written, "idle_timeout")
 
 
 def affordable(limit: Money, prices: Sequence[Price], count: int) -> tuple[Money, float]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import dask.config
 
+from envsync.runner.cloud.costs import duration
 from envsync.runner.forwarding import forwardings
 from envsync.runner.gpus import demand_dask_cuda, tell_missing
 from envsync.runner.locking import Locks, read_lock
@@ -89,6 +90,10 @@ async def provision(cluster: SyncedCluster) -> None:
     """
     named = await _read(cluster)
     await cluster._watch.demand(cluster.options.n_workers)
+    if cluster.backend.rents:
+        idle = cluster._watch.limits.idle
+        end = "does not end by itself" if idle is None else f"ends after {duration(idle)}"
+        cluster.hooks.note("cluster", f"when nothing is computed it {end} (idle_timeout)")
     cluster._forwardings = forwardings(
         cluster.credentials, cluster.impersonate, cluster.backend.profile, cluster.hooks
     )

@@ -142,6 +142,8 @@ def test_limits_reach_the_cluster_and_its_machines(asked: Asked) -> None:
     run(*ON, "--max-lifetime", "40:00:00", "--max-cost", "1.5")
     assert asked.plans[-1].life == pytest.approx(1.5 / 0.1 * 3600)
     run(*ON)
+    assert asked.limits[-1] == Limits(idle=4 * 3600)  # of rented machines, where nobody says otherwise
+    run(*ON, "--idle-timeout", "never")
     assert asked.limits[-1] == Limits()
     assert (asked.plans[-1].lease, asked.plans[-1].life) == (120, None)
     with dask.config.set({"envsync.profiles": {"day": {**PROFILES["night"], "type": "small"}}}):

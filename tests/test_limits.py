@@ -47,6 +47,16 @@ def test_times_and_money_are_read_alike_everywhere() -> None:
         Limits.of(max_lifetime=0)
 
 
+def test_only_rented_machines_have_a_time_to_be_idle_that_nobody_gave() -> None:
+    assert Limits.of() == Limits()
+    assert Limits.of(rents=True) == Limits(idle=4 * 3600)
+    assert [Limits.of(idle_timeout=one, rents=True).idle for one in (None, "never", "9 h")] == [
+        None,
+        None,
+        32400,
+    ]
+
+
 @pytest.mark.parametrize("backend", [Local(), SSH(["node1"]), Slurm()])
 def test_the_clients_time_is_the_backends_grace_and_only_what_is_rented_costs(backend: Any) -> None:
     before = backend.grace
@@ -63,9 +73,11 @@ def test_a_profile_has_limits_too() -> None:
     profiles = {
         "short": {"backend": "local", "idle-timeout": "20 min", "max-lifetime": 60},
         "wrong": {"backend": "local", "idle-timeout": "soon"},
+        "never": {"backend": "ec2", "type": "small", "idle-timeout": "never"},
     }
     with dask.config.set({"envsync.profiles": profiles}):
         assert read_profile("short").cluster == {"idle_timeout": "20 min", "max_lifetime": 60}
+        assert read_profile("never").cluster == {"idle_timeout": "never"}
         with pytest.raises(ConfigurationError, match="idle_timeout='soon' is no time"):
             read_profile("wrong")
 
@@ -100,6 +112,38 @@ def test_costs_are_counted_from_what_was_told_last_and_the_end_comes_before_the_
     assert limits.over(now + until - RESERVE - 1) == ("", "")
     which, text = limits.over(now + until - RESERVE + 1)
     assert (which, text[:16]) == ("max_cost", "it has cost 9.88")
+
+
+def test_nobody_is_surprised_by_the_end_of_a_cluster_that_is_idle() -> None:
+    said: list[Any] = []
+    worker = SimpleNamespace(processing={}, metrics={"cpu": 3.0})
+    scheduler = SimpleNamespace(
+        log_event=lambda *_: None,
+        transition_counter=7,
+        workers={"tls://worker": worker},
+        clients={},
+        queued=(),
+        unrunnable=(),
+    )
+    limits = Watching(scheduler, {"idle": 4 * 3600.0}, said.append)
+    limits._works(0)  # what is new counts as activity
+    assert not limits._works(1)
+    worker.metrics["cpu"] = 97.0  # an actor that another worker calls is no task
+    assert limits._works(2)
+    worker.metrics.clear()  # before its first sign of life
+    assert not limits._works(3)
+
+    now = limits._active
+    for after in (3 * 3600, 3.3 * 3600, 3.4 * 3600):
+        limits._warn_idle(now + after)
+    text = "nothing was computed for 3.3 h; it ends in 42 min (idle_timeout)"
+    assert said == [{"limit": text}]
+    limits._active = now + 3.5 * 3600
+    for after in (3.6 * 3600, 7 * 3600):
+        limits._warn_idle(now + after)
+    assert said[1:] == [{"limit": "nothing was computed for 3.5 h; it ends in 30 min (idle_timeout)"}]
+    assert limits.over(now + 7.4 * 3600) == ("", "")
+    assert limits.over(now + 7.6 * 3600)[0] == "idle_timeout"
 
 
 async def gone(cluster: SyncedCluster) -> None:

@@ -82,7 +82,7 @@ def credentials_of(_ctx: object, _parameter: object, value: str | None) -> str |
 
 def limit(_ctx: object, parameter: click.Parameter, value: str | None) -> str | None:
     """Refuse what is no time, or no amount of money."""
-    if value is not None:
+    if value is not None and (parameter.name, value) != ("idle_timeout", "never"):
         from envsync.runner.amounts import money, span
 
         try:

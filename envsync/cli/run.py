@@ -143,7 +143,8 @@ _NOT_EXECUTABLE = 126
     "--idle-timeout",
     metavar="TIME",
     callback=limit,
-    help="End the cluster when nothing was computed for so long: '20 min', 2h.",
+    help="End the cluster when nothing was computed for so long: '20 min', 2h, or 'never'; 4 h by default "
+    "where machines are rented.",
 )
 @click.option(
     "--max-lifetime", metavar="TIME", callback=limit, help="End it when it has lived for so long: 8h."
