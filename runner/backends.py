@@ -58,11 +58,6 @@ class Backend(ABC):
     profile: str | None = None
     instance_identity: str = ""
 
-    @property
-    def held(self) -> bool:
-        """Whether something that was rented is not ended yet."""
-        return False
-
     async def acquire(self, *, cluster: str, n_workers: int | None, hooks: Hooks) -> list[Host]:
         """Return the hosts of a cluster, made if they have to be.
 

@@ -323,11 +323,6 @@ class Cloud(Backend):
         finally:
             self._bill = rented.bill()
 
-    @property
-    def held(self) -> bool:
-        """Whether machines are there, or about to end. See `Backend.held`."""
-        return self._rented is not None or (self._releasing is not None and not self._releasing.done())
-
     def hosts(self) -> list[Host]:
         """Return the machines that are up, not connected yet."""
         return [self.host(machine) for machine in self.machines]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from envsync.runner.filling import Filling
 from envsync.runner.locking import Locks, demand_driver, target_for, target_of
 from envsync.runner.records import local_records
 from envsync.runner.session import Session
+from envsync.snapshot import Snapshot
 from envsync.target import Target
 from tests.cloud_fake import FakeProvider
 from tests.index_server import IndexServer, write_wheel
@@ -270,12 +272,20 @@ async def test_an_environment_that_cannot_be_locked_ends_the_start_and_the_machi
     monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
     wheel = write_wheel(tmp_path / "wheels", "compiled", "1.0", tag="py3-none-linux_x86_64")
     taken = Bench(tmp_path, plain_settings(tmp_path)).environment(str(wheel))
-    monkeypatch.setattr("envsync.snapshot.capture", lambda *a, **k: taken)
     backend = Booting()
+
+    def capture(*_: Any, **__: Any) -> Snapshot:
+        until = time.monotonic() + 60
+        while len(backend.cloud.machines) < 2:  # it is found out when there are machines to end
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        return taken
+
+    monkeypatch.setattr("envsync.snapshot.capture", capture)
     with pytest.raises(NoWheelError, match=r"compiled 1\.0.*aarch64") as told:
         await SyncedCluster(backend, n_workers=2, asynchronous=True)
     assert {one.state for one in backend.cloud.machines.values()} == {"ended"}
-    assert (len(backend.cloud.machines), backend.cloud.shared, backend.held) == (2, {}, False)
+    assert (len(backend.cloud.machines), backend.cloud.shared, backend.machines) == (2, {}, ())
     (record,) = local_records().ended()
     assert record.how == f"its start failed: {str(told.value).splitlines()[0]}"
     assert all(one.ended is not None for one in record.bill.hired)
