@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import inspect
 import logging
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from envsync.runner.backends import Backend, Local
 from envsync.runner.closing import Closing
 from envsync.runner.forwarding import Forwarding, demand_sense
 from envsync.runner.groups import counts
+from envsync.runner.keywords import demand, demand_known
 from envsync.runner.limits import Limits, Watch, cancel_futures, said
 from envsync.runner.logged import LoggedHooks, logger, unsaid
 from envsync.runner.options import Options, image_in, run_name, without_deprecated
@@ -144,6 +146,8 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
 
     Raises
     ------
+    TypeError, ValueError
+        A keyword makes no sense, or there is none of that name: nothing was started.
     EnvsyncError
         The environment could not be locked or made, or a process did not come up. What had started is ended.
 
@@ -201,6 +205,10 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         **worker_kwargs: Any,
     ) -> None:
         assert not isinstance(backend, str), "a profile's name has become its backend"
+        store = store if store is not None else dask.config.get("envsync.store", None)
+        demand(name=name, lock=lock, store=store, cwd=cwd, hooks=hooks, silence_logs=silence_logs)
+        demand(start_timeout=start_timeout, report_timeout=report_timeout)
+        demand(scheduler_sync_interval=scheduler_sync_interval)
         backend = backend if backend is not None else Local()
         limits = Limits.of(
             idle_timeout=idle_timeout,
@@ -241,10 +249,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             scheduler_kwargs=scheduler_kwargs,
             worker_kwargs=worker_kwargs,
         )
+        if worker_class is None and gpu_worker is None:  # others have options of their own
+            demand_known(worker_kwargs, inspect.signature(SyncedCluster.__init__).parameters)
         demand_sense(credentials, self.backend, self.options.env or {}, impersonate)
         self.credentials, self.impersonate = credentials, impersonate
         self._forwardings: tuple[Forwarding, ...] = ()
-        self.store = store if store is not None else dask.config.get("envsync.store", None)
+        self.store = store
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
         self.hooks = hooks or LoggedHooks()

@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -113,7 +114,7 @@ def demand_sense(
         )
     if "google" in clouds and impersonate is None:
         raise ValueError(f"credentials={asked!r}: impersonate= has to name the service account of Google's")
-    if impersonate is not None and not _ACCOUNT.fullmatch(impersonate):
+    if impersonate is not None and not _ACCOUNT.fullmatch(str(impersonate)):
         raise ValueError(
             "impersonate must be a service account, such as 'reader@my-project.iam.gserviceaccount.com', "
             f"not {impersonate!r}: what you may yourself is not sent to machines"
@@ -127,7 +128,8 @@ def _clouds(asked: str | Sequence[str], impersonate: str | None) -> tuple[str, .
     """Return the clouds whose credentials are forwarded."""
     if isinstance(asked, str) and asked in WAYS:
         return () if asked != "forward" else ("aws",) if impersonate is None else ("google",)
-    if isinstance(asked, str) or not asked or not set(asked) <= set(_TAKEN):
+    several = isinstance(asked, Collection) and not isinstance(asked, str)
+    if not several or not asked or not all(one in tuple(_TAKEN) for one in asked):
         raise ValueError(
             f"credentials must be 'forward', 'instance' or 'none', or of ['aws', 'google'], not {asked!r}"
         )

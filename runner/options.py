@@ -7,12 +7,14 @@ import re
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from distributed.nanny import Nanny
 from distributed.utils import import_term
+
+from envsync.runner.keywords import demand
 
 if TYPE_CHECKING:
     from envsync.hooks import Hooks
@@ -89,6 +91,7 @@ class Options:
     worker_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        demand(**{one.name: getattr(self, one.name) for one in fields(self)}, **self.worker_kwargs)
         if self.processes is False:
             raise ValueError(
                 "processes=False: a SyncedCluster has processes for workers, in an environment of their own;"
@@ -152,7 +155,7 @@ class Options:
 
     def scheme(self, *, encrypted: bool) -> str:
         """Return the protocol, such as ``"tls://"``."""
-        if self.protocol is not None:
+        if self.protocol:
             return self.protocol if self.protocol.endswith("://") else f"{self.protocol}://"
         if self.host and "://" in self.host:
             return self.host.split("://")[0] + "://"
@@ -224,10 +227,12 @@ def image_in(env: Any, *, engine: str | None, lock: object) -> tuple[str | None,
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
         What is given beside it makes no sense.
     """
     if isinstance(env, str) and env.startswith("image:"):
+        if engine not in (None, "", "podman", "docker"):
+            raise ValueError(f"engine must be 'podman' or 'docker', not {engine!r}")
         if lock is not None:
             raise TypeError("an image has its own lock: give env='image:...' or lock=, not both")
         return env, None

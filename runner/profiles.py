@@ -33,6 +33,7 @@ from envsync.hooks import Hooks
 from envsync.runner.backends import SSH, Backend, Local
 from envsync.runner.batch.jobqueue_config import Mapped, from_jobqueue, says_something
 from envsync.runner.clouds import Cloud
+from envsync.runner.keywords import demand
 from envsync.runner.limits import KEYWORDS, Limits
 from envsync.runner.logged import LoggedHooks
 from envsync.runner.queues import BACKENDS, Batch
@@ -131,8 +132,9 @@ def read_profile(name: str, **changes: Any) -> Profile:
         key: _fit(key, given.pop(key), "", where) for key in CLUSTER if key in given and key not in known
     }
     try:
+        demand(**cluster)
         Limits.of(**{key: cluster[key] for key in KEYWORDS if key in cluster})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error), where=where) from error
     asked = {**given, **changes}
     if mapped is not None:
