@@ -46,3 +46,6 @@ class Hooks:
 
     def warning(self, where: str, text: str) -> None:
         """Something that a person should look at."""
+
+    def over(self, *, well: bool) -> None:
+        """All that was begun has ended, such as a cluster's start: well, or it was given up."""

@@ -23,7 +23,8 @@ from envsync.runner.forwarding import Forwarding, demand_sense
 from envsync.runner.groups import counts
 from envsync.runner.keywords import demand, demand_known
 from envsync.runner.limits import Limits, Watch, cancel_futures, said
-from envsync.runner.logged import LoggedHooks, logger, unsaid
+from envsync.runner.logged import logger, unsaid
+from envsync.runner.notebooks import hooks_here
 from envsync.runner.options import Options, image_in, run_name, without_deprecated
 from envsync.runner.places import Place, with_variant
 from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, WorkerProcess
@@ -117,7 +118,7 @@ class SyncedCluster(RecordedCluster):
         What rented machines may cost in all, such as ``"50 USD"``; a number is in the currency of the prices.
         The cluster ends before that. It is an error where nobody knows the prices.
     hooks : Hooks, optional
-        Told about progress; by default the logger ``envsync`` is.
+        Told about progress; by default the logger ``envsync`` is, and a notebook shows it.
     env : mapping or str, optional
         Environment variables of the workers; or ``"image:registry.example.org/team/analysis@sha256:..."``, a
         container image that scheduler and workers run from.
@@ -257,7 +258,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         self.store = store
         self.wanted_lock: Lock | Pulled | str | Path | None = lock
         self.cwd = None if cwd is None else str(cwd)
-        self.hooks = hooks or LoggedHooks()
+        self.hooks = hooks or hooks_here()
         self.wanted: dict[str, Any] | None = None
         self.places: tuple[Place, ...] = ()
         self.seats: Seats | None = None
@@ -303,6 +304,12 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         return self
 
     async def _start(self) -> None:
+        try:
+            await self._start_all()
+        finally:
+            self.hooks.over(well=self.status == Status.running)
+
+    async def _start_all(self) -> None:
         async with self._starting:
             if self.status == Status.running:
                 return

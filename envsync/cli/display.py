@@ -6,11 +6,11 @@ import json
 import logging
 import threading
 import time
-from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from envsync.cli.terminal import harmless, one_line
 from envsync.hooks import Hooks
+from envsync.progress import Lines, amount
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["JsonLines", "Live", "LogLines", "Plain"]
 
 _REFRESH = 10  # times a second
-
-
-def amount(done: int, total: int, unit: str) -> str:
-    """Return ``"3 of 10 packages"`` or ``"1.2 of 84.0 MB"``."""
-    if unit == "B":
-        return f"{done / 1e6:.1f} of {total / 1e6:.1f} MB"
-    return f"{done} of {total} {unit}"
 
 
 class JsonLines(Hooks):
@@ -130,20 +123,7 @@ class Plain(Hooks):
         self._write(where, f"warning: {text}")
 
 
-class _Line:
-    """What is known of one host."""
-
-    def __init__(self) -> None:
-        self.state = "running"
-        self.what = ""
-        self.amount = ""
-        self.fraction: float | None = None
-        self.since = time.monotonic()
-        self.seconds: float | None = None
-        self.spinner: Spinner | None = None
-
-
-class Live(Hooks):
+class Live(Lines):
     """One line per host, redrawn in place; notes and warnings scroll above them.
 
     What draws is imported and started when there is something to show: often there is nothing.
@@ -155,9 +135,9 @@ class Live(Hooks):
     """
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._given = console
-        self._lines: dict[str, _Line] = {}
-        self._lock = threading.Lock()  # never held while the console, which has one too, is written to
+        self._spinners: dict[str, Spinner] = {}
         self._starting = threading.Lock()
         self._live: RichLive | None = None
 
@@ -198,56 +178,25 @@ class Live(Hooks):
         table.add_column(width=20)
         table.add_column(justify="right", no_wrap=True)
         now = time.monotonic()
-        with self._lock:
-            lines = [(where, copy(line), line) for where, line in self._lines.items()]
-        for where, line, kept in lines:
+        for where, line in self.lines().items():
             mark: RenderableType
             if line.state == "done":
                 mark = Text("✓", style="green")
             elif line.state == "failed":
                 mark = Text("✗", style="red")
             else:
-                mark = kept.spinner = line.spinner or Spinner("dots", style="cyan")
-            text = line.what + (f"  {line.amount}" if line.amount and line.state == "running" else "")
+                mark = self._spinners.setdefault(where, Spinner("dots", style="cyan"))
             bar: RenderableType = ""
             if line.state == "running" and line.fraction is not None:
                 bar = ProgressBar(total=1.0, completed=line.fraction, width=20)
-            seconds = now - line.since if line.seconds is None else line.seconds
             style = "red" if line.state == "failed" else ""
-            table.add_row(
-                mark, Text(one_line(where)), Text(one_line(text), style=style), bar, f"{seconds:.1f} s"
-            )
+            text, seconds = one_line(line.text), line.lasted(now)
+            table.add_row(mark, Text(one_line(where)), Text(text, style=style), bar, f"{seconds:.1f} s")
         return table
 
-    def _line(self, where: str) -> _Line:
-        return self._lines.setdefault(where, _Line())
-
-    def step(self, where: str, what: str) -> None:
-        line = _Line()
-        line.what = what
+    def changed(self) -> None:
+        """See `Lines.changed`."""
         self._drawing()
-        with self._lock:
-            self._lines[where] = line
-
-    def progress(self, where: str, done: int, total: int, unit: str) -> None:
-        self._drawing()
-        with self._lock:
-            line = self._line(where)
-            line.amount = amount(done, total, unit)
-            line.fraction = done / total if total else None
-
-    def done(self, where: str, what: str, seconds: float) -> None:
-        self._drawing()
-        with self._lock:
-            line = self._line(where)
-            line.state, line.what, line.seconds = "done", what, seconds
-
-    def failed(self, where: str, why: str) -> None:
-        self._drawing()
-        with self._lock:
-            line = self._line(where)
-            line.state, line.what = "failed", why.splitlines()[0] if why else "failed"
-            line.seconds = time.monotonic() - line.since
 
     def note(self, where: str, text: str) -> None:
         from rich.text import Text
