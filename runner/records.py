@@ -29,7 +29,7 @@ from envsync.errors import StoreError
 from envsync.runner.cloud.costs import Bill, in_time
 from envsync.runner.configured import configured
 from envsync.store import cache_root
-from envsync.stores import open_store
+from envsync.stores import demand_there, open_store
 from envsync.stores.working import begin, each
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
 
 SCHEMA = 1
+_CLUSTERS = "clusters"
 _ALIVE, _ENDED, _STOP = "clusters/alive", "clusters/ended", "clusters/stop"
 _AT_ONCE = 16
 _LARGEST = 64 << 20  # bytes: that of ten thousand machines is a tenth of it
@@ -207,6 +208,8 @@ class Records:
     ----------
     store : SharedStore
         Where.
+    needed : bool
+        Whether it is told of a store that is not there.
 
     Attributes
     ----------
@@ -216,8 +219,9 @@ class Records:
         Seconds that the store's clock was ahead of ours at the last look.
     """
 
-    def __init__(self, store: SharedStore) -> None:
+    def __init__(self, store: SharedStore, *, needed: bool = True) -> None:
         self._store = store
+        self._needed = needed
         self.shown = store.shown
         self.ahead = 0.0
         self.troubles: list[str] = []
@@ -305,12 +309,16 @@ class Records:
 
         The last is when the mark that this takes has gone.
         """
+        nothing: Future[None] = Future()
+        nothing.set_result(None)
+        if self._store.makes_folders and not self._store.exists(_CLUSTERS):  # nor does a look make one
+            if self._needed:
+                self._demand_used()
+            return [], time.time(), nothing
         mark = f"{_ALIVE}/{secrets.token_hex(8)}.clock"
         try:
             self._store.write(mark, b"")
         except StoreError as error:  # it may only be read
-            nothing: Future[None] = Future()
-            nothing.set_result(None)
             entries = self._store.entries(_ALIVE)
             if not entries:  # or the bucket is not there, and the URL is somebody's slip
                 self.troubles.append(f"{self.shown} has no records, and takes none: {error.message}")
@@ -322,6 +330,16 @@ class Records:
         now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
         self.ahead = now - time.time()
         return entries, now, unmarked
+
+    def _demand_used(self) -> None:
+        """Tell of a folder that is no store: its URL is somebody's slip, or it is not mounted."""
+        try:
+            demand_there(self._store)
+        except StoreError as error:
+            self.troubles.append(f"{self.shown}: {error.message}")
+            return
+        if not any(map(self._store.exists, ("pushes", "blobs"))):
+            self.troubles.append(f"{self.shown} has nothing of envsync's in it: is it the right folder?")
 
     def _read_all(self, entries: Sequence[Entry]) -> list[tuple[Entry, Record]]:
         read: dict[str, Record | None] = {}
@@ -384,7 +402,7 @@ def local_records() -> Records:
     """Return the records in the cache folder: where there is no store, `ls` works all the same."""
     from envsync.stores.folder import SharedFolder
 
-    return Records(SharedFolder(cache_root() / "clusters"))
+    return Records(SharedFolder(cache_root() / "clusters"), needed=False)
 
 
 def owner() -> str:

@@ -154,7 +154,8 @@ def test_what_cannot_be_done_is_said(forked: Run, arguments: list[str], code: in
     assert "Traceback" not in done.stderr
 
 
-def test_an_empty_store_is_listed_as_such(forked: Run, url: str) -> None:
+def test_an_empty_store_is_listed_as_such(forked: Run, url: str, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
     done = forked("store", "ls", url)
     assert (done.returncode, done.stdout) == (0, f"{url}: nothing was pushed there\n")
 

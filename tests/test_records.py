@@ -68,6 +68,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def test_a_record_is_kept_moved_on_and_closed(url: str) -> None:
     records = Records(open_store(url))
     assert (records.alive(), records.ended()) == ([], [])
+    records.troubles.clear()  # an empty folder is told: it may be somebody's slip
     records.keep(record())
     records.keep(record("bob-1", begun=900.0, owner="bob@desk"))
     first, second = records.alive()
@@ -407,6 +408,40 @@ def test_the_first_workers_are_written_when_they_come() -> None:
     place.record.workers = 1
     cluster._update_worker_status("add", {"workers": {"tls://b": {"name": "b"}}})
     assert written == [1]
+
+
+def test_who_only_looks_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "other").mkdir()  # it is there, and no store
+    typo, other = (tmp_path / "typo").as_uri(), (tmp_path / "other").as_uri()
+    commands = ("ls", "ls --all", "cost", "stop --all", "stop ada-1")
+    for command in commands:
+        for store in ([], ["--store", typo], ["--store", other]):
+            done = CliRunner().invoke(cli, [*command.split(), *store])
+            assert done.exit_code == (2 if command == "stop ada-1" else 0), done.output
+            assert (f"warning: {typo}: there is no such folder" in done.output) == (typo in store)
+            assert (f"warning: {other} has nothing of envsync's in it" in done.output) == (other in store)
+    for command, said in (
+        ("ls", "no such folder"),
+        ("verify", "no such folder"),
+        ("gc", "nothing is removed"),
+    ):
+        done = CliRunner().invoke(cli, ["store", command, typo])
+        assert (done.exit_code, said in done.output) == (3, True), done.output
+    assert [one.name for one in tmp_path.rglob("*")] == ["other"]
+    with dask.config.set({"envsync.store": typo}):  # as one that is not mounted: what has no record may have
+        clusters = Clusters()
+        assert (clusters.alive(), clusters.unread) == ([], True)
+        assert clusters.troubles == [f"{typo}: there is no such folder"]
+
+
+@pytest.mark.slow
+def test_a_bucket_that_is_not_there_is_no_store(s3: S3) -> None:
+    there = open_store(f"{s3.bucket('there')}/nothing/in/it")
+    assert there.exists()
+    assert not open_store("s3://no-such-bucket/x").exists()
+    done = CliRunner().invoke(cli, ["store", "verify", "s3://no-such-bucket/x"])
+    assert (done.exit_code, "there is no such bucket" in done.output) == (3, True), done.output
 
 
 async def test_a_store_that_does_not_answer_stops_nobody(

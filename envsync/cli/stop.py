@@ -54,7 +54,6 @@ def command(
     account = {} if profile is None else {"profile": profile}
     with watch() as hooks, terminated_as_interrupted():
         chosen, tagged = _chosen(clusters, names, everyone, bool(on))
-        tell(clusters.troubles)
         done: dict[str, str] = {}
         failed: list[EnvsyncError] = []
 
@@ -96,6 +95,7 @@ def _chosen(
     from envsync.runner.records import is_mine
 
     living = clusters.alive()
+    tell(clusters.troubles)
     if not names:
         return [one for one in living if everyone or is_mine(one.record.owner)], []
     chosen: dict[str, Living] = {}

@@ -15,6 +15,7 @@ from envsync.cli.terminal import one_line
 
 if TYPE_CHECKING:
     from envsync.errors import StoreError
+    from envsync.stores import SharedStore
     from envsync.stores.keeping import Damage, Swept
     from envsync.stores.records import Push
 
@@ -43,10 +44,9 @@ def ls(url: str) -> None:
     A name, or the digits of an environment, stands behind the URL where one is asked for: STORE#NAME. What
     cannot be read is said, and the others are listed.
     """
-    from envsync.stores import open_store
     from envsync.stores.keeping import pushes
 
-    store = open_store(url)
+    store = _opened(url)
     troubles: list[StoreError] = []
     found = pushes(store, troubles)
     nothing = "nothing that can be read" if troubles else "nothing"
@@ -107,10 +107,9 @@ def verify(url: str, remove: bool) -> None:
     """
     from dataclasses import asdict
 
-    from envsync.stores import open_store
     from envsync.stores.keeping import verify as look
 
-    store = open_store(url)
+    store = _opened(url)
     with watch() as hooks, terminated_as_interrupted():
         damages = look(store, remove=remove, hooks=hooks)
     result(
@@ -125,6 +124,15 @@ def verify(url: str, remove: bool) -> None:
 
 for _each in (ls, gc, verify):
     command.add_command(_each)
+
+
+def _opened(url: str) -> SharedStore:
+    """Return the store, which has to be there: in one that is not, all is as it should be."""
+    from envsync.stores import demand_there, open_store
+
+    store = open_store(url)
+    demand_there(store)
+    return store
 
 
 def _listed(found: list[Push]) -> list[str]:

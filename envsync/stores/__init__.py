@@ -17,7 +17,7 @@ from envsync.store import Store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Entry", "SharedStore", "is_store", "open_store", "parse", "shown"]
+__all__ = ["Entry", "SharedStore", "demand_there", "is_store", "open_store", "parse", "shown"]
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://")
 _CUT = re.compile(
@@ -55,10 +55,17 @@ class SharedStore(Store, Protocol):
         Its URL, without credentials: for messages.
     at_once : int
         How many blobs are best moved at the same time.
+    makes_folders : bool
+        Whether a write leaves folders: who only looks writes nothing there, then.
     """
 
     shown: str
     at_once: int
+    makes_folders: bool
+
+    def exists(self, folder: str = "") -> bool:
+        """Return whether it has such a folder; whether it is there at all if none is named."""
+        ...
 
     def fetch(self, digest: str, into: Store) -> int:
         """Put a blob into another store, checked on its way; return its size.
@@ -123,6 +130,22 @@ def shown(url: str) -> str:
     return _SLASHES.sub("", text)
 
 
+def demand_there(store: SharedStore) -> None:
+    """Refuse a store that is somebody's slip: nothing could be found there.
+
+    Raises
+    ------
+    StoreError
+        There is no such folder or bucket; or it cannot be asked.
+    """
+    if not store.exists():
+        kind = "folder" if store.makes_folders else "bucket"
+        first = "The first push makes it" if store.makes_folders else "Make it first"
+        raise StoreError(
+            f"there is no such {kind}", where=store.shown, hint=f"{first}, if the URL is as it should be."
+        )
+
+
 def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStore:
     """Return the store at a URL. Nothing is asked of it yet.
 
@@ -139,6 +162,8 @@ def open_store(url: str, options: Mapping[str, Any] | None = None) -> SharedStor
     StoreError
         No store has that scheme, or its library is not installed.
     """
+    if not isinstance(url, str):  # such as what a file of Dask's configuration says
+        raise StoreError(f"{url!r} is not the URL of a store", hint="Write file:///folder, or s3://bucket.")
     url, _ = parse(url)
     if not is_store(url):
         raise StoreError(

@@ -106,6 +106,17 @@ class Bucket(FsspecStore):
         except Exception:  # noqa: BLE001 - as for other stores
             return None
 
+    def exists(self, folder: str = "") -> bool:
+        """Return whether it has such a folder; whether there is such a bucket if none is named."""
+        asked = {"Bucket": self._bucket, "Prefix": self._key(f"{folder}/" if folder else ""), "MaxKeys": 1}
+        with self._telling("listed"):
+            try:
+                with _translated():
+                    found = self._client().list_objects_v2(**asked)
+            except FileNotFoundError:
+                return False
+        return not folder or found["KeyCount"] > 0
+
     def read(self, name: str) -> bytes:
         """Return a record."""
         from botocore.exceptions import HTTPClientError, IncompleteReadError

@@ -43,6 +43,7 @@ class SharedFolder(FolderStore):
     _elsewhere = "ask whoever owns the folder to let you write there"
 
     at_once = max(2, min(8, os.cpu_count() or 1))
+    makes_folders = True
 
     def __init__(self, root: str | Path) -> None:
         super().__init__(root)
@@ -76,6 +77,11 @@ class SharedFolder(FolderStore):
     def authority(self) -> str:
         """Return nothing: it is no server."""
         return ""
+
+    def exists(self, folder: str = "") -> bool:
+        """Return whether it has such a folder; whether it is there at all if none is named."""
+        with self._reading(folder or "it"):
+            return (self.root / folder).is_dir()
 
     def read(self, name: str) -> bytes:
         """Return a record."""

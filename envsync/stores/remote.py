@@ -70,6 +70,7 @@ class FsspecStore:
     def __init__(self, url: str, options: Mapping[str, Any] | None = None) -> None:
         self.shown = shown(url)
         self._scheme = urlsplit(url).scheme
+        self.makes_folders = self._scheme not in _WHOLE
         self._secrets: set[str] = set()
         self._made: set[str] = set()
         self._root = self._connect(url, dict(options or {})).rstrip("/")
@@ -189,6 +190,16 @@ class FsspecStore:
                 where=named,
                 hint="Correct ca_bundle, AWS_CA_BUNDLE or fsspec's client_kwargs.",
             ) from error
+
+    def exists(self, folder: str = "") -> bool:
+        """Return whether it has such a folder; whether it is there at all if none is named."""
+        if folder:
+            place = self._at(folder)
+        else:
+            place = self._root if self.makes_folders else self._root.partition("/")[0]
+        with self._telling("listed"):
+            self._fs.invalidate_cache()
+            return (self._scheme == "memory" and not folder) or bool(self._fs.exists(place))
 
     def read(self, name: str) -> bytes:
         """Return a record."""
