@@ -54,6 +54,7 @@ class JobScripts:
         self._hooks = hooks
         self._alone: set[str] = set()
         self._called: dict[str, int] = {}  # how often each job had been started again when it called
+        self._calls: dict[str, int] = {}  # the same, of those that are being answered
 
     async def submit(self, request: JobRequest) -> tuple[JobRequest, tuple[str, ...]]:
         """Submit jobs; return what was asked for in the end, and their ids.
@@ -106,7 +107,7 @@ class JobScripts:
 
     def has_called(self, job: Job) -> None:
         """Hear that a job's carrier is there: another call under its name is another run's, or nobody's."""
-        self._called.setdefault(job.id, job.restarts)
+        self._called[job.id] = self._calls.pop(job.id, job.restarts)
 
     async def was_run_again(self, id_: str) -> bool:
         """Ask the batch system whether it has started a job again since that called."""
@@ -116,7 +117,7 @@ class JobScripts:
                 await self._look()
             job = self._driver.jobs.get(id_)
             if job is not None and job.restarts > self._called.get(id_, 0):
-                self._called[id_] = job.restarts
+                self._calls[id_] = job.restarts  # it has not called before it is answered: a link may break
                 return True
             if asyncio.get_running_loop().time() > until:
                 break

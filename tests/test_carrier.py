@@ -123,6 +123,23 @@ async def test_another_cluster_is_not_let_in_on_either_side(tmp_path: Path) -> N
         relay.close()
 
 
+async def test_a_try_that_comes_to_nothing_is_not_the_loss_of_the_next() -> None:
+    """A carrier that is answered in the moment in which it gives up: both have shown their certificates."""
+    authority, lost = Authority("test"), list[str]()
+
+    def gives_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    context = authority.issue("worker").server_context()
+    async with await asyncio.start_server(gives_up, "127.0.0.1", 0, ssl=context) as server:
+        sock = socket.create_connection(server.sockets[0].getsockname())
+        sock.setblocking(False)
+        host = CarriedHost("job", lost=lost.append)
+        with pytest.raises(ConnectError, match="no carrier of this cluster: job: the other side closed it"):
+            await host.take(sock, authority.issue("client").client_context())
+    assert lost == []
+
+
 async def test_nobody_disturbs_a_relay(tmp_path: Path) -> None:
     authority = Authority("test")
     relay = await asyncio.to_thread(Relay, tmp_path)

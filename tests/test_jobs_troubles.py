@@ -12,7 +12,9 @@ from distributed import Client
 from envsync.errors import BatchError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
-from envsync.runner.batch import JobRequest
+from envsync.runner import jobscripts
+from envsync.runner.batch import Job, JobRequest
+from envsync.runner.jobscripts import JobScripts
 from envsync.runner.places import variant_of, with_variant
 from envsync.target import Target
 from tests.running import until
@@ -62,7 +64,8 @@ def test_a_job_that_breaks_in_a_way_that_nobody_thought_of_is_told_and_ended(
         told = Told()
         async with cluster_of(1, hooks=told) as (site, _):
             site.start(1)
-            await until(lambda: site.states() == {"CANCELLED": 1})
+            await until(lambda: told.lines)  # when it has been cancelled
+            assert site.states() == {"CANCELLED": 1}
             assert ["KeyError: 'nobody thought of it'" in line for line in told.lines] == [True]
 
     run(test)
@@ -92,7 +95,7 @@ def test_a_cancellation_that_is_refused_is_told(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(site, "_scancel", lambda _: (1, ""))
         async with SimulatedCluster(site, 2, hooks=told) as cluster:
             cluster.scale(0)
-            await until(lambda: len(told.lines) == 1)
+            await until(lambda: told.lines)
             assert ": slurm did not cancel its jobs: no;" in told.lines[0]
             monkeypatch.undo()
         assert site.states() == {"CANCELLED": 2}, "closing tries again"
@@ -173,6 +176,26 @@ def test_a_job_that_runs_and_never_calls_is_told(monkeypatch: pytest.MonkeyPatch
             ]
 
     run(test)
+
+
+async def test_a_job_that_is_run_again_may_call_until_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobscripts, "_LOOK", 0.0)
+
+    async def look() -> None:
+        await asyncio.sleep(0)
+
+    first, second, third = (Job(id="1_0", state="running", restarts=number) for number in range(3))
+    driver: Any = SimpleNamespace(jobs={"1_0": second}, host=SimpleNamespace(name="login"))
+    board: Any = None
+    scripts = JobScripts(board, driver, alone=True, look=look, hooks=Hooks())
+    scripts.has_called(first)
+    assert await scripts.was_run_again("1_0")
+    assert await scripts.was_run_again("1_0"), "the link broke before it was answered"
+    driver.jobs["1_0"] = third  # and again, while it is
+    scripts.has_called(third)
+    assert await scripts.was_run_again("1_0")
+    scripts.has_called(third)
+    assert not await scripts.was_run_again("1_0")
 
 
 def test_what_is_wanted_of_a_node_has_the_code_that_the_cluster_has_now() -> None:

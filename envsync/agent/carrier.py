@@ -146,7 +146,7 @@ class _Carrier:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             first = {"carrier": self.name, **({"enrol": True} if self.token else {})}
             await loop.sock_sendall(sock, json.dumps(first).encode() + b"\n")
-            link = Link(self.take, self.lost)
+            link: Any = Link(self.take, lambda why: self.lost(link, why))
             # whoever joins the two sides sees nothing of what they say, and could say nothing to either
             if self.token:
                 await loop.create_connection(
@@ -199,8 +199,9 @@ class _Carrier:
         elif known is not None:
             known.take(kind, payload)
 
-    def lost(self, why: str) -> None:
-        self.finish(LOST, f"the connection was lost: {why}")
+    def lost(self, link: Any, why: str) -> None:
+        if link is self.link:  # and not a try that took too long
+            self.finish(LOST, f"the connection was lost: {why}")
 
     def finish(self, code: int, why: str) -> None:
         if not self.over.done():

@@ -68,7 +68,7 @@ class CarriedHost(Host):
     noticed : callable, optional
         Told the number of a signal that the job was sent, as by a batch system that is about to end it.
     lost : callable, optional
-        Told why when the connection has ended.
+        Told why when the connection has ended that was taken; of one that was not, `take` raises.
 
     Attributes
     ----------
@@ -93,6 +93,7 @@ class CarriedHost(Host):
         self._link: Link | None = None
         self._greeted: asyncio.Future[None] | None = None
         self._gone = ""
+        self._taken = False
         self._over = asyncio.Event()
         self._numbers = 0
         self._streams: dict[int, _Stream] = {}
@@ -134,6 +135,8 @@ class CarriedHost(Host):
             self.hello = {key: value for key, value in self.hello.items() if key != "token"}
             if not hmac.compare_digest(said.encode(), token.encode()):
                 raise ConnectError("it does not know the token of its job", where=self.name)
+            if self._over.is_set():  # as soon as it had said who it is
+                raise ConnectError(self._gone, where=self.name)
         except (OSError, asyncio.TimeoutError, TimeoutError, ConnectError) as error:
             link.abort("it is no carrier of this cluster")
             sock.close()
@@ -142,6 +145,7 @@ class CarriedHost(Host):
                 where=self.name,
                 hint="Another cluster's job may have called; a job that is ours calls again.",
             ) from error
+        self._taken = True
         self._begin(link.keep_alive(SILENCE))
 
     async def run(
@@ -257,7 +261,7 @@ class CarriedHost(Host):
             self._greeted.set_exception(ConnectError(why, where=self.name))
         for stream in tuple(self._streams.values()):
             stream.lose(why)
-        if self._lost is not None:
+        if self._taken and self._lost is not None:
             self._lost(why)
 
     def _begin(self, work: Any) -> asyncio.Task[Any]:
