@@ -11,11 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from envsync.agent import serve
+from envsync.agent.archive import build as build_agent
 from envsync.agent.layout import Cache, Problem
 from envsync.agent.leftovers import sweep, touch_runs
 from envsync.agent.owner import lives, myself, write_owner
@@ -180,6 +184,58 @@ async def test_the_next_agent_removes_the_keys_of_one_that_was_killed(tmp_path: 
         assert names(Path(living.run_folder("living", "x"))) == ["log"]
         with pytest.raises(AgentError, match="owner or log"):
             await living.spawn("y", ["true"], cluster="living", files={"log": b""})
+
+
+def test_who_starts_from_the_unpacked_agent_finds_it_whole_whoever_else_unpacks_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = cache.bin / "agent-1.pyz"
+    cache.bin.mkdir(parents=True)
+    archive.write_bytes(build_agent()[0])
+    monkeypatch.setattr(sys, "argv", [str(archive)])
+    extract, folder = zipfile.ZipFile.extractall, archive.with_suffix("")
+    inodes: list[int] = []
+
+    def overtaken(self: zipfile.ZipFile, *rest: Any) -> None:
+        extract(self, *rest)
+        if not inodes:
+            inodes.append(0)
+            serve._unpack_agent(cache)  # another agent, from its beginning to its end
+            inodes.append(folder.stat().st_ino)
+
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", overtaken)
+    serve._unpack_agent(cache)
+    assert folder.stat().st_ino == inodes[-1]
+    (folder / "envsync_agent/agent/serve.py").unlink()  # as by somebody who cleans up old files
+    serve._unpack_agent(cache)
+    assert folder.stat().st_ino == inodes[-1]
+    with zipfile.ZipFile(archive) as packed:
+        assert all((folder / name).read_bytes() == packed.read(name) for name in packed.namelist())
+    assert names(cache.bin) == ["agent-1", "agent-1.pyz"]
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_a_client_that_has_spoken_while_the_agent_did_not_listen_is_not_gone(
+    monkeypatch: pytest.MonkeyPatch, said: bool
+) -> None:
+    """As where a disk hung for longer than a client may be silent."""
+    server: Any = object.__new__(serve._Server)
+    times, taken = iter([0.0]), list[bytes]()
+
+    def take(line: bytes) -> None:
+        taken.append(line)
+        server.leaving = True
+
+    server.__dict__.update(
+        {"grace": 10.0, "wake": 99, "leaving": False, "lease": None, "adopting": False, "_take": take},
+        out=SimpleNamespace(broken=False),
+    )
+    ready = [0] if said else []
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: next(times, 100.0)))
+    monkeypatch.setattr(serve, "select", SimpleNamespace(select=lambda *_: (ready, [], [])))
+    monkeypatch.setattr(serve, "os", SimpleNamespace(read=lambda *_: b'{"do": "ping"}\n'))
+    server._listen()
+    assert taken == [b'{"do": "ping"}'] * said
 
 
 def test_write_owner_is_this_process(tmp_path: Path) -> None:

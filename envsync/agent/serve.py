@@ -131,9 +131,9 @@ class _Server:
         suspects: set[int] = set()
         while not self.leaving and not self.out.broken:
             left = heard + self.grace - time.monotonic()
-            if left <= 0:
+            ready, _, _ = select.select([0, self.wake], [], [], max(0.0, min(left, _TIDY, 1.0)))
+            if left <= 0 and 0 not in ready:  # it may be we who did not listen: a disk hung, or all was busy
                 return
-            ready, _, _ = select.select([0, self.wake], [], [], min(left, _TIDY, 1.0))
             if 0 in ready:
                 data = os.read(0, 1 << 20)
                 if not data:
@@ -393,8 +393,13 @@ def _unpack_agent(cache: Cache) -> None:
             missing = [name for name in packed.namelist() if not (folder / name).is_file()]
             if missing:
                 packed.extractall(part)
-                remove(folder)  # somebody who cleans up old files has been there
-                part.rename(folder)
+                try:
+                    part.rename(folder)
+                except OSError:  # another agent was quicker, or who cleans up old files has been there
+                    for name in missing:  # one by one: who starts from it now finds each at any time
+                        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                        (part / name).replace(folder / name)
+                    remove(part)
         python = folder / "python"
         if not python.is_file() or python.read_text(encoding="utf-8") != f"{sys.executable}\n":
             with taken_back(part):
