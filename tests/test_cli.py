@@ -253,8 +253,8 @@ def test_what_cannot_be_done_is_said(
 def test_a_cluster_that_does_not_answer_is_waited_for_in_the_open(envsync: Run) -> None:
     address = "tcp://127.0.0.1:1"
     began = time.monotonic()
-    done = envsync("check", "--timeout", "1", address)
-    assert time.monotonic() - began < 25  # and not 30 s, as distributed does
+    done = envsync("check", "--timeout", "1", address, DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="100s")
+    assert time.monotonic() - began < 90  # and not as long as distributed does
     first, error, hint = done.stderr.splitlines()
     assert first == f"{address}: connecting, for up to 1 s"
     assert error.startswith(f"error: {address}: the scheduler was not reached: ")

@@ -87,7 +87,7 @@ def test_sigterm_is_passed_on_and_everything_ends(tmp_path: Path) -> None:
         assert len(family) >= 3  # the script, the agent and what it runs
         process.terminate()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
-        assert psutil.wait_procs(family, timeout=20)[1] == []
+        assert psutil.wait_procs(family, timeout=60)[1] == []
     finally:
         process.kill()
 
@@ -127,7 +127,7 @@ def test_signals_reach_the_command(number: int, code: int) -> None:
         assert one.stdout.readline() == "up\n"
         one.send_signal(number)
         try:
-            assert one.wait(timeout=20) == code
+            assert one.wait(timeout=60) == code
         finally:
             one.kill()
 
@@ -268,7 +268,7 @@ def test_sigterm_while_it_starts_is_one_line(moment: str, tmp_path: Path) -> Non
     assert "never retrieved" not in rest
     assert "without starting up" not in rest
     assert rest.splitlines()[-1] == "ended by SIGTERM: what was started is ended too"
-    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert psutil.wait_procs(family, timeout=60)[1] == []
 
 
 @pytest.mark.parametrize(

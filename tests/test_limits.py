@@ -22,6 +22,7 @@ from envsync.runner.amounts import Money, money, seconds
 from envsync.runner.cloud.provider import Price
 from envsync.runner.limits import Limits, affordable
 from envsync.runner.profiles import read_profile
+from tests.running import until
 from tests.small import processes_in
 
 
@@ -179,13 +180,29 @@ async def test_it_ends_when_nothing_is_computed_and_not_before(small_lock: Path)
 
 @pytest.mark.slow
 async def test_it_ends_when_its_time_is_over_and_whoever_waits_is_told(small_lock: Path) -> None:
+    def hasten(dask_scheduler: Any) -> float:  # an hour takes long
+        limits = dask_scheduler.handlers["envsync_cost"].__self__
+        told, limits.life = limits.life, 0.0
+        return float(told)
+
+    async def wanted(client: Client) -> bool:
+        return bool(
+            await client.run_on_scheduler(
+                lambda dask_scheduler: (
+                    sum(len(one.wants_what) for one in dask_scheduler.clients.values()) == 2
+                )
+            )
+        )
+
     keywords: dict[str, Any] = {"lock": small_lock, "threads_per_worker": 1, "dashboard_address": None}
-    cluster = await SyncedCluster(n_workers=1, max_lifetime="8 s", asynchronous=True, **keywords)
+    cluster = await SyncedCluster(n_workers=1, max_lifetime="1 h", asynchronous=True, **keywords)
     async with (
         Client(cluster, asynchronous=True) as client,
         Client(cluster.scheduler_address, security=cluster.security, asynchronous=True) as other,
     ):
         waiting = [one.submit(time.sleep, 60, pure=False) for one in (client, other)]
+        await until(lambda: wanted(client))
+        assert 3000 < await client.run_on_scheduler(hasten) < 3600
         for future in waiting:
             with pytest.raises(CancelledError, match=r"its time is over \(max_lifetime\)"):
                 await asyncio.wait_for(future, 90)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -188,8 +189,9 @@ async def test_adapting_to_less_ends_machines_and_the_schedulers_stays() -> None
     async with cluster_of(1) as (provider, cluster), Client(cluster, asynchronous=True) as client:
         (first,) = alive(provider)
         cluster.adapt(minimum=0, maximum=3, interval="20 ms", wait_count=3, target_duration="100 ms")
-        futures = client.map(slow, range(60), pure=False)
+        futures = client.map(held, range(60), pure=False)
         await until(lambda: len(cluster.workers) == 3)
+        GO.set()
         assert sum(await client.gather(futures)) == sum(range(60))
         del futures
         await until(lambda: alive(provider) == [first])
@@ -237,6 +239,15 @@ async def test_a_start_whose_replacement_finds_no_room_leaves_nothing() -> None:
             pass
     assert len(provider.machines) == 1
     assert (alive(provider), provider.shared) == ([], {})
+
+
+GO = threading.Event()
+"""Until it is set, `held` does not end: its workers are threads of this process."""
+
+
+def held(number: int) -> int:
+    assert GO.wait(60)
+    return number
 
 
 def slow(number: int) -> int:

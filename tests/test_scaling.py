@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -77,7 +78,7 @@ def test_what_waits_goes_first_then_the_youngest_that_run() -> None:
         async with cluster_of(6) as (site, cluster), Client(cluster, asynchronous=True) as client:
             started = site.start(4)
             await client.wait_for_workers(4)
-            assert [row.workers for row in cluster.jobs] == [1, 1, 1, 1, 0, 0]
+            await until(lambda: [row.workers for row in cluster.jobs] == [1, 1, 1, 1, 0, 0])
             jobs = cluster.queue.driver.jobs
             jobs.update({id_: replace(job, state="pending", nodes=()) for id_, job in jobs.items()})
             rows = cluster.jobs  # whoever has called runs, also where the system was asked before that
@@ -259,11 +260,12 @@ def test_a_burst_of_failures_is_looked_into_with_few_commands() -> None:
     async def test() -> None:
         told = Told()
         async with cluster_of(60, hooks=told) as (site, _):
-            before = site.calls["squeue"]
+            before, began = site.calls["squeue"], time.monotonic()
             for id_ in site.start(60):
                 site.end(id_)
             await until(lambda: len(told.failures) == 60)
-            assert site.calls["squeue"] - before < 30
+            watched = (time.monotonic() - began) / 0.05  # whoever watches looks as often, at most
+            assert site.calls["squeue"] - before < 15 + watched
             assert site.calls["tail"] <= 10
 
     run(test)

@@ -320,14 +320,14 @@ async def test_a_host_that_falls_silent_is_noticed(lab: Lab, machine: Callable[.
 
 async def test_a_host_that_dies_is_noticed_at_once(lab: Lab, machine: Callable[..., Machine]) -> None:
     node = machine("bare")
-    async with parse_host(node.name, SSHOptions(config=(lab.config,))) as host:
+    async with parse_host(node.name, SSHOptions(config=(lab.config,), keepalive=100.0)) as host:
         task = asyncio.create_task(host.run("sleep 1000"))
         await host.run("true")
         began = time.monotonic()
         node.exec("sh", "-c", "kill -9 -1", check=False)
         with pytest.raises(ConnectError, match="connection was lost"):
             await task
-        assert time.monotonic() - began < 9  # and not when nothing was heard for ten seconds
+        assert time.monotonic() - began < 60  # and not when nothing was heard for so long
 
 
 async def test_closing_is_quick_when_the_host_is_silent(lab: Lab, machine: Callable[..., Machine]) -> None:

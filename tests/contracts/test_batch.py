@@ -141,12 +141,15 @@ async def test_an_array_runs_each_job_in_its_folder_and_they_are_told_apart(
     site: Site, driver: Driver
 ) -> None:
     prologue = ("WORD='it''s \"fine\" $HOME'", "export WORD")
-    request = site.request(unique("many"), count=3, prologue=prologue, walltime=600)
-    body = f'echo "{site.system.variables.identity}"; echo "$WORD"; pwd; sleep 1'
+    name = unique("many")
+    request, go = site.request(name, count=3, prologue=prologue, walltime=600), f"{name}.go"
+    waits = f"while [ ! -e {go} ]; do sleep 0.1; done"
+    body = f'echo "{site.system.variables.identity}"; echo "$WORD"; pwd; {waits}'
     ids = await submit(driver, request, body)
     assert len(set(ids)) == 3
     assert all(driver.jobs[each].state == "pending" for each in ids)
     await until(driver, lambda jobs: any(job.state == "running" and job.nodes for job in jobs.values()))
+    (site.folder / go).touch()
     jobs = await ended(driver)
     assert {job.id for job in jobs} == set(ids)
     end = ("completed", 0) if site.tells_ends else ("lost", None)

@@ -17,9 +17,9 @@ from tests.lab.machines import Lab, Machine
 pytestmark = pytest.mark.lab
 
 
-def ssh(lab: Lab, name: str, command: str, timeout: float = 20) -> str:
+def ssh(lab: Lab, name: str, command: str, timeout: float = 90) -> str:
     done = subprocess.run(
-        ["ssh", "-F", str(lab.config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", name, command],
+        ["ssh", "-F", str(lab.config), "-o", "BatchMode=yes", "-o", "ConnectTimeout=30", name, command],
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -123,8 +123,11 @@ def test_a_shaped_cable_is_slow_and_counts_its_bytes(lab: Lab, machine: Callable
 def test_nothing_of_a_killed_machine_goes_on(lab: Lab, machine: Callable[..., Machine]) -> None:
     node = machine("bare")
     ssh(lab, node.name, "setsid sleep 1000 > /dev/null 2>&1 < /dev/null & sleep 0.2")
+    deadline = time.monotonic() + 60
+    while [one.arguments for one in node.processes("sleep 1000")] != [("sleep", "1000")]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     (sleeper,) = node.processes("sleep 1000")
-    assert sleeper.arguments == ("sleep", "1000")
     assert sleeper.environment()["USER"] == "root"
     node.kill()
     assert node.survivors() == []
