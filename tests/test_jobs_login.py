@@ -60,8 +60,11 @@ with SyncedCluster(backend, n_workers=2, credentials=["aws", "google"], imperson
     assert {*client.run(ask_google).values(), client.run_on_scheduler(ask_google)} == {"c4n4ry-3"}
     assert sum(client.gather(client.map(abs, range(100)))) == 4950
     assert cluster.dashboard_link.startswith("http://127.0.0.1:")  # through the login host
-    rows = [row for row in cluster.jobs if row.name != "scheduler"]
-    assert [(row.state, row.workers) for row in rows] == [("running", 1)] * 2
+    end = time.monotonic() + 90
+    rows = lambda: [(row.state, row.workers) for row in cluster.jobs if row.name != "scheduler"]
+    while rows() != [("running", 1)] * 2:
+        assert time.monotonic() < end, cluster.jobs
+        time.sleep(0.2)
     assert len(cluster.jobs) == (2 if name == "OAR" else 3)  # the scheduler's, where it has one
     cluster.scale(1)
     end = time.monotonic() + 90
