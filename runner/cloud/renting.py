@@ -124,6 +124,7 @@ class Rented:
         """
         try:
             self._warn()
+            began = time.monotonic()
             lacking: list[CapacityError] = []
             for region in self.provider.regions:
                 try:
@@ -139,6 +140,8 @@ class Rented:
             machine = await self._come_up(first, first=True)
             # whoever came up sooner: the first is the first
             self._up = {machine.id: machine, **self._up}
+            what = f"{self.plan.count} x {self.plan.type} in {machine.region}"
+            self.hooks.done(self._where, f"rented {what}, and the first is up", time.monotonic() - began)
             self._watching = self._begin(self._watch())
             return machine
         except BaseException:
@@ -265,7 +268,9 @@ class Rented:
         self._shared = await self._asking.call(
             self.provider.open, region, plan.type, plan.tags, self._introduced.public
         )
-        return await _all([self._make(first=number == 0) for number in range(plan.count)])
+        made = await _all([self._make(first=number == 0) for number in range(plan.count)])
+        self.hooks.step(self._where, f"{plan.count} x {plan.type} in {region}: booting")
+        return made
 
     async def _come_up(self, made: Machine, *, first: bool = False) -> Machine:
         """Have a machine up that was made: if it does not come up it is replaced, and then given up."""
