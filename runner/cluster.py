@@ -31,6 +31,7 @@ from envsync.runner.processes import DaskProcess, Launch, SchedulerProcess, Work
 from envsync.runner.profiles import takes_profile
 from envsync.runner.queues import Batch
 from envsync.runner.recorded import RecordedCluster
+from envsync.runner.recording import FAILED
 from envsync.runner.starting import provision
 from envsync.runner.timeouts import wait_for
 from envsync.runner.trust import Trust
@@ -464,7 +465,7 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
         except EnvsyncError as error:
             self.hooks.failed(error.where or "cluster", error.message)
             logger.error("%s", error)
-            self.ending = f"its machines could not be ended: {error.message}"
+            self.ending = f"{FAILED}: {error.message}"
             if self.up:
                 raise
 

@@ -73,6 +73,7 @@ class RecordedCluster(QueuedCluster):
         self._recording = Recording(
             record,
             lambda: Records(open_store(store)) if store else local_records(),
+            store=store,
             rented="account" in described,
             stands=self._stands,
             end=self._end_for,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from envsync.errors import EnvsyncError
 from envsync.runner.records import local_records
 from envsync.runner.timeouts import wait_for
+from envsync.runner.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from envsync.hooks import Hooks
     from envsync.runner.records import Record, Records
 
-__all__ = ["Recording", "look_every"]
+__all__ = ["FAILED", "Recording", "look_every"]
+
+FAILED = "its machines could not be ended"
+"""How the end of a cluster begins that has left some."""
 
 _LOOK = 10.0  # seconds between two looks whether somebody wants the cluster to end
 _WRITE = 40.0  # seconds between two writes, at most
@@ -36,6 +40,8 @@ class Recording:
         As it begins.
     open_place : callable
         Returns where it is kept; called in a thread.
+    store : str or None
+        The store's URL, for who ends the cluster if this process dies.
     rented : bool
         Whether machines are rented: what cannot be written matters then, and is waited for.
     stands : async callable
@@ -44,6 +50,11 @@ class Recording:
         Called when somebody elsewhere wants the cluster to end, with who it is.
     hooks : Hooks
         Told what cannot be written.
+
+    Attributes
+    ----------
+    watchdog : Watchdog or None
+        Who ends what is rented if this process dies.
     """
 
     def __init__(
@@ -51,6 +62,7 @@ class Recording:
         record: Record,
         open_place: Callable[[], Records],
         *,
+        store: str | None = None,
         rented: bool,
         stands: Callable[[], Awaitable[Mapping[str, Any]]],
         end: Callable[[str], None],
@@ -58,12 +70,14 @@ class Recording:
     ) -> None:
         self.record = record
         self._open = open_place
+        self._store = store
         self._rented = rented
         self._stands = stands
         self._end = end
         self._hooks = hooks
         self._place: Records | None = None
         self._local: Records | None = None
+        self.watchdog: Watchdog | None = None
         self._missed = False
         self._writing = threading.Lock()
         self._over = False
@@ -77,6 +91,7 @@ class Recording:
         """Write it, before anything is rented; then move it on until `close`."""
         self._begun = True
         if self._rented:
+            self.watchdog = Watchdog.begin(self.record, self._store)
             await self._keep()
         self._task = asyncio.ensure_future(self._move_on(kept=self._rented))
 
@@ -95,6 +110,8 @@ class Recording:
         await self._update()
         now = time.time()
         await self._keep(replace(self.record, seen=now, ended=now, how=how))
+        if self.watchdog is not None and not how.startswith(FAILED):  # else it tries when this process ends
+            await asyncio.to_thread(self.watchdog.dismiss)
 
     # -- inner
 

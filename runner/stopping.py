@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from envsync.runner.cloud.reaping import Verdict
     from envsync.runner.records import Record, Records, Seen
 
-__all__ = ["Clusters", "Living", "Reaped", "Reaper", "stop"]
+__all__ = ["Clusters", "Living", "Reaped", "Reaper", "close_record", "open_provider", "stop"]
 
 _POLL = 0.5
 _CLOSES = 330.0  # seconds that a client may take to end its machines
@@ -142,14 +142,14 @@ def stop(living: Living, hooks: Hooks, account: Mapping[str, Any] | None = None)
         Something could not be ended.
     """
     from envsync.runner.cloud.reaping import end_cluster
-    from envsync.runner.recording import look_every
+    from envsync.runner.recording import FAILED, look_every
 
     record, place, began = living.record, living.place, time.monotonic()
     asked = _ask(living, hooks)
     if asked and not living.seen.lost:
         hooks.step(record.cluster, "asking its client to end it")
         now = _await_client(living, 3 * look_every(record) + 5)
-        if now is not None and not now.how.startswith(_FAILED):
+        if now is not None and not now.how.startswith(FAILED):
             place.forget_wish(record.cluster)  # it ended without having read it, perhaps
             return now.how
     if not record.account and not record.regions:
@@ -164,7 +164,7 @@ def stop(living: Living, hooks: Hooks, account: Mapping[str, Any] | None = None)
     end_cluster(provider, record.regions, record.cluster, hooks)
     how = f"stopped by {owner()}, without its client"
     try:
-        _close(living, how, after=living.seen.age + time.monotonic() - began)
+        close_record(living, how, after=living.seen.age + time.monotonic() - began)
     except StoreError as error:  # it has ended all the same
         hooks.warning(record.cluster, f"its record cannot be closed: {error.message}")
     return how
@@ -181,9 +181,6 @@ def _ask(living: Living, hooks: Hooks) -> bool:
         hooks.warning(record.cluster, f"its client cannot be asked to end it: {error.message}")
         return False
     return True
-
-
-_FAILED = "its machines could not be ended"
 
 
 def open_provider(record: Record, account: Mapping[str, Any] | None = None) -> Provider:
@@ -303,7 +300,7 @@ class Reaper:
         record = living.record
         # machines that ended themselves did so when their leases were over: soon after it was seen
         after = living.seen.age if record.cluster in running else min(living.seen.age, record.patience)
-        _close(living, f"its client had gone; found by {owner()}", after=after)
+        close_record(living, f"its client had gone; found by {owner()}", after=after)
 
     def _may_end(self, whose: str) -> bool:
         return self._everyone or is_mine(whose)
@@ -332,7 +329,7 @@ def _await_client(living: Living, patience: float) -> Record | None:
     return None
 
 
-def _close(living: Living, how: str, *, after: float) -> None:
+def close_record(living: Living, how: str, *, after: float) -> None:
     """Close the record of a cluster that ended so many seconds after its client was seen."""
     record = living.record
     ended = record.seen + after  # by its client's clock, as the rest

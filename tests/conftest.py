@@ -111,7 +111,7 @@ The last is the longest of `make check`.
 CLOUDS = (
     *("contracts/test_cloud", "test_ahead", "test_cli_renting", "test_forwarding", "test_forwarding_google"),
     *("test_cloud_azure", "test_cloud_azure_schedules", "test_cloud_bad_days", "test_cloud_gce"),
-    *("test_cloud_hetzner", "test_cloud_openstack", "test_cloud_portal"),
+    *("test_cloud_hetzner", "test_cloud_openstack", "test_cloud_portal", "test_watchdog"),
 )
 """The files that use clouds' SDKs, each of which takes seconds to be imported: one process has them all."""
 

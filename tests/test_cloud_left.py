@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ backend = EC2('m7i.large', region='eu-west-1', client_timeout='90 s', boot_timeo
 cluster = SyncedCluster(
     backend, name="study", lock=sys.argv[1], store=sys.argv[2], n_workers=1, threads_per_worker=1
 )
-print(cluster._run_name, backend.machines[0].id, flush=True)
+print(cluster._run_name, backend.machines[0].id, cluster._recording.watchdog.pid, flush=True)
 time.sleep(600)
 """
 
@@ -82,7 +83,7 @@ def test_a_killed_clients_cluster_is_seen_and_reaped_from_elsewhere_and_no_other
         text=True,
     )
     try:
-        cluster, machine = client.stdout.readline().split()
+        cluster, machine, watchdog = client.stdout.readline().split()
         while True:  # its first record has no machine yet; the next one has
             (shown,) = json.loads(envsync("ls", "--json", "--store", url))["clusters"]
             if shown["hosts"]:
@@ -91,6 +92,7 @@ def test_a_killed_clients_cluster_is_seen_and_reaped_from_elsewhere_and_no_other
         assert (shown["backend"], shown["regions"], shown["owner"]) == ("ec2", [REGION], "ada@laptop")
         assert "left" in envsync("reap", "--region", REGION, "--store", url)  # it lives
         assert cloud.vm(machine).alive
+        os.kill(int(watchdog), signal.SIGKILL)  # the power is off: nobody is left who would end it
     finally:
         client.kill()
         client.wait()

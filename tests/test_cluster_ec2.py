@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import zipfile
@@ -122,16 +123,17 @@ async def test_machines_of_a_client_that_was_killed_end_themselves(cloud: Cloud,
         "backend = EC2('m7i.large', region='eu-west-1', boot_timeout='2 min')\n"
         "cluster = SyncedCluster(backend, lock=sys.argv[1], n_workers=1, threads_per_worker=1)\n"
         "shorter(cluster, 8)\n"
-        "print(backend.machines[0].id, flush=True)\n"
+        "print(backend.machines[0].id, cluster._recording.watchdog.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
     client: Any = subprocess.Popen(
         [sys.executable, "-c", script, str(small_lock)], stdout=subprocess.PIPE, text=True
     )
     try:
-        identity = (await asyncio.to_thread(client.stdout.readline)).strip()
+        identity, watchdog = (await asyncio.to_thread(client.stdout.readline)).split()
         vm = cloud.vm(identity)
         assert vm.alive
+        os.kill(int(watchdog), signal.SIGKILL)  # the power is off: nobody is left who would end it
     finally:
         client.kill()
         client.wait()
@@ -140,7 +142,7 @@ async def test_machines_of_a_client_that_was_killed_end_themselves(cloud: Cloud,
     assert vm.survivors() == []
     (found,) = cloud.api.client().describe_instances(InstanceIds=[identity])["Reservations"][0]["Instances"]
     assert found["StateReason"]["Code"] == "Client.InstanceInitiatedShutdown"
-    # nobody was there to remove what cost nothing
+    # nor is there who would remove what costs nothing
     assert set(cloud.api.left()) == {"groups", "keys"}
     for cluster in {tag["Value"] for tag in found["Tags"] if tag["Key"] == CLUSTER}:
         EC2("m7i.large", region="eu-west-1").provider().close("eu-west-1", cluster)

@@ -77,8 +77,8 @@ class AzureProvider(Provider):
     gone_on_shutdown = False
     left_on_shutdown = (
         "Azure keeps a machine that has shut itself down, and bills it as one that runs until it is "
-        "deallocated or deleted. Should this process be killed, a schedule of Azure's deallocates its "
-        "machines some hours later; `envsync reap` deletes them, from anywhere"
+        "deallocated or deleted. Should this computer lose its power or the network, a schedule of Azure's "
+        "deallocates the machines some hours later; `envsync reap` deletes them, from anywhere"
     )
     renews = 300.0
 

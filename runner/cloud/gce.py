@@ -89,7 +89,7 @@ class GCEProvider(Provider):
     gone_on_shutdown = False
     left_on_shutdown = (
         "Google keeps an instance that has shut itself down, and bills its disk until it is deleted. Should "
-        "this process be killed, `envsync reap` does that, from anywhere"
+        "this computer lose its power or the network, `envsync reap` does that, from anywhere"
     )
 
     def __init__(

@@ -70,8 +70,9 @@ class HetznerProvider(Provider):
     has_console = False
     gone_on_shutdown = False
     left_on_shutdown = (
-        "Hetzner bills a server that is off as one that runs. Should this process be killed, its machines "
-        "shut themselves down, and are billed until they are deleted: `envsync reap` does that, from anywhere"
+        "Hetzner bills a server that is off as one that runs. Should this computer lose its power or the "
+        "network, servers shut themselves down, and are billed until they are deleted: `envsync reap` does "
+        "that, from anywhere"
     )
 
     def __init__(

@@ -80,8 +80,8 @@ class OpenStackProvider(Provider):
     gone_on_shutdown = False
     left_on_shutdown = (
         "OpenStack keeps a server that has shut itself down, with its disk and its address: it counts in the "
-        "project's quota, and most clouds bill it. Should this process be killed, `envsync reap` deletes it, "
-        "from anywhere"
+        "project's quota, and most clouds bill it. Should this computer lose its power or the network, "
+        "`envsync reap` deletes it, from anywhere"
     )
 
     def __init__(

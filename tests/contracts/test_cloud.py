@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from envsync.errors import CapacityError, CloudError
+from envsync.runner import watchdog
 from envsync.runner.cloud import azure, ec2_prices
 from envsync.runner.cloud.azure import AzureProvider
 from envsync.runner.cloud.ec2 import EC2Provider
@@ -274,6 +275,24 @@ def test_what_has_our_tags_is_found_and_ended_one_by_one(account: Account) -> No
     assert found("ada-1") == []
     assert theirs.id in {one.id for one in found("bob-1")}
     assert {(one.owner, one.deadline) for one in found("bob-1")} == {("bob@desk", "")}
+
+
+def test_who_has_the_login_ends_what_a_client_that_died_has_made(
+    account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "_POLL", 0.05)
+    made = account.provider.create(account.request())
+    account.up(made.id)
+    bob = replace(TAGS, cluster="bob-1", owner="bob@desk")
+    theirs = account.provider.create(account.request(bob, token="t2"))
+    other = account.provider
+    if other.name != "fake":  # it is all in there
+        other = type(other)(other.regions)  # type: ignore[call-arg]
+    for _ in range(2):  # silent: it is gone already
+        watchdog._end_in(other, account.region, TAGS.cluster)
+    left = account.provider.found(account.region)
+    assert {one.cluster for one in left} == {"bob-1"}
+    assert theirs.id in {one.id for one in left}
 
 
 # -- a real nova alone
