@@ -34,10 +34,10 @@ from envsync.runner.watchdog import Watchdog
 dog = Watchdog.begin(Record.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 child = os.fork()  # it has all that is open here, and goes on
 if not child:
-    time.sleep(60)
+    time.sleep(600)
     os._exit(0)
 print(dog.pid, child, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -80,17 +80,19 @@ async def test_what_a_killed_client_had_is_ended_and_no_others(api: EC2Api, tmp_
         stdout=subprocess.PIPE,
         text=True,
     )
+    child = 0
     try:
         dog, child = map(int, client.stdout.readline().split())
         assert b"ada-1" not in Path(f"/proc/{dog}/cmdline").read_bytes(), "everybody sees arguments"
         client.kill()
         client.wait()
-        await until(lambda: not is_there(dog), 60)
+        await until(lambda: not is_there(dog), 120)
         assert is_there(child)
     finally:
         client.kill()
         client.wait()
-    os.kill(child, signal.SIGKILL)
+        if child:
+            os.kill(child, signal.SIGKILL)
     left = api.left()
     assert left["instances"] == [other]
     assert left["keys"] == ["envsync-ada-10"]
@@ -107,7 +109,7 @@ async def test_who_closes_a_cluster_sends_it_home_if_nothing_is_left(tmp_path: P
 
     place = Records(open_store(tmp_path.as_uri()))
     dogs = []
-    for how, code in (("closed", 0), (f"{FAILED}: no network", None)):
+    for how, stays in (("closed", False), (f"{FAILED}: no network", True)):
         one = Recording(
             of_ec2("ada-1"), lambda: place, store=tmp_path.as_uri(), rented=True, stands=stands,
             end=lambda who: None, hooks=Hooks(),
@@ -116,8 +118,7 @@ async def test_who_closes_a_cluster_sends_it_home_if_nothing_is_left(tmp_path: P
         assert one.watchdog is not None
         assert is_there(one.watchdog.pid)
         await one.close(how)
-        assert one.watchdog._process.returncode == code
-        assert is_there(one.watchdog.pid) == (code is None)
+        assert is_there(one.watchdog.pid) == stays
         dogs.append(one.watchdog)
     os.kill(dogs[1].pid, signal.SIGKILL)
     for dog in dogs:
