@@ -103,7 +103,12 @@ async def test_what_a_killed_client_had_is_ended_and_no_others(api: EC2Api, tmp_
     assert all(one.ended is not None for one in ended.bill.hired)
 
 
-async def test_who_closes_a_cluster_sends_it_home_if_nothing_is_left(tmp_path: Path) -> None:
+async def test_who_closes_a_cluster_sends_it_home_if_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # should this fail they ask nobody else
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
     async def stands() -> Mapping[str, Any]:
         return {}
 
