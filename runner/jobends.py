@@ -39,6 +39,7 @@ _CAUSES = {
 _CLOSELY = 5  # jobs that ended alike whose logs are looked at
 _TAIL, _LINE = 16384, 500  # bytes of a job's log that are read, and letters of a line that are shown
 _LOOK = 10.0  # seconds that the system has to say why a job ended
+_ENDS = 60.0  # and that a job ends whose node was lost: it has half a minute, an epilogue may follow
 
 
 class JobEnds:
@@ -112,7 +113,7 @@ class JobEnds:
                 await wait_for(self._until_ended(id_), _LOOK)
         return self._job(id_)
 
-    async def runs_again(self, id_: str, restarts: int) -> bool:
+    async def runs_again(self, id_: str, restarts: int, *, lost: bool = False) -> bool:
         """Return whether the system took a job's node and starts it again; it has a moment to say so.
 
         Parameters
@@ -121,8 +122,10 @@ class JobEnds:
             The job.
         restarts : int
             How often it had been started again before.
+        lost : bool
+            Whether its node is not connected any more: then the job ends, if the system says so or not yet.
         """
-        until = asyncio.get_running_loop().time() + _LOOK
+        until = asyncio.get_running_loop().time() + (_ENDS if lost else _LOOK)
         while asyncio.get_running_loop().time() < until:
             with contextlib.suppress(EnvsyncError):
                 await self._look()

@@ -179,7 +179,8 @@ class JobProcess(WorkerGroup):
                     await asyncio.wait({up})
                     break
                 lost = isinstance(up.exception(), _LOST) and not isinstance(up.exception(), UnfitHostError)
-                if lost and await self.jobs.ends.runs_again(self.id, restarts):
+                away = self._host is not None and self._host.gone
+                if lost and await self.jobs.ends.runs_again(self.id, restarts, lost=away):
                     await self._drop_workers()
                     continue
                 end = await self._stay(up.result(), ended)

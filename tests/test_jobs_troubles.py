@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from distributed import Client
 
-from envsync.errors import BatchError
+from envsync.errors import BatchError, ConnectError
 from envsync.hooks import Hooks
 from envsync.lock import Lock
-from envsync.runner import jobscripts
+from envsync.runner import jobends, jobscripts
 from envsync.runner.batch import Job, JobRequest
 from envsync.runner.jobscripts import JobScripts
 from envsync.runner.places import variant_of, with_variant
@@ -174,6 +174,43 @@ def test_a_job_that_runs_and_never_calls_is_told(monkeypatch: pytest.MonkeyPatch
             assert told.lines == [
                 "node1: job-1 runs, and has not called yet: see its log, its prologue may hang"
             ]
+
+    run(test)
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_a_job_whose_node_is_lost_while_it_comes_up_has_until_its_system_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """Slurm says that a job runs which it ends, for half a minute or longer, and then that it waits again."""
+    come_up: Any = LocalJob._come_up
+
+    async def close() -> None: ...
+
+    async def lost(self: Any) -> asyncio.Event:
+        if self.jobs.job(self.id).restarts:
+            return cast("asyncio.Event", await come_up(self))
+        await self.jobs.board.answer(self.id)
+        self._host = SimpleNamespace(gone=away, hello={"host": "node0"}, close=close)
+        raise ConnectError("the host was lost", where="node0")
+
+    monkeypatch.setattr(LocalJob, "_come_up", lost)
+    monkeypatch.setattr(jobends, "_LOOK", 0.0)
+
+    async def test() -> None:
+        told = Told()
+        async with cluster_of(1, hooks=told) as (site, cluster), Client(cluster, asynchronous=True) as client:
+            (one,) = site.start(1)
+            if not away:  # it is the agent there that was lost
+                await until(lambda: told.lines)
+                assert "node0: the host was lost; job 1_0 running" in told.lines[0]
+                return
+            await until(lambda: cluster.queue.watching._looking is not None)
+            site.jobs[one].state, site.jobs[one].restarts = "PENDING", 1
+            await until(lambda: cluster.jobs[0].restarts == 1)
+            site.start(1)
+            await client.wait_for_workers(1)
+            assert told.lines == []
 
     run(test)
 

@@ -186,6 +186,11 @@ class CarriedHost(Host):
             server = self._servers[host, port] = await asyncio.start_server(join, "127.0.0.1", 0)
         return int(server.sockets[0].getsockname()[1])
 
+    @property
+    def gone(self) -> bool:
+        """Whether the connection has ended."""
+        return self._over.is_set()
+
     async def close(self) -> None:
         """End everything that was started there, and with it the job; silent when closed already."""
         for server in self._servers.values():
