@@ -307,6 +307,7 @@ class Reaper:
 
     def _everywhere(self, provider: Provider) -> tuple[str, ...]:
         named = {region for one in self._living for region in one.record.regions}
+        self._hooks.step(provider.name, "asking for the account's regions")
         try:
             return provider.everywhere()
         except CloudError as error:

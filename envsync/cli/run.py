@@ -252,7 +252,8 @@ def _tell_offer(place: Profile, keywords: Mapping[str, Any]) -> None:
 
     if not isinstance(place.backend, Cloud):
         raise click.UsageError("--dry-run is for rented machines: nothing else costs anything")
-    with watch():
+    with watch() as hooks:
+        hooks.step(place.backend.kind, f"asking for {place.backend.type}")
         found = place.backend.offer(keywords.get("n_workers"))
     result(found.to_dict(), lambda: str(found))
 

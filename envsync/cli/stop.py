@@ -130,6 +130,8 @@ def _stop_tagged(
     from envsync.runner.records import is_mine, owner
 
     provider = open_account(kind, account, regions)
+    if not regions:
+        hooks.step(provider.name, "asking for the account's regions")
     found, failed = look(provider, regions or provider.everywhere(), hooks)
     there = [(where, one) for where, things in found.items() for one in things if one.cluster == name]
     if not there:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from envsync.store import blob_name
 from envsync.stores import Entry
+from envsync.stores.answering import give_up_soon
 from envsync.stores.remote import FsspecStore
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ class Bucket(FsspecStore):
         with self._opening:
             if self._opened is None:
                 from botocore.config import Config
+                from botocore.exceptions import ConnectionError as Unreachable
                 from botocore.session import Session
 
                 given = self._config
@@ -199,6 +201,7 @@ class Bucket(FsspecStore):
                     **{**named, **given.get("client_kwargs", {})},
                 )
                 _read_authorities_once(self._opened)
+                give_up_soon(self._opened, Unreachable)
             return self._opened
 
 

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 import stamina
 
 from envsync.errors import CloudError
-from envsync.runner.cloud.azure_errors import missing, worth_another_try
+from envsync.runner.cloud.azure_errors import missing, unreachable, worth_another_try
+from envsync.runner.cloud.patience import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +68,8 @@ class Account:
             "resources": azure.mgmt.resource.resources.ResourceManagementClient,
         }
         self._own = threading.local()
+        caller = stamina.RetryingCaller(attempts=8, timeout=300.0, wait_initial=0.5, wait_max=20.0)
+        self._patience = Patience(caller, worth=worth_another_try, unreachable=unreachable)
         self._ahead = 0.0  # seconds, of Azure's clock before ours
 
     @property
@@ -90,8 +93,7 @@ class Account:
 
     def call(self, call: Callable[..., Any], *words: Any, **asked: Any) -> Any:
         """Make a call, again if Azure was busy or the answer is lost."""
-        caller = stamina.RetryingCaller(attempts=8, timeout=300.0, wait_initial=0.5, wait_max=20.0)
-        return caller.on(worth_another_try)(call, *words, **asked)
+        return self._patience.call(call, *words, **asked)
 
     def listed(self, call: Callable[..., Any], *words: Any, **asked: Any) -> list[dict[str, Any]]:
         """Read a list to its end."""

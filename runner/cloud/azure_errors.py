@@ -11,7 +11,7 @@ from envsync.errors import CapacityError, CloudError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OperationFailed", "gone", "missing", "taken", "translated", "worth_another_try"]
+__all__ = ["OperationFailed", "gone", "missing", "taken", "translated", "unreachable", "worth_another_try"]
 
 _LACKS = frozenset(
     {
@@ -75,6 +75,13 @@ def worth_another_try(error: Exception) -> bool | float:
     except (AttributeError, ValueError):
         return True
     return min(wait, _LONGEST) if wait > 0 else True
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether no connection came about."""
+    from azure.core.exceptions import ServiceRequestError
+
+    return isinstance(error, ServiceRequestError)
 
 
 @contextlib.contextmanager

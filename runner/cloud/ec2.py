@@ -15,10 +15,12 @@ from envsync.runner.cloud.ec2_errors import (
     client_error,
     code_of,
     translated,
+    unreachable,
     worth_another_try,
 )
 from envsync.runner.cloud.given import zones_of
 from envsync.runner.cloud.provider import CLUSTER, Machine, MachineRequest, Provider, Shared, Tags
+from envsync.stores.answering import give_up_soon
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -37,6 +39,7 @@ _STATES: dict[str, State] = {
 }
 _ATTEMPTS = 8  # how often a call is made that is throttled or whose answer is lost
 _AT_ONCE = 32  # calls of one cluster; botocore's own limit is ten
+_CONNECT = 5.0  # seconds for a connection, in which its first packet goes out three times
 
 
 class EC2Provider(Provider):
@@ -305,10 +308,12 @@ class EC2Provider(Provider):
             # "standard": throttling, lost connections and 5xx are tried again, with growing waits
             retries = {"mode": "standard", "total_max_attempts": attempts}
             config = Config(
-                retries=retries, max_pool_connections=_AT_ONCE, connect_timeout=10, read_timeout=60
+                retries=retries, max_pool_connections=_AT_ONCE, connect_timeout=_CONNECT, read_timeout=60
             )
             with translated(region):
-                self._clients[key] = self._session.client(service, region_name=region, config=config)
+                client = self._session.client(service, region_name=region, config=config)
+            give_up_soon(client, unreachable())
+            self._clients[key] = client
         return self._clients[key]
 
     def _pricing(self) -> Any:

@@ -10,7 +10,15 @@ from envsync.errors import CapacityError, CloudError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["any_error", "but_for", "client_error", "code_of", "translated", "worth_another_try"]
+__all__ = [
+    "any_error",
+    "but_for",
+    "client_error",
+    "code_of",
+    "translated",
+    "unreachable",
+    "worth_another_try",
+]
 
 _ZONE_LACKS = frozenset(
     {"InsufficientInstanceCapacity", "InsufficientHostCapacity", "InsufficientCapacity", "Unsupported"}
@@ -41,6 +49,13 @@ def any_error() -> Any:
     from botocore.parsers import ResponseParserError  # what is no answer of AWS's, such as a proxy's page
 
     return (client_error(), BotoCoreError, ResponseParserError)
+
+
+def unreachable() -> Any:
+    """Return botocore's error for a connection that did not come about."""
+    from botocore.exceptions import ConnectionError as Unreachable
+
+    return Unreachable
 
 
 def worth_another_try(error: Exception) -> bool:
@@ -87,11 +102,10 @@ def translated(region: str, machine_type: str = "", zone: str = "") -> Iterator[
 def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudError:
     where = f"ec2 {zone or region}"
     if not isinstance(error, client_error()):
-        return CloudError(
-            f"EC2 could not be asked: {error}",
-            where=where,
-            hint="Are there credentials (aws configure, or AWS_PROFILE), and is the region's name right?",
-        )
+        hint = "Are there credentials (aws configure, or AWS_PROFILE), and is the region's name right?"
+        if isinstance(error, unreachable()):
+            hint = "Is there a network, and is the region's name right?"
+        return CloudError(f"EC2 could not be asked: {error}", where=where, hint=hint)
     code = code_of(error)
     said = str(error.response.get("Error", {}).get("Message", "")) or code
     if not said:

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from envsync.errors import CloudError
-from envsync.runner.cloud.gce_errors import but_for, check, missing, translated, worth_another_try
+from envsync.runner.cloud.gce_errors import (
+    but_for,
+    check,
+    missing,
+    translated,
+    unreachable,
+    worth_another_try,
+)
 from envsync.runner.cloud.gce_messages import (
     SCOPE,
     STATES,
@@ -31,6 +38,7 @@ from envsync.runner.cloud.gce_messages import (
 )
 from envsync.runner.cloud.given import zones_of
 from envsync.runner.cloud.labels import as_labels, as_tags
+from envsync.runner.cloud.patience import Patience
 from envsync.runner.cloud.provider import (
     CLUSTER,
     Expected,
@@ -134,6 +142,8 @@ class GCEProvider(Provider):
         self._service_account = service_account
         self._reached_from = tuple(reached_from)
         self._own = threading.local()
+        caller = stamina.RetryingCaller(attempts=8, timeout=180.0, wait_initial=0.5, wait_max=20.0)
+        self._patience = Patience(caller, worth=worth_another_try, unreachable=unreachable)
         self._types: dict[tuple[str, str], dict[str, Any]] = {}
         self._at: dict[str, str] = {}  # zones of instances
 
@@ -309,8 +319,7 @@ class GCEProvider(Provider):
             answer = call(request={"project": self._project, **asked}, retry=None, timeout=_CALL)
             return list(answer) if method in ("list", "aggregated_list") else answer
 
-        caller = stamina.RetryingCaller(attempts=8, timeout=180.0, wait_initial=0.5, wait_max=20.0)
-        return caller.on(worth_another_try)(once)
+        return self._patience.call(once)
 
     def _done(self, kind: str, operation: Any, **where: str) -> None:
         """Wait until an operation is done; Google says at its end alone whether there was room."""

@@ -11,7 +11,7 @@ from envsync.errors import CapacityError, CloudError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["OperationFailed", "but_for", "check", "missing", "translated", "worth_another_try"]
+__all__ = ["OperationFailed", "but_for", "check", "missing", "translated", "unreachable", "worth_another_try"]
 
 _LACKS = (
     "ZONE_RESOURCE_POOL_EXHAUSTED",
@@ -67,6 +67,14 @@ def worth_another_try(error: Exception) -> bool:
             return False
         return error.code in (429, 500, 502, 503, 504) or bool(_reasons(error) & _BUSY)
     return isinstance(error, (LostConnection, Timeout))
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether no connection came about, to Google's interface or to where tokens are from."""
+    from google.auth.exceptions import TransportError
+    from requests import ConnectionError as LostConnection
+
+    return isinstance(error, (LostConnection, TransportError))
 
 
 @contextlib.contextmanager

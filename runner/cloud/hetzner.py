@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 import stamina
 
 from envsync.errors import CapacityError, CloudError
-from envsync.runner.cloud.hetzner_errors import but_for, code_of, translated, worth_another_try
+from envsync.runner.cloud.hetzner_errors import (
+    but_for,
+    code_of,
+    translated,
+    unreachable,
+    worth_another_try,
+)
 from envsync.runner.cloud.hetzner_messages import (
     MACHINES,
     STATES,
@@ -26,6 +32,7 @@ from envsync.runner.cloud.hetzner_messages import (
     of_cluster,
 )
 from envsync.runner.cloud.labels import as_labels, as_name, as_tags
+from envsync.runner.cloud.patience import Patience
 from envsync.runner.cloud.provider import (
     CLUSTER,
     Expected,
@@ -109,6 +116,8 @@ class HetznerProvider(Provider):
         self._network = network
         self._reached_from = tuple(reached_from)
         self._own = threading.local()
+        caller = stamina.RetryingCaller(attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0)
+        self._patience = Patience(caller, worth=worth_another_try, unreachable=unreachable)
         self._types: dict[str, Any] = {}
         self._images: dict[str, Any] = {}  # by architecture
         self._pricing: dict[str, Any] = {}
@@ -324,8 +333,7 @@ class HetznerProvider(Provider):
 
     def _again(self, call: Callable[[], Any]) -> Any:
         """Call, and again where Hetzner was busy or its answer is lost; hcloud waits when throttled."""
-        caller = stamina.RetryingCaller(attempts=6, timeout=120.0, wait_initial=0.3, wait_max=10.0)
-        return caller.on(worth_another_try)(call)
+        return self._patience.call(call)
 
     def _type(self, name: str) -> Any:
         if name not in self._types:

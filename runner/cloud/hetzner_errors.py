@@ -10,7 +10,7 @@ from envsync.errors import CapacityError, CloudError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["but_for", "code_of", "translated", "worth_another_try"]
+__all__ = ["but_for", "code_of", "translated", "unreachable", "worth_another_try"]
 
 _LACKS = frozenset({"resource_unavailable", "placement_error", "no_space_left_in_location"})
 _LIMITS = frozenset(
@@ -40,6 +40,13 @@ def worth_another_try(error: Exception) -> bool:
     from requests import ConnectionError as LostConnection
 
     return isinstance(error, LostConnection) or code_of(error) in _BUSY
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether no connection came about."""
+    from requests import ConnectionError as LostConnection
+
+    return isinstance(error, LostConnection)
 
 
 @contextlib.contextmanager
