@@ -288,9 +288,16 @@ class Records:
         there = any(entry.name == wanted for entry in self._store.entries(_STOP))
         return self._wish_of(cluster) if there else ""
 
-    def ended_names(self) -> set[str]:
-        """Return the names of the clusters that have ended by their records: none of them is read."""
-        return {_ended_name(entry) for entry in self._store.entries(_ENDED)}
+    def ended_ages(self) -> dict[str, float]:
+        """Return the clusters that have ended by their records, and for how long: none of these is read.
+
+        That is in seconds, by the store's clock as of the last look at those that live.
+        """
+        now = time.time() + self.ahead
+        return {
+            _ended_name(entry): max(0.0, now - (entry.modified or now))
+            for entry in self._store.entries(_ENDED)
+        }
 
     def forget_wish(self, cluster: str) -> None:
         """Remove the wish: it is fulfilled."""

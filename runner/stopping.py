@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Clusters", "Living", "Reaped", "Reaper", "close_record", "open_provider", "stop"]
 
 _POLL = 0.5
+_LATER = 10.0  # seconds after an end in which a write of before may still have come
 _CLOSES = 330.0  # seconds that a client may take to end its machines
 
 
@@ -83,13 +84,13 @@ class Clusters:
             before = found.get(seen.record.cluster)
             if before is None or seen.age < before.seen.age:
                 found[seen.record.cluster] = Living(seen=seen, place=place)
-        over = self.ended_names() if found else set()
-        left = [one for cluster, one in found.items() if cluster not in over]
+        over = self._ended_ages() if found else {}
+        left = [one for cluster, one in found.items() if not _is_over(one.seen, over.get(cluster))]
         return sorted(left, key=lambda one: (one.record.begun, one.record.cluster))
 
     def ended_names(self) -> set[str]:
         """Return the names of those that have ended."""
-        return {name for _, name in self._ask(lambda place: place.ended_names())}
+        return set(self._ended_ages())
 
     def ended(self, since: float = 0.0) -> list[Record]:
         """Return those that ended after a time (seconds since 1970), by their begin."""
@@ -105,6 +106,12 @@ class Clusters:
         """Return the clusters that a user may mean: that one, or those that he has called so."""
         exactly = [one for one in living if one.record.cluster == name]
         return exactly or [one for one in living if name in (one.record.name, _called(one.record.cluster))]
+
+    def _ended_ages(self) -> dict[str, float]:
+        ages: dict[str, float] = {}
+        for _, (name, age) in self._ask(lambda place: place.ended_ages().items()):
+            ages[name] = min(age, ages.get(name, age))
+        return ages
 
     def _ask(self, question: Any) -> Iterable[tuple[Records, Any]]:
         failed: list[StoreError] = []
@@ -336,6 +343,14 @@ def close_record(living: Living, how: str, *, after: float) -> None:
     ended = record.seen + after  # by its client's clock, as the rest
     hired = tuple(one if one.ended is not None else replace(one, ended=ended) for one in record.bill.hired)
     living.place.keep(replace(record, ended=ended, how=how, bill=Bill(hired)))
+
+
+def _is_over(seen: Seen, ended: float | None) -> bool:
+    """Whether a cluster has ended, so many seconds ago by a record of that.
+
+    That counts by its name. It is no end if the record of the living was moved on later, whoever wrote it.
+    """
+    return ended is not None and (seen.lost or seen.age + _LATER > ended)
 
 
 def _called(cluster: str) -> str:

@@ -410,6 +410,29 @@ def test_the_first_workers_are_written_when_they_come() -> None:
     assert written == [1]
 
 
+@pytest.mark.parametrize(
+    ("alive", "ended", "lives"),
+    [
+        (20.0, 100.0, True),  # its client has moved it on since: somebody else wrote that end
+        (100.0, 20.0, False),  # the store took the end, and did not remove the other
+        (20.0, 22.0, False),  # a write that was on its way
+        (400.0, 500.0, False),  # nobody lives
+    ],
+)
+def test_a_cluster_whose_client_lives_after_its_end_has_not_ended(
+    tmp_path: Path, alive: float, ended: float, lives: bool
+) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record(ended=1200.0, how="closed"))
+    records.keep(record())
+    for folder, age in (("alive", alive), ("ended", ended)):
+        (file,) = (tmp_path / "clusters" / folder).glob("*.json")
+        os.utime(file, times=(time.time() - age,) * 2)
+    clusters = Clusters(tmp_path.as_uri())
+    assert [one.record.cluster for one in clusters.alive()] == (["ada-1"] if lives else [])
+    assert clusters.ended_names() == {"ada-1"}
+
+
 def test_who_only_looks_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
     (tmp_path / "other").mkdir()  # it is there, and no store
