@@ -332,7 +332,7 @@ class Cloud(Backend):
         from envsync.runner.hosts import SSHOptions, parse_host
 
         assert self._rented is not None
-        return parse_host(machine.id, SSHOptions(config=(self._rented.config,)))
+        return parse_host(machine.id, SSHOptions(config=(self._rented.config,), ephemeral=True))
 
     @property
     def rented(self) -> Rented:

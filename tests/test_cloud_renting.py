@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import asyncssh
 import pytest
 
-from envsync.errors import BootError, CapacityError, CloudError
+from envsync.errors import (
+    AuthenticationError,
+    BootError,
+    CapacityError,
+    CloudError,
+    ConnectError,
+    HostError,
+    HostKeyError,
+)
 from envsync.hooks import Hooks
 from envsync.runner.cloud import booting
 from envsync.runner.cloud.provider import Machine, MachineRequest, Tags
 from envsync.runner.cloud.renting import Plan, Rented
+from envsync.runner.ec2 import EC2
 from tests.cloud_fake import FakeProvider
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIPzJZlZKk1hkKJ8cXvNf6uX2m0Sx1L9Oe6K5m3cQnH2a"
@@ -86,6 +97,37 @@ async def test_machines_are_up_and_known_and_then_gone() -> None:
     assert (alive(provider), provider.shared) == ([], {})
     assert not rented.key.exists()
     await rented.close()
+
+
+async def test_what_errors_tell_to_do_needs_no_file_that_goes_with_the_machines(tmp_path: Path) -> None:
+    """`ssh -F` with our configuration, and our known_hosts: both are gone when somebody reads that."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    config, known = tmp_path / "config", tmp_path / "known_hosts"
+    backend, rented = EC2("small"), SimpleNamespace(config=config)
+    backend._rented = cast("Any", rented)
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # and does not listen
+        async with asyncssh.listen("127.0.0.1", 0, server_host_keys=[key]) as sshd:
+            told: dict[type[HostError], str] = {}
+            for port, knows in (
+                (deaf.getsockname()[1], False),
+                (sshd.get_port(), False),
+                (sshd.get_port(), True),
+            ):
+                line = f"[m-1]:{port} {key.export_public_key().decode()}\n"
+                known.write_text(line if knows else "")
+                config.write_text(
+                    f"Host m-1\nHostName 127.0.0.1\nPort {port}\nHostKeyAlias m-1\nIdentityAgent none\n"
+                    f"IdentityFile {tmp_path}/key\nUserKnownHostsFile {known}\n"
+                    "GlobalKnownHostsFile /dev/null\n"
+                )
+                with pytest.raises(HostError) as refused:
+                    await backend.host(cast("Machine", SimpleNamespace(id="m-1"))).run("true")
+                told[type(refused.value)] = str(refused.value.hint)
+    assert set(told) == {ConnectError, HostKeyError, AuthenticationError}
+    assert not any(str(tmp_path) in hint for hint in told.values())
+    assert "reached_from=" in told[ConnectError]
 
 
 async def test_a_machine_whose_sshd_answers_is_looked_at_again_at_once(

@@ -25,6 +25,13 @@ _TOO_LONG = 8  # jump hosts in a row: more is a circle
 _UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN)
 _RESET = (errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED)
 
+_EPHEMERAL: dict[type[HostError], str] = {
+    ConnectError: "Does a firewall here keep SSH (port 22) from leaving, or reached_from= from coming in? "
+    "Over a VPN, or within its network, say private=True.",
+    HostKeyError: "Somebody may be listening in; nothing was sent there. Start again from another network.",
+    AuthenticationError: "Its image did not take the cluster's key: it needs cloud-init. Name another image.",
+}
+
 logging.getLogger("stamina").addHandler(logging.NullHandler())  # else the first retry prints a warning
 if logging.getLogger("asyncssh").level == logging.NOTSET:
     asyncssh.set_log_level(logging.WARNING)  # it logs every connection and channel at INFO
@@ -133,6 +140,8 @@ async def _try(
         raise AssertionError
     except (OSError, asyncssh.Error, asyncio.TimeoutError, ValueError) as error:
         told = await _translate(error, way, client)
+        if options.ephemeral:
+            told.hint = _EPHEMERAL.get(type(told), told.hint)
         if trail:
             told.where = f"{trail[0]} (over its jump host {way.name})"
         raise told from error

@@ -41,6 +41,8 @@ class SSHOptions:
         How many such questions may stay unanswered before the host is taken for lost.
     sessions : int
         Commands at once over one connection; sshd allows ten (``MaxSessions``), one of them ends others.
+    ephemeral : bool
+        Whether host and configuration go with the cluster: nobody can try by hand then what an error tells.
     """
 
     config: tuple[Path, ...] | None = None
@@ -52,6 +54,7 @@ class SSHOptions:
     keepalive: float = 5.0
     keepalive_count: int = 2
     sessions: int = 9
+    ephemeral: bool = False
 
     def __post_init__(self) -> None:
         config = (self.config,) if isinstance(self.config, (str, Path)) else self.config
