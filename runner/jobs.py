@@ -93,6 +93,7 @@ class Jobs:
         self.locks = locks  # None: all nodes have the login host's lock
         self._want = want
         self._wanting = asyncio.Lock()
+        self._finding_out = asyncio.Lock()
         self._left = left
         self._leaving: set[JobProcess] = set()
         self.failures: deque[str] = deque(maxlen=_KEPT)  # what was told of jobs that failed
@@ -261,21 +262,22 @@ class Jobs:
         if self.backend.placement != "auto":
             return False
         job = await self.ends.at_end(id_)
-        if id_ not in self.known:  # cancelled below, for another
+        async with self._finding_out:  # nobody submits again before the others know that they are cancelled
+            if id_ not in self.known:  # cancelled below, for another
+                return True
+            found_out = self.scripts.alone  # by another, while this one was being submitted
+            if not self.go_alone(job):
+                return False
+            if found_out:
+                return True
+            waiting = [other for other, process in self.known.items() if not process.has_called]
+            again = [self.known.pop(other) for other in waiting]
+            with contextlib.suppress(EnvsyncError):
+                await self.driver.cancel(waiting)
+            self.driver.forget(waiting)
+            for process in again:
+                process.ended.set()
             return True
-        found_out = self.scripts.alone  # by another, while this one was being submitted
-        if not self.go_alone(job):
-            return False
-        if found_out:
-            return True
-        waiting = [other for other, process in self.known.items() if not process.has_called]
-        again = [self.known.pop(other) for other in waiting]
-        with contextlib.suppress(EnvsyncError):
-            await self.driver.cancel(waiting)
-        self.driver.forget(waiting)
-        for process in again:
-            process.ended.set()
-        return True
 
     def go_alone(self, job: Job) -> bool:
         """Have jobs bring along what they need from now on, if this one ended for want of it; say whether."""

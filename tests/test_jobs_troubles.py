@@ -14,6 +14,7 @@ from envsync.hooks import Hooks
 from envsync.lock import Lock
 from envsync.runner import jobends, jobscripts
 from envsync.runner.batch import Job, JobRequest
+from envsync.runner.hosts.base import Completed
 from envsync.runner.jobscripts import JobScripts
 from envsync.runner.places import variant_of, with_variant
 from envsync.target import Target
@@ -120,6 +121,39 @@ def test_jobs_that_were_on_their_way_when_no_folder_turned_out_to_be_shared_come
             site.end("2_0")  # that one has brought along what it needs
             await until(lambda: bool(told.lines))
             assert site.states() == {"FAILED": 2}
+
+    run(test)
+
+
+def test_jobs_that_find_out_together_that_no_folder_is_shared_all_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two at once: the first has the others cancelled, which takes a moment, and ends them all with that."""
+    monkeypatch.setattr(Board, "body_alone", lambda *_: ("", "token"), raising=False)
+    monkeypatch.setattr(Board, "admit", lambda *_: None, raising=False)
+    monkeypatch.setattr(jobends, "_LOOK", 0.0)
+
+    class Slow(Site):
+        async def run(self, command: str, **options: Any) -> Completed:
+            if "scancel" in command and not self.calls["scancel"]:
+                await asyncio.sleep(0.5)  # ten looks
+            return await super().run(command, **options)
+
+    async def test() -> None:
+        told, site = Told(), Slow()
+        async with (
+            SimulatedCluster(site, 3, hooks=told, submissions_per_minute=1000) as cluster,
+            Client(cluster, asynchronous=True) as client,
+        ):
+            monkeypatch.setattr(cluster.queue.scripts, "unseen", lambda job: job.state == "failed")
+            for id_ in ("1_0", "1_1"):
+                site.end(id_)
+            await until(lambda: "2_2" in site.jobs)
+            site.start(3)
+            await client.wait_for_workers(3)
+            await asyncio.sleep(0.2)
+            assert told.lines == []
+            assert (site.calls["sbatch"], len(site.jobs)) == (2, 6)
 
     run(test)
 
