@@ -248,15 +248,17 @@ class Reaper:
         regions : sequence of str
             Where to ask first.
         """
-        from envsync.runner.clouds import open_account
-
         if kind or account or regions:
-            return [open_account(kind or "ec2", account, regions)]
+            return [self._open(kind or "ec2", account, regions)]
         rented = [one.record for one in self._living if one.record.regions]
         if not rented:
-            return [open_account("ec2", {}, ())]
+            try:
+                return [self._open("ec2", {}, ())]
+            except CloudError as error:
+                error.hint = f"{error.hint} --on names another cloud: no record does."
+                raise
         named = {json.dumps([one.backend, dict(one.account)], sort_keys=True): one for one in rented}
-        return [open_provider(one) for one in named.values()]
+        return [self._open(one.backend, one.account, one.regions) for one in named.values()]
 
     def look(self, provider: Provider, regions: Sequence[str]) -> Reaped:
         """Look at an account: at these regions, or at all that it has."""
@@ -311,6 +313,12 @@ class Reaper:
 
     def _may_end(self, whose: str) -> bool:
         return self._everyone or is_mine(whose)
+
+    def _open(self, kind: str, account: Mapping[str, Any], regions: Sequence[str]) -> Provider:
+        from envsync.runner.clouds import open_account
+
+        self._hooks.step(kind, "looking for the account")  # which takes some SDKs a while
+        return open_account(kind, account, regions)
 
     def _everywhere(self, provider: Provider) -> tuple[str, ...]:
         named = {region for one in self._living for region in one.record.regions}

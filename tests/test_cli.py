@@ -237,6 +237,7 @@ def test_a_lock_as_json(envsync: Run, prefixes: dict[str, Path]) -> None:
         (["run", "--bogus", "--", "true"], 2, "No such option"),
         (["run"], 2, "Missing argument"),
         (["fly"], 2, "No such command 'fly'"),
+        (["lss"], 2, "Did you mean 'ls'?"),
     ],
 )
 def test_what_cannot_be_done_is_said(

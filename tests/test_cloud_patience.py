@@ -148,3 +148,16 @@ def test_what_is_waited_for_is_said_before(
     done = CliRunner().invoke(cli, command.split())
     assert done.exit_code == 5, done.output
     assert 0 <= done.output.index(asked) < done.output.index("EC2 could not be asked")
+
+
+def test_without_records_it_is_ec2_that_is_asked_and_others_are_named(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path))
+    done = CliRunner().invoke(cli, ["reap"])
+    assert done.exit_code == 5, done.output
+    assert "--region eu-west-1" in done.output
+    assert "--on names another cloud" in done.output

@@ -6,6 +6,7 @@ fifth of a second because Dask, rich and the network stack stay out of its way.
 
 from __future__ import annotations
 
+import difflib
 import gc
 import importlib
 import os
@@ -52,6 +53,16 @@ class _Commands(click.Group):
         command = importlib.import_module(_COMMANDS[cmd_name]).command
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = difflib.get_close_matches(args[0], _COMMANDS, 1)
+            if not near:
+                raise
+            text = f"There is no command {args[0]!r}. Did you mean {near[0]!r}?"
+            raise click.UsageError(text, ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         output = ctx.ensure_object(Output)  # the command's own, too, wherever its options stand

@@ -153,7 +153,7 @@ def _demand_fitting(on: str, hosts: Sequence[str], given: dict[str, Any]) -> Non
     if on != "ssh" and hosts:
         raise click.UsageError("--hosts needs --on ssh")
     if on in CLOUDS:
-        if "type" not in given:
+        if not given.get("type"):
             raise click.UsageError(f"--on {on} needs --instance-type")
         return
     if renting := RENTING.first_of(given):

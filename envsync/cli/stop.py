@@ -129,6 +129,7 @@ def _stop_tagged(
     from envsync.runner.clouds import open_account
     from envsync.runner.records import is_mine, owner
 
+    hooks.step(kind, "looking for the account")  # which takes some SDKs a while
     provider = open_account(kind, account, regions)
     if not regions:
         hooks.step(provider.name, "asking for the account's regions")

@@ -83,7 +83,7 @@ def check_arguments(
         return CloudError(text, where="azure", hint=hint)
 
     if not regions:
-        hint = "Name one: Azure(..., region='westeurope'), or set AZURE_DEFAULTS_LOCATION."
+        hint = "Name one: Azure(..., region='westeurope'), --region, or set AZURE_DEFAULTS_LOCATION."
         raise refused("no region is given", hint)
     for region in regions:
         if not re.fullmatch(r"[a-z0-9]+", region):

@@ -91,7 +91,7 @@ class EC2Provider(Provider):
             raise CloudError(
                 "no region is given, and boto3's configuration has none",
                 where="ec2",
-                hint="Name one: EC2(..., region='eu-west-1'), or set AWS_DEFAULT_REGION.",
+                hint="Name one: EC2(..., region='eu-west-1'), --region eu-west-1, or set AWS_DEFAULT_REGION.",
             )
         self.regions = chosen
         self._zones = zones_of(zones, chosen, "ec2")

@@ -33,6 +33,12 @@ _SKEWED = frozenset({"RequestExpired", "RequestTimeTooSkewed", "RequestInTheFutu
 _AGAIN = frozenset(
     {"RequestLimitExceeded", "Throttling", "ThrottlingException", "InternalError", "InternalFailure"}
 ) | {"Unavailable", "ServiceUnavailable"}
+_LACKING = {
+    "NoCredentialsError": "Log in (aws configure, aws sso login), or set AWS_PROFILE.",
+    "ProfileNotFound": "Correct its name, or AWS_PROFILE: `aws configure list-profiles` shows them.",
+    "InvalidRegionError": "Is the region's name right? eu-west-1 is one.",
+}
+"""What to do about botocore's own errors, by their names: what they say is enough of the rest."""
 _NOT_EC2 = "Does this network want a login first, or is there a proxy? See https_proxy and AWS_ENDPOINT_URL."
 
 
@@ -102,7 +108,7 @@ def translated(region: str, machine_type: str = "", zone: str = "") -> Iterator[
 def _translate(error: Any, region: str, machine_type: str, zone: str) -> CloudError:
     where = f"ec2 {zone or region}"
     if not isinstance(error, client_error()):
-        hint = "Are there credentials (aws configure, or AWS_PROFILE), and is the region's name right?"
+        hint = _LACKING.get(type(error).__name__, "Are there credentials, and is the region's name right?")
         if isinstance(error, unreachable()):
             hint = "Is there a network, and is the region's name right?"
         return CloudError(f"EC2 could not be asked: {error}", where=where, hint=hint)

@@ -132,7 +132,8 @@ class GCEProvider(Provider):
             raise CloudError(
                 "no region is given",
                 where="gce",
-                hint="Name one: GCE(..., region='europe-west1'), or set CLOUDSDK_COMPUTE_REGION.",
+                hint="Name one: GCE(..., region='europe-west1'), --region europe-west1, or set "
+                "CLOUDSDK_COMPUTE_REGION.",
             )
         self.regions = chosen
         self._zones = zones_of(zones, chosen, "gce")

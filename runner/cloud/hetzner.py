@@ -109,7 +109,7 @@ class HetznerProvider(Provider):
             raise CloudError(
                 "no location is given",
                 where="hetzner",
-                hint="Name one: Hetzner(..., location='fsn1'). Others are nbg1, hel1, ash, hil, sin.",
+                hint="Name one: Hetzner(..., location='fsn1'), --region fsn1; or nbg1, hel1, ash, hil, sin.",
             )
         self.regions = tuple(locations)
         self._image = image

@@ -84,7 +84,7 @@ class Account:
             raise CloudError(
                 f"no region is given, and there are {', '.join(there) or 'none'}",
                 where="openstack",
-                hint="Name one: OpenStack(..., region='...'); or region_name in clouds.yaml, OS_REGION_NAME.",
+                hint="Name one: OpenStack(..., region='...'), --region; or region_name in clouds.yaml.",
             )
         return there[0]
 
