@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -18,12 +19,13 @@ from typing import Any
 import fsspec
 import httpx
 import pytest
+from botocore.utils import parse_timestamp
 
 from envsync.errors import CorruptBlobError, StoreError
 from envsync.hooks import Hooks
 from envsync.store import FolderStore, blob_name
 from envsync.stores import SharedStore, is_store, open_store, parse, shown
-from envsync.stores.buckets import Bucket
+from envsync.stores.buckets import Bucket, moment
 from envsync.stores.keeping import gc, pushes, verify
 from envsync.stores.pulling import fetch, pull, pull_from
 from envsync.stores.pushing import push
@@ -423,6 +425,19 @@ def test_presigned_addresses_need_no_credential(s3: S3, made: Made) -> None:
     absent = store.url(sha(b"absent"))
     assert absent is not None
     assert httpx.get(absent, trust_env=False).status_code == 404
+
+
+def test_times_are_read_as_botocore_reads_them() -> None:
+    for text in (
+        *("2026-11-29T19:23:43.123Z", "2026-11-29T19:23:43Z", "2026-11-29T19:23:43.123456789Z"),
+        *("Sun, 29 Nov 2026 19:23:43 GMT", "2026-11-29T19:23:43+01:00", "1422172800", 1422172800.5),
+    ):
+        assert moment(text) == parse_timestamp(text)
+    for wrong in ("", "no time Z", "no time GMT", None):
+        with pytest.raises((TypeError, ValueError)) as ours:
+            moment(wrong)
+        with pytest.raises(ours.type, match=re.escape(str(ours.value))):
+            parse_timestamp(wrong)
 
 
 def test_an_address_is_told_from_a_host() -> None:
