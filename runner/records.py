@@ -5,7 +5,7 @@
     clusters/alive/<cluster>.json                     written again and again by its client, while it lives
     clusters/stop/<cluster>.json                      somebody wants it to end: its client reads that
     clusters/ended/<utc time of its begin>-<cluster>.json
-    clusters/alive/<random>.clock                     for a moment: what the store's clock says
+    clusters/clock/<random>                           for a moment: what the store's clock says
 
 How long ago a record was written is told by the store's clock alone: it has the time of both writes. No two
 machines' clocks are compared.
@@ -20,9 +20,9 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from envsync.errors import StoreError
@@ -39,7 +39,7 @@ __all__ = ["Record", "Records", "Seen", "is_mine", "open_records", "owner"]
 
 SCHEMA = 1
 _CLUSTERS = "clusters"
-_ALIVE, _ENDED, _STOP = "clusters/alive", "clusters/ended", "clusters/stop"
+_ALIVE, _ENDED, _STOP, _CLOCK = "clusters/alive", "clusters/ended", "clusters/stop", "clusters/clock"
 _AT_ONCE = 16
 _LARGEST = 64 << 20  # bytes: that of ten thousand machines is a tenth of it
 _NAME = re.compile(r"[A-Za-z0-9._-]+")  # as `run_name` makes them
@@ -241,20 +241,41 @@ class Records:
 
     def alive(self) -> list[Seen]:
         """Return the clusters that have not ended by their records, the oldest first."""
-        wished = begin(lambda: self._store.entries(_STOP))
-        entries, now, unmarked = self._listed()
+        return self.look()[0]
+
+    def look(self) -> tuple[list[Seen], dict[str, float]]:
+        """Return what `alive` does, and for how long others have ended by records that are not read.
+
+        Those are the records' names, and seconds by the store's clock. Of both nothing is older for it that a
+        look takes long.
+        """
+        if self._store.makes_folders and not self._store.exists(_CLUSTERS):  # nor does a look make one
+            if self._needed:
+                self._demand_used()
+            return [], {}
+        began, asked = time.time(), begin(self._ask_time)
+        wished, closed = (begin(partial(self._store.entries, folder)) for folder in (_STOP, _ENDED))
+        entries = self._store.entries(_ALIVE)
         found = self._read_all([one for one in entries if one.name.endswith(".json")])
         wishes = {entry.name.rpartition("/")[2] for entry in wished.result()}
-        unmarked.result()
+        self.ahead, refused = asked.result()
+        if refused and not entries:  # or the bucket is not there, and the URL is somebody's slip
+            self.troubles.append(f"{self.shown} has no records, and takes none: {refused}")
+
+        def age(entry: Entry) -> float:
+            now = began + self.ahead
+            return max(0.0, now - (entry.modified or now))
+
         seen = [
             Seen(
                 record=record,
-                age=max(0.0, now - (entry.modified or now)),
+                age=age(entry),
                 stopping=self._wish_of(record.cluster) if f"{record.cluster}.json" in wishes else "",
             )
             for entry, record in found
         ]
-        return sorted(seen, key=lambda one: (one.record.begun, one.record.cluster))
+        ended = {_ended_name(entry): age(entry) for entry in closed.result()}
+        return sorted(seen, key=lambda one: (one.record.begun, one.record.cluster)), ended
 
     def of(self, cluster: str) -> Record | None:
         """Return a cluster's record: as it lives, else as it ended; None if there is none."""
@@ -288,16 +309,9 @@ class Records:
         there = any(entry.name == wanted for entry in self._store.entries(_STOP))
         return self._wish_of(cluster) if there else ""
 
-    def ended_ages(self) -> dict[str, float]:
-        """Return the clusters that have ended by their records, and for how long: none of these is read.
-
-        That is in seconds, by the store's clock as of the last look at those that live.
-        """
-        now = time.time() + self.ahead
-        return {
-            _ended_name(entry): max(0.0, now - (entry.modified or now))
-            for entry in self._store.entries(_ENDED)
-        }
+    def ended_names(self) -> set[str]:
+        """Return the names of the clusters that have ended by their records: none of them is read."""
+        return {_ended_name(entry) for entry in self._store.entries(_ENDED)}
 
     def forget_wish(self, cluster: str) -> None:
         """Remove the wish: it is fulfilled."""
@@ -311,32 +325,19 @@ class Records:
         except (StoreError, ValueError, KeyError, TypeError):
             return "somebody"
 
-    def _listed(self) -> tuple[list[Entry], float, Future[None]]:
-        """Return what lies with those that live, and the time, by the store's clock where it may be asked.
-
-        The last is when the mark that this takes has gone.
-        """
-        nothing: Future[None] = Future()
-        nothing.set_result(None)
-        if self._store.makes_folders and not self._store.exists(_CLUSTERS):  # nor does a look make one
-            if self._needed:
-                self._demand_used()
-            return [], time.time(), nothing
-        mark = f"{_ALIVE}/{secrets.token_hex(8)}.clock"
+    def _ask_time(self) -> tuple[float, str]:
+        """Return how far ahead of ours the store's clock is, at least; 0 and why, if it takes no mark."""
+        mark = f"{_CLOCK}/{secrets.token_hex(8)}"
         try:
             self._store.write(mark, b"")
         except StoreError as error:  # it may only be read
-            entries = self._store.entries(_ALIVE)
-            if not entries:  # or the bucket is not there, and the URL is somebody's slip
-                self.troubles.append(f"{self.shown} has no records, and takes none: {error.message}")
-            return entries, time.time(), nothing
+            return 0.0, error.message
+        written = time.time()
         try:
-            entries = self._store.entries(_ALIVE)
+            entries = self._store.entries(_CLOCK)
         finally:
-            unmarked = begin(lambda: self._store.remove(mark))
-        now = next((one.modified for one in entries if one.name == mark and one.modified), time.time())
-        self.ahead = now - time.time()
-        return entries, now, unmarked
+            self._store.remove(mark)
+        return next((one.modified - written for one in entries if one.name == mark and one.modified), 0.0), ""
 
     def _demand_used(self) -> None:
         """Tell of a folder that is no store: its URL is somebody's slip, or it is not mounted."""

@@ -80,17 +80,20 @@ class Clusters:
     def alive(self) -> list[Living]:
         """Return the clusters that have not ended, the oldest first."""
         found: dict[str, Living] = {}
-        for place, seen in self._ask(lambda place: place.alive()):
-            before = found.get(seen.record.cluster)
-            if before is None or seen.age < before.seen.age:
-                found[seen.record.cluster] = Living(seen=seen, place=place)
-        over = self._ended_ages() if found else {}
+        over: dict[str, float] = {}
+        for place, (living, ended) in self._ask(lambda place: [place.look()]):
+            for seen in living:
+                before = found.get(seen.record.cluster)
+                if before is None or seen.age < before.seen.age:
+                    found[seen.record.cluster] = Living(seen=seen, place=place)
+            for name, age in ended.items():
+                over[name] = min(age, over.get(name, age))
         left = [one for cluster, one in found.items() if not _is_over(one.seen, over.get(cluster))]
         return sorted(left, key=lambda one: (one.record.begun, one.record.cluster))
 
     def ended_names(self) -> set[str]:
         """Return the names of those that have ended."""
-        return set(self._ended_ages())
+        return {name for _, name in self._ask(lambda place: place.ended_names())}
 
     def ended(self, since: float = 0.0) -> list[Record]:
         """Return those that ended after a time (seconds since 1970), by their begin."""
@@ -106,12 +109,6 @@ class Clusters:
         """Return the clusters that a user may mean: that one, or those that he has called so."""
         exactly = [one for one in living if one.record.cluster == name]
         return exactly or [one for one in living if name in (one.record.name, _called(one.record.cluster))]
-
-    def _ended_ages(self) -> dict[str, float]:
-        ages: dict[str, float] = {}
-        for _, (name, age) in self._ask(lambda place: place.ended_ages().items()):
-            ages[name] = min(age, ages.get(name, age))
-        return ages
 
     def _ask(self, question: Any) -> Iterable[tuple[Records, Any]]:
         failed: list[StoreError] = []

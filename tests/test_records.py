@@ -23,6 +23,7 @@ from click.testing import CliRunner
 from envsync.cli import cli
 from envsync.errors import StoreError
 from envsync.hooks import Hooks
+from envsync.runner import records as records_module
 from envsync.runner.closing import Closing
 from envsync.runner.cloud.costs import Bill, Hired
 from envsync.runner.cloud.provider import Price
@@ -119,8 +120,8 @@ def test_a_look_into_a_bucket_is_one_request_for_each_record_and_imports_little(
         monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
         done = subprocess.run([sys.executable, "-c", code, url], capture_output=True, text=True, check=True)
     assert done.stdout == "5 set()\n"
-    # each record; what lives, what ended, what is to end; and the mark that tells the store's time
-    assert Counter(method for method, _ in between.requests) == {"GET": 5 + 3, "PUT": 1, "DELETE": 1}
+    # each record; what lives, ended, and is to end; and the mark that tells the store's time, with its list
+    assert Counter(method for method, _ in between.requests) == {"GET": 5 + 4, "PUT": 1, "DELETE": 1}
 
 
 def test_ages_are_by_one_clock(tmp_path: Path) -> None:
@@ -134,6 +135,42 @@ def test_ages_are_by_one_clock(tmp_path: Path) -> None:
     assert seen.lost
     assert 395 < seen.age < 410
     assert seen.cost() == seen.bill.cost(seen.record.seen + 300)  # it falls not, nor does it grow any more
+
+
+def test_a_look_that_takes_long_makes_nobody_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record(patience=300.0))
+    read, remove, took, asked = records._store.read, records._store.remove, [0.0], threading.Event()
+    monkeypatch.setattr(records_module, "time", SimpleNamespace(time=lambda: time.time() + took[0]))
+
+    def removed(mark: str) -> None:
+        remove(mark)
+        asked.set()
+
+    def slowly(name: str) -> bytes:
+        assert asked.wait(60)  # the store has said what time it is
+        took[0] = 1000.0  # and while we read, its client writes the record again and again
+        return read(name)
+
+    monkeypatch.setattr(records._store, "remove", removed)
+    monkeypatch.setattr(records._store, "read", slowly)
+    (seen,) = records.alive()
+    assert not seen.lost
+    assert abs(records.ahead) < 60
+
+
+def test_one_that_ends_while_we_look_is_counted_once(tmp_path: Path) -> None:
+    records = Records(open_store(tmp_path.as_uri()))
+    records.keep(record(owner=owner(), ended=1100.0, how="closed"))
+    (file,) = (tmp_path / "clusters/ended").iterdir()
+    os.utime(file, (time.time() - 100,) * 2)
+    records.keep(record(owner=owner()))  # as the list says that we have had before it ended
+    usual = ["--store", tmp_path.as_uri(), "--json"]
+    listed = json.loads(CliRunner().invoke(cli, ["ls", "--all", *usual]).stdout)
+    assert [one["state"] for one in listed["clusters"]] == ["alive"]
+    (told,) = json.loads(CliRunner().invoke(cli, ["cost", *usual]).stdout)["sums"]
+    assert told["machines"] == 1
+    assert 0.1 <= told["cost"] < 0.15
 
 
 def test_what_is_no_record_is_told_and_the_others_are_read(tmp_path: Path) -> None:

@@ -55,8 +55,9 @@ def command(by: str, since: float, everyone: bool, store: str | None) -> None:
     from envsync.runner.stopping import Clusters
 
     clusters = Clusters(store)
-    living = [(one.record, one.seen.until) for one in clusters.alive()]
-    records = [*living, *((one, one.ended or one.seen) for one in clusters.ended(since))]
+    living = {one.record.cluster: (one.record, one.seen.until) for one in clusters.alive()}
+    ended = {one.cluster: (one, one.ended or one.seen) for one in clusters.ended(since)}
+    records = {**ended, **living}.values()  # one that has ended since is not counted twice
     wanted = [one for one in records if everyone or by == "user" or is_mine(one[0].owner)]
     others = sum(bool(record.bill.hired) for record, _ in records) - sum(
         bool(record.bill.hired) for record, _ in wanted

@@ -40,7 +40,8 @@ def command(ended: bool, everyone: bool, store: str | None) -> None:
     asking = begin(clusters.alive)
     owner()  # while the store answers: Dask's configuration says who we are, and takes a while to be read
     living = asking.result()
-    over = clusters.ended() if ended else []
+    there = {one.record.cluster for one in living}  # one that has ended since is listed as we saw it
+    over = [one for one in clusters.ended() if one.cluster not in there] if ended else []
     mine = [one for one in living if everyone or is_mine(one.record.owner)]
     past = [one for one in over if everyone or is_mine(one.owner)]
     others = len(living) - len(mine)
