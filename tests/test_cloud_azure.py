@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import stamina
-from azure.core.exceptions import HttpResponseError
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 
 from envsync.errors import CapacityError, CloudError
 from envsync.runner import Azure
 from envsync.runner.cloud import azure, azure_messages
 from envsync.runner.cloud.azure import AzureProvider
-from envsync.runner.cloud.azure_errors import worth_another_try
+from envsync.runner.cloud.azure_errors import translated, worth_another_try
 from envsync.runner.cloud.provider import CLUSTER, MachineRequest, Market, Tags
 from envsync.runner.cloud.renting import Plan, Rented
 from tests.azure_api import SECRET, SUBSCRIPTION, TOKEN, AzureApi, price
@@ -552,3 +552,17 @@ async def test_a_record_leads_back_to_the_subscription(
     again = Azure.reopen(described["account"], ())
     assert again.everywhere() == ("northcentralus", REGION)
     assert [one for region in again.everywhere() for one in again.found(region)] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "hint"),
+    [
+        ("login.example.org: Failed to resolve 'login.example.org' ([Errno -3] ...)", "Is there a network?"),
+        ("AzureCliCredential: Azure CLI not found on path", "Log in: `az login`"),
+    ],
+)
+def test_without_a_network_nobody_is_told_to_log_in(said: str, hint: str) -> None:
+    """azure-identity has one error for both."""
+    with pytest.raises(CloudError) as told, translated("account"):
+        raise ClientAuthenticationError(f"DefaultAzureCredential failed.\nAttempted credentials:\n\t{said}")
+    assert told.value.hint.startswith(hint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Account"]
 
 _ENDPOINT = "https://management.azure.com"
+logging.getLogger("azure.identity").addHandler(logging.NullHandler())  # its warnings are our errors
 _EARLY = 300.0  # seconds before its end from which on a token is not used any more
 
 

@@ -34,6 +34,7 @@ _BUSY = frozenset(
         "TooManyRequests",
     }
 )
+_UNREACHED = "Failed to resolve"  # in what azure-identity says without a network: it has no error for that
 _LONGEST = 120.0  # seconds that one answer may have us wait
 
 
@@ -126,6 +127,10 @@ def translated(place: str, machine_type: str = "") -> Iterator[None]:
         raise _refused({error.code}, error.message, where, machine_type) from error
     except HttpResponseError as error:
         if isinstance(error, ClientAuthenticationError) and not _said(error):
+            if _UNREACHED in str(error):
+                raise CloudError(
+                    "Azure could not be asked for a token", where=where, hint="Is there a network?"
+                ) from error
             raise CloudError(
                 f"there are no credentials that Azure takes: {type(error).__name__}",
                 where=where,

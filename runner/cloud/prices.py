@@ -147,8 +147,8 @@ def what_it_costs(provider: Provider, machine_type: str, markets: Sequence[Marke
                 raise CloudError(
                     f"max_cost needs prices, and nobody tells what {machine_type} ({market}) costs",
                     where=f"{provider.name} {region}",
-                    hint=f"Write it below envsync: cloud: prices: {provider.name}: in Dask's configuration, "
-                    "or leave max_cost out.",
+                    hint="Is there a network, and may this account ask for prices? Or write it below envsync:"
+                    f" cloud: prices: {provider.name}: in Dask's configuration, or leave max_cost out.",
                 )
             found.append(price)
     return tuple(found)
