@@ -45,6 +45,7 @@ __all__ = ["main"]
 PORT_TAKEN = 3
 MISMATCH = 4
 _METHOD = "distributed.worker.multiprocessing-method"
+_BEFORE = "distributed.nanny.pre-spawn-environ"
 
 Config = Dict[str, Any]
 
@@ -58,7 +59,10 @@ def main(argv: Sequence[str]) -> int:
     began = dict(os.environ)
     if path == "-":
         # some of it is read when distributed is imported, and not again
-        _set(json.loads(Path(argv[2]).read_text(encoding="utf-8")))
+        first: Config = json.loads(Path(argv[2]).read_text(encoding="utf-8"))
+        _set(first)
+        if role == "worker" and _has_nanny(first):
+            began = _as_its_worker(began)
         importlib.import_module("distributed")
         path = _line()
         if not path:
@@ -72,10 +76,13 @@ def main(argv: Sequence[str]) -> int:
     _set(config)
     import dask.config
 
-    if role == "worker" and _has_nanny(config) and dask.config.get(_METHOD, None) == "spawn":
-        from .spare import keep
+    if role == "worker" and _has_nanny(config):
+        if "distributed" not in sys.modules:
+            began = _as_its_worker(began)
+        if dask.config.get(_METHOD, None) == "spawn":
+            from .spare import keep
 
-        keep("distributed", began)
+            keep("distributed", began)
     try:
         return asyncio.run(_run(role, config, str(Path(path).resolve().parent)))
     except Exception as error:  # noqa: BLE001 - whatever it is, whoever started us must hear of it
@@ -86,6 +93,22 @@ def main(argv: Sequence[str]) -> int:
             return PORT_TAKEN
         _say({"error": {"kind": "start", "message": _reason(error)}})
         return 1
+
+
+def _as_its_worker(began: Mapping[str, str]) -> dict[str, str]:
+    """Have numpy, which distributed imports, find what a Nanny sets for its worker: that may be a copy of it.
+
+    Returns the variables with which this began, and numpy is imported.
+    """
+    import dask.config
+
+    from .spare import BY_NUMPY
+
+    for name, value in (dask.config.get(_BEFORE, None) or {}).items():
+        if name.startswith(BY_NUMPY) and value is not None:
+            os.environ.setdefault(name, str(value))  # a Nanny leaves what is set, too
+    known = {name: value for name, value in began.items() if not name.startswith(BY_NUMPY)}
+    return {**known, **{name: value for name, value in os.environ.items() if name.startswith(BY_NUMPY)}}
 
 
 def _reach_directly(host: str) -> None:

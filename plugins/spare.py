@@ -19,13 +19,15 @@ import sys
 import types
 from typing import Any, Mapping, Sequence
 
-__all__ = ["AT_START", "keep"]
+__all__ = ["AT_START", "BY_NUMPY", "keep"]
 
 _SPAWNED = "--multiprocessing-fork"  # what multiprocessing calls processes by, and not its own helpers
 _MOST = 64  # files that are passed on
 _TRIM = "MALLOC_TRIM_THRESHOLD_"
 _M_TRIM_THRESHOLD = -1  # of mallopt, which sets what that variable does
-AT_START = ("DASK_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON", "TZ")
+BY_NUMPY = ("BLIS_", "GOTO_", "KMP_", "MKL_", "NPY_", "OMP_", "OPENBLAS_", "VECLIB_")
+"""Variables that numpy and its BLAS read when numpy is imported, which distributed does where it can."""
+AT_START = ("DASK_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON", "TZ", *BY_NUMPY)
 """Variables that are read when an interpreter starts, or Dask is imported, and not again."""
 
 
@@ -39,7 +41,7 @@ def keep(module: str, began: Mapping[str, str]) -> bool:
     module : str
         What that process will need.
     began : mapping of str to str
-        The environment variables with which this interpreter started.
+        The environment variables with which this interpreter started, and numpy was imported.
 
     Returns
     -------
@@ -80,8 +82,7 @@ def keep(module: str, began: Mapping[str, str]) -> bool:
 def _is_simple() -> bool:
     """Return whether a copy would be all of this process."""
     try:
-        # numpy reads variables when it is imported
-        return len(os.listdir("/proc/self/task")) == 1 and "numpy" not in sys.modules
+        return len(os.listdir("/proc/self/task")) == 1  # some BLAS of numpy's starts threads, if it may
     except OSError:
         return False
 

@@ -7,10 +7,16 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributed import Client
+
+from envsync.plugins.compare import CORE
+from envsync.runner import SyncedCluster
+from tests.small import lock_of
 
 _PROGRAM = """
 import json, multiprocessing, os, sys, threading, time
@@ -78,9 +84,10 @@ def test_it_becomes_the_first_that_is_spawned_and_is_like_the_second(tmp_path: P
 
 @pytest.mark.slow
 def test_a_new_interpreter_where_a_copy_would_be_another_one(tmp_path: Path) -> None:
-    found = run(tmp_path, after="os.environ['LD_LIBRARY_PATH'] = '/elsewhere'")
-    assert found["kept"]
-    assert not found["first"]["copy"]
+    for changed in ("os.environ['LD_LIBRARY_PATH'] = '/elsewhere'", "os.environ['OMP_NUM_THREADS'] = '3'"):
+        found = run(tmp_path, after=changed)
+        assert found["kept"]
+        assert not found["first"]["copy"]
     threads = "threading.Thread(target=time.sleep, args=(2,), daemon=True).start()"
     found = run(tmp_path, before=threads)
     assert not found["kept"]
@@ -108,3 +115,40 @@ def test_one_that_nobody_needs_ends_with_whom_it_is_of(tmp_path: Path) -> None:
     while Path(f"/proc/{spare}").exists() and time.monotonic() < until:
         time.sleep(0.02)
     assert not Path(f"/proc/{spare}").exists()
+
+
+@pytest.mark.slow
+async def test_a_worker_is_a_copy_where_there_is_numpy_and_its_blas_has_the_threads_of_any_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> tuple[bool, str | None, int]:
+        from pathlib import Path
+
+        def threads() -> int:
+            return len(list(Path("/proc/self/task").iterdir()))
+
+        before = threads()
+        import numpy  # type: ignore[import-not-found]
+
+        square = numpy.ones((500, 500))
+        square @ square
+        command = Path("/proc/self/cmdline").read_bytes()
+        return b"spawn_main" not in command, os.environ.get("OMP_NUM_THREADS"), threads() - before
+
+    monkeypatch.setenv("ENVSYNC_CACHE", str(tmp_path / "cache"))
+    lock = lock_of(tmp_path, ["numpy", *(f"{name}=={version(name)}" for name in sorted(CORE))])
+    keywords: dict[str, Any] = {"lock": lock, "threads_per_worker": 1, "dashboard_address": None}
+    async with (
+        SyncedCluster(n_workers=1, asynchronous=True, **keywords) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        assert list((await client.run(look)).values()) == [(True, "1", 0)]
+        await client.restart()  # a new interpreter, which is alike
+        assert list((await client.run(look)).values()) == [(False, "1", 0)]
+    keywords["env"] = {"OMP_NUM_THREADS": "2"}
+    async with (
+        SyncedCluster(n_workers=1, asynchronous=True, **keywords) as cluster,
+        Client(cluster, asynchronous=True) as client,
+    ):
+        ((_, variable, _),) = (await client.run(look)).values()
+        assert variable == "2"
