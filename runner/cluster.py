@@ -468,6 +468,9 @@ worker_class, scheduler_kwargs, scheduler_sync_interval
             self.ending = f"{FAILED}: {error.message}"
             if self.up:
                 raise
+        except BaseException as error:  # its watchdog ends them when this process has ended
+            self.ending = f"{FAILED}: {error!r}"
+            raise
 
     async def _abandon(self, error: BaseException | None = None) -> None:
         """End what a start that failed, or was interrupted, has left."""

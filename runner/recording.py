@@ -149,7 +149,8 @@ class Recording:
         try:
             await wait_for(asyncio.to_thread(self._write_to, self.record), _ANSWER)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next write may go well
-            if not self._missed:
+            # this process ends, and no thread begins any more: its watchdog closes the record
+            if not self._missed and threading.main_thread().is_alive():
                 self._missed = True
                 late = "the store does not answer" if isinstance(error, asyncio.TimeoutError) else repr(error)
                 why = error.message if isinstance(error, EnvsyncError) else late

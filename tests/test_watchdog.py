@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,11 +11,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from envsync.errors import CloudError
 from envsync.hooks import Hooks
+from envsync.runner import SyncedCluster
 from envsync.runner.cloud.ec2 import EC2Provider
 from envsync.runner.cloud.provider import MachineRequest, Tags
 from envsync.runner.recording import FAILED, Recording
@@ -130,3 +134,18 @@ async def test_who_closes_a_cluster_sends_it_home_if_nothing_is_left(
         dog.dismiss()  # silent: it is gone
         assert not is_there(dog.pid)
     assert Watchdog.begin(record(backend="fake"), None) is None, "nobody finds what that rents"
+
+
+@pytest.mark.parametrize(
+    "error", [CloudError("no network"), RuntimeError("no threads"), asyncio.CancelledError()]
+)
+async def test_it_stays_whatever_kept_machines_from_being_ended(error: BaseException) -> None:
+    async def release() -> None:
+        raise error
+
+    cluster: Any = SimpleNamespace(
+        backend=SimpleNamespace(release=release), hooks=Hooks(), ending="", up=True
+    )
+    with pytest.raises(type(error)):
+        await SyncedCluster._release(cluster)
+    assert cluster.ending.startswith(FAILED)
