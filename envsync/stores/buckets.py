@@ -7,15 +7,18 @@ two requests for each record that it reads. Many records are read to list cluste
 from __future__ import annotations
 
 import contextlib
+import gzip
 import importlib.util
+import json
 import os
 import sys
 import threading
+from collections.abc import Callable, Collection, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 from envsync.store import blob_name
@@ -24,9 +27,9 @@ from envsync.stores.answering import give_up_soon
 from envsync.stores.remote import FsspecStore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
-__all__ = ["Bucket", "moment", "open_bucket"]
+__all__ = ["Bucket", "moment", "open_bucket", "read_models_quickly"]
 
 _CONFIG = ("key", "secret", "token", "username", "password", "endpoint_url", "profile", "use_ssl")
 _UNDERSTOOD = frozenset({*_CONFIG, "client_kwargs", "config_kwargs", "use_listings_cache"})
@@ -198,6 +201,7 @@ class Bucket(FsspecStore):
                 named = {_NAMES.get(key, key): given[key] for key in _CONFIG if given.get(key) is not None}
                 profile = named.pop("profile", None)
                 self._session = Session(profile=profile)
+                read_models_quickly(self._session.get_component("data_loader"))
                 parsing = self._session.get_component("response_parser_factory")
                 parsing.set_parser_defaults(timestamp_parser=moment)
                 self._opened = self._session.create_client(
@@ -219,6 +223,53 @@ def _without_checksums() -> dict[str, str]:
         for name in ("request_checksum_calculation", "response_checksum_validation")
         if name in Config.OPTION_DEFAULTS and f"AWS_{name.upper()}" not in os.environ
     }
+
+
+def read_models_quickly(loader: Any) -> None:
+    """Have a loader of botocore's look for a service that is asked for, not for all four hundred: 15 ms.
+
+    And read what describes it into plain dicts, which keep their order too: 20 ms less.
+    """
+    loader.file_loader = _Models()
+    loader.list_available_services = partial(_Services, loader)
+
+
+class _Models:
+    """What botocore's loaders read files with."""
+
+    _OPENED: ClassVar[dict[str, Callable[..., Any]]] = {".json": open, ".json.gz": gzip.open}
+
+    def exists(self, path: str) -> bool:
+        """Return whether there is such a file; the ending is left out."""
+        return any(os.path.isfile(path + ending) for ending in self._OPENED)  # noqa: PTH113 - many are asked for
+
+    def load_file(self, path: str) -> Any:
+        """Return what is in it, None if there is none."""
+        for ending, opened in self._OPENED.items():
+            with contextlib.suppress(FileNotFoundError), opened(path + ending, "rb") as file:
+                return json.loads(file.read())
+        return None
+
+
+class _Services(Collection[str]):
+    """The services that a loader has descriptions of a kind of."""
+
+    def __init__(self, loader: Any, kind: str) -> None:
+        self._loader, self._kind = loader, kind
+
+    def __contains__(self, name: object) -> bool:
+        from botocore.exceptions import DataNotFoundError
+
+        try:
+            return bool(self._loader.list_api_versions(name, self._kind))
+        except DataNotFoundError:
+            return False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(type(self._loader).list_available_services(self._loader, self._kind))
+
+    def __len__(self) -> int:
+        return len([*self])
 
 
 def moment(text: Any) -> datetime:
