@@ -244,10 +244,9 @@ class Records:
         return self.look()[0]
 
     def look(self) -> tuple[list[Seen], dict[str, float]]:
-        """Return what `alive` does, and for how long others have ended by records that are not read.
+        """Return what `alive` does; and which have ended by the names of their records, and how long ago.
 
-        Those are the records' names, and seconds by the store's clock. Of both nothing is older for it that a
-        look takes long.
+        Seconds are by the store's clock, as of the look's begin: one that takes long makes nothing older.
         """
         if self._store.makes_folders and not self._store.exists(_CLUSTERS):  # nor does a look make one
             if self._needed:
