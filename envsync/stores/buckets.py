@@ -13,10 +13,10 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from envsync.stores.remote import FsspecStore
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bucket", "moment", "open_bucket", "read_models_quickly"]
+__all__ = ["Bucket", "Models", "moment", "open_bucket"]
 
 _CONFIG = ("key", "secret", "token", "username", "password", "endpoint_url", "profile", "use_ssl")
 _UNDERSTOOD = frozenset({*_CONFIG, "client_kwargs", "config_kwargs", "use_listings_cache"})
@@ -201,7 +201,7 @@ class Bucket(FsspecStore):
                 named = {_NAMES.get(key, key): given[key] for key in _CONFIG if given.get(key) is not None}
                 profile = named.pop("profile", None)
                 self._session = Session(profile=profile)
-                read_models_quickly(self._session.get_component("data_loader"))
+                self._session.get_component("data_loader").file_loader = Models()
                 parsing = self._session.get_component("response_parser_factory")
                 parsing.set_parser_defaults(timestamp_parser=moment)
                 self._opened = self._session.create_client(
@@ -225,17 +225,11 @@ def _without_checksums() -> dict[str, str]:
     }
 
 
-def read_models_quickly(loader: Any) -> None:
-    """Have a loader of botocore's look for a service that is asked for, not for all four hundred: 15 ms.
+class Models:
+    """What a loader of botocore's reads descriptions of services with: into plain dicts.
 
-    And read what describes it into plain dicts, which keep their order too: 20 ms less.
+    Its own reads them into ordered dicts, which is a fifth of what a client takes to be made.
     """
-    loader.file_loader = _Models()
-    loader.list_available_services = partial(_Services, loader)
-
-
-class _Models:
-    """What botocore's loaders read files with."""
 
     _OPENED: ClassVar[dict[str, Callable[..., Any]]] = {".json": open, ".json.gz": gzip.open}
 
@@ -249,27 +243,6 @@ class _Models:
             with contextlib.suppress(FileNotFoundError), opened(path + ending, "rb") as file:
                 return json.loads(file.read())
         return None
-
-
-class _Services(Collection[str]):
-    """The services that a loader has descriptions of a kind of."""
-
-    def __init__(self, loader: Any, kind: str) -> None:
-        self._loader, self._kind = loader, kind
-
-    def __contains__(self, name: object) -> bool:
-        from botocore.exceptions import DataNotFoundError
-
-        try:
-            return bool(self._loader.list_api_versions(name, self._kind))
-        except DataNotFoundError:
-            return False
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(type(self._loader).list_available_services(self._loader, self._kind))
-
-    def __len__(self) -> int:
-        return len([*self])
 
 
 def moment(text: Any) -> datetime:
