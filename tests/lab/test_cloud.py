@@ -63,8 +63,7 @@ def test_a_machine_boots_and_ends_as_on_ec2(cloud: Cloud) -> None:
 
     vm = cloud.vm(made["InstanceId"])
     assert made["PublicIpAddress"] == made["PrivateIpAddress"] == vm.address
-    ran = until(lambda: vm.exec("cat", "/run/ran", check=False))
-    assert ran == b"it has run\nroot\n"
+    until(lambda: vm.exec("cat", "/run/ran", check=False) == b"it has run\nroot\n")
     assert key.export_public_key().split()[1] in vm.exec("cat", "/home/debian/.ssh/authorized_keys")
     assert vm.exec("hostname").decode().startswith("ip-10-90-")
     host_key = vm.exec("cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()[1].decode()
