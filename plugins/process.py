@@ -45,7 +45,6 @@ __all__ = ["main"]
 PORT_TAKEN = 3
 MISMATCH = 4
 _METHOD = "distributed.worker.multiprocessing-method"
-_BEFORE = "distributed.nanny.pre-spawn-environ"
 
 Config = Dict[str, Any]
 
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         # some of it is read when distributed is imported, and not again
         first: Config = json.loads(Path(argv[2]).read_text(encoding="utf-8"))
         _set(first)
-        if role == "worker" and _has_nanny(first):
+        if role == "worker":  # under a nanny: others are not begun ahead
             began = _as_its_worker(began)
         importlib.import_module("distributed")
         path = _line()
@@ -102,9 +101,9 @@ def _as_its_worker(began: Mapping[str, str]) -> dict[str, str]:
     """
     import dask.config
 
-    from .spare import BY_NUMPY
+    from .spare import BEFORE, BY_NUMPY
 
-    for name, value in (dask.config.get(_BEFORE, None) or {}).items():
+    for name, value in (dask.config.get(BEFORE, None) or {}).items():
         if name.startswith(BY_NUMPY) and value is not None:
             os.environ.setdefault(name, str(value))  # a Nanny leaves what is set, too
     known = {name: value for name, value in began.items() if not name.startswith(BY_NUMPY)}

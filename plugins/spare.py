@@ -19,12 +19,14 @@ import sys
 import types
 from typing import Any, Mapping, Sequence
 
-__all__ = ["AT_START", "BY_NUMPY", "keep"]
+__all__ = ["AT_START", "BEFORE", "BY_NUMPY", "keep"]
 
 _SPAWNED = "--multiprocessing-fork"  # what multiprocessing calls processes by, and not its own helpers
 _MOST = 64  # files that are passed on
 _TRIM = "MALLOC_TRIM_THRESHOLD_"
 _M_TRIM_THRESHOLD = -1  # of mallopt, which sets what that variable does
+BEFORE = "distributed.nanny.pre-spawn-environ"
+"""Where Dask's configuration has what a Nanny sets for its worker."""
 BY_NUMPY = ("BLIS_", "GOTO_", "KMP_", "MKL_", "NPY_", "OMP_", "OPENBLAS_", "VECLIB_")
 """Variables that numpy and its BLAS read when numpy is imported, which distributed does where it can."""
 AT_START = ("DASK_", "GLIBC_", "LANG", "LC_", "LD_", "MALLOC_", "OPENSSL_", "PYTHON", "TZ", *BY_NUMPY)

@@ -84,9 +84,8 @@ class NotebookHooks(Lines, LoggedHooks):
             return
         while not self._over.wait(_EVERY):
             self._show(self._table())
-        took = f"started in {time.monotonic() - self._began:.0f} s"
-        folded = f"<details><summary>{took}</summary>{self._table()}</details>"
-        self._show(folded if self._well else self._table())
+        table, took = self._table(), f"started in {time.monotonic() - self._began:.0f} s"
+        self._show(f"<details><summary>{took}</summary>{table}</details>" if self._well else table)
 
     def _table(self) -> str:
         now = time.monotonic()

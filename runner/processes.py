@@ -16,6 +16,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from envsync.errors import AgentError, ClusterError, EnvsyncError, MismatchError, ProcessDied, StartTimeout
 from envsync.plugins.compare import Difference
+from envsync.plugins.spare import BEFORE
 from envsync.runner.timeouts import wait_for
 from envsync.runner.tls import Credentials
 
@@ -44,7 +45,6 @@ MOMENT = 0.5
 """The same, for one that nobody wants any more."""
 
 _CONFIG = "config.json"
-_BEFORE = "distributed.nanny.pre-spawn-environ"
 _SEED, _DASKS_SEED = "PYTHONHASHSEED", "6640"  # that of all workers, if nobody says another one
 
 
@@ -386,7 +386,7 @@ class WorkerProcess(DaskProcess):
 
 def worker_variables(common: Mapping[str, Any]) -> dict[str, str]:
     """Return what the interpreter of a worker has to start with, by what all processes are told."""
-    given = dask.config.get(_BEFORE, default=None, config=common.get("dask") or {}) or {}
+    given = dask.config.get(BEFORE, default=None, config=common.get("dask") or {}) or {}
     seed = str(given.get(_SEED) or 0)
     return {_SEED: seed if seed != "0" else _DASKS_SEED}
 
